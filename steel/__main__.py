@@ -1,0 +1,7 @@
+"""`python -m steel` does what `steel` does."""
+
+import sys
+
+from steel.cli import main
+
+sys.exit(main())

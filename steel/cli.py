@@ -1,0 +1,99 @@
+"""The `steel` command: dispatch and nothing else. Each command is a function where its work is done."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from steel.errors import InputError
+
+# Command -> the module and function that it runs; the order is that of the work.
+_COMMANDS = {
+    "demo": "steel.demo:demo",
+    "synth": "steel.data.synthetic:synth",
+    "explore": "steel.data.explore:explore",
+    "split": "steel.data.splits:split",
+    "fit": "steel.training.fit:run_cli",
+    "validate": "steel.training.fit:run_cli",
+    "test": "steel.training.fit:run_cli",
+    "evaluate": "steel.inspection.evaluation:evaluate",
+    "export": "steel.inspection.export:export",
+    "inspect": "steel.inspection.run:inspect",
+    "info": "steel.versions:info",
+}
+
+_HELP = """\
+usage: steel COMMAND [options]      steel COMMAND --help says more
+
+Finds and outlines surface defects on rolled steel.
+
+See it work
+  demo       the whole way on a synthetic data set, in a few minutes on a CPU
+  info       versions and devices
+
+From a folder with train.csv and train_images/ to two trained networks
+  synth      write a synthetic data set
+  explore    what is in a data set, as pictures
+  split      divide it into train, val and test, over images
+  fit        train a network: --config conf/classifier.yaml or conf/segmenter.yaml
+  validate   scores of a trained network on val
+  test       scores of a trained network on test
+
+From two trained networks to decisions
+  evaluate   judge both stages together on unseen images
+  export     write both and the decision as one file
+  inspect    run that file over images
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        args: What stands behind `steel`; by default what was typed.
+
+    Returns:
+        The exit status: 0, or 2 where something given is wrong and a sentence on stderr says what.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        from steel.versions import read_version
+
+        print(f"steel {read_version()}")
+        return 0
+    if args[0] not in _COMMANDS:
+        print(f'steel: there is no command "{args[0]}"; commands: {", ".join(_COMMANDS)}', file=sys.stderr)
+        return 2
+    try:
+        _run(args)
+    except InputError as error:
+        print(f"steel: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # The disk, a folder or a right, not our arithmetic: strerror and file name say it all.
+        print(f"steel: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("steel: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: list[str]) -> None:
+    module, _, name = _COMMANDS[args[0]].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    if name == "run_cli":
+        function(args)
+        return
+    import argparse
+
+    from jsonargparse import ArgumentError, auto_cli
+
+    try:
+        auto_cli(function, args=args[1:], prog=f"steel {args[0]}", allow_abbrev=False, exit_on_error=False)
+    except (ArgumentError, argparse.ArgumentError) as error:
+        sentence = " ".join(str(error).split())
+        raise InputError(f"{sentence}; steel {args[0]} --help lists what it takes") from error

@@ -1,0 +1,175 @@
+"""`SteelDataModule`: a data set on disk as the loaders of train, val and test, the same for both tasks."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from steel.data.annotations import Annotations, read_annotations
+from steel.data.loader import Batch, Sample, Samples, ShuffledBatches, SizedBatches, collate, start_worker
+from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
+from steel.data.transforms import Augmentation
+from steel.errors import InputError, require_at_least
+
+__all__ = ["Batch", "SteelDataModule"]
+
+
+class SteelDataModule(LightningDataModule):
+    """A data set in Severstal's layout as loaders of uint8 batches."""
+
+    def __init__(
+        self,
+        root: str,
+        num_classes: int | None = None,
+        crop: tuple[int, int] | None = None,
+        defect_share: float = 0.8,
+        batch_size: int = 8,
+        fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
+        split_seed: int = 0,
+        seed: int = 0,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: int = 4,
+        persistent_workers: bool = True,
+    ) -> None:
+        """Takes the settings; reads nothing yet.
+
+        Args:
+            root: Folder with train.csv and train_images.
+            num_classes: Number of classes; by default what classes.csv names, or else the largest in train.csv.
+            crop: Height and width in pixels that training cuts out of an image; by default whole images.
+            defect_share: Share of crops (0 to 1) that hold a defect for certain, among those of images with one.
+            batch_size: Images in a batch, on each device.
+            fractions: Shares of train, val and test; used when there is no splits.csv.
+            split_seed: Seed of the split; used when there is no splits.csv.
+            seed: Seed of order and augmentation.
+            num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+            pin_memory: Load into page-locked memory; by default where a GPU is.
+            prefetch_factor: Batches that each worker keeps ready.
+            persistent_workers: Keep the workers from epoch to epoch.
+        """
+        super().__init__()
+        require_at_least(1, **{"data.batch_size": batch_size, "data.num_classes": num_classes})
+        require_at_least(0, **{"data.seed": seed, "data.split_seed": split_seed, "data.num_workers": num_workers})
+        require_at_least(1, **{"data.prefetch_factor": prefetch_factor})
+        if not 0 <= defect_share <= 1:
+            raise InputError(f"data.defect_share lies between 0 and 1, but {defect_share} came")
+        if crop and min(crop) < 1:
+            raise InputError(f"data.crop is height and width in pixels, but {list(crop)} came")
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._num_classes = num_classes
+        self._crop = crop
+        self._defect_share = defect_share
+        self._fractions = fractions
+        self._split_seed = split_seed
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._num_workers = min(8, cores - 1) if num_workers is None else num_workers
+        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._prefetch_factor = prefetch_factor
+        self._persistent_workers = persistent_workers
+        self._annotations: Annotations | None = None
+        self._split: Split | None = None
+
+    @property
+    def annotations(self) -> Annotations:
+        """The table; read when first asked for.
+
+        Raises:
+            InputError: Something in the data set is wrong.
+        """
+        if self._annotations is None:
+            self._annotations = read_annotations(self.root, self._num_classes)
+        return self._annotations
+
+    @property
+    def split(self) -> Split:
+        """Who trains, chooses and judges: `recall`'s, else splits.csv, else a new one."""
+        if self._split is None:
+            self._split = choose_split(self.annotations, self._fractions, self._split_seed)
+        return self._split
+
+    def recall(self, data: Mapping[str, Any], source: Path) -> None:
+        """Takes over the split of a checkpoint; see `splits.recall_split`.
+
+        Args:
+            data: What `describe` said when the checkpoint was written.
+            source: The checkpoint, for errors.
+        """
+        unnamed = [str(c + 1) for c in range(len(data["classes"]))]
+        if list(self.annotations.classes) not in (list(data["classes"]), unnamed):
+            raise InputError(
+                f"{source} knows the classes {', '.join(data['classes'])}, but {self.root} has "
+                f"{', '.join(self.annotations.classes)}; set --data.num_classes or give the other one"
+            )
+        self._split = recall_split(self.annotations, data, source)
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: enough to rebuild the split and to notice another data set."""
+        return {
+            "root": str(self.root),
+            "classes": list(self.annotations.classes),
+            "digest": self.annotations.digest,
+            "split": self.split.digest,
+            "members": self.split.members(),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Reads the data set and makes sure that the parts which a stage needs hold an image."""
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
+        for part in needed:
+            if len(self.split.indices(part)) == 0:
+                raise InputError(f"no image of {self.root} is in the part {part}; give it some in splits.csv")
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled, augmented batches; on resume from where the run stopped."""
+        augmentation = Augmentation(self._crop, self._defect_share)
+        batches = ShuffledBatches(
+            self.split.indices("train"), self.batch_size, self.seed, self._progress, *self._rank_and_world()
+        )
+        return self._loader(Samples(self.annotations, augmentation, self.seed), batches)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Whole images of val, one size a batch."""
+        return self.part_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Whole images of test, one size a batch."""
+        return self.part_dataloader("test")
+
+    def part_dataloader(self, part: str) -> DataLoader[Sample]:
+        """Whole images of any part, as they are, one size a batch."""
+        indices = self.split.indices(part)
+        batches = SizedBatches(indices, self.annotations.sizes, self.batch_size, *self._rank_and_world())
+        return self._loader(Samples(self.annotations, None, self.seed), batches)
+
+    def _loader(self, samples: Samples, batches: ShuffledBatches | SizedBatches) -> DataLoader[Sample]:
+        has_workers = self._num_workers > 0
+        return DataLoader(
+            samples,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            prefetch_factor=self._prefetch_factor if has_workers else None,
+            persistent_workers=self._persistent_workers and has_workers,
+            worker_init_fn=start_worker,
+            # Without a generator of its own, starting a loader draws from the global one and shifts a resumed run.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _progress(self) -> tuple[int, int]:
+        """The epoch that begins, and how many of its batches are done."""
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,0 +1,126 @@
+"""`steel demo`: the whole way on a synthetic data set, on a CPU in a few minutes."""
+
+import glob
+import json
+import shutil
+import time
+from pathlib import Path
+
+from steel.data.explore import explore
+from steel.data.splits import split
+from steel.data.synthetic import synth
+from steel.errors import InputError
+from steel.inspection.evaluation import evaluate
+from steel.inspection.export import export
+from steel.inspection.run import inspect
+from steel.training.fit import find_checkpoint, run_cli
+from steel.versions import has_fast_bfloat16
+
+NUM_IMAGES = 400
+_MADE = (
+    "summary.json",
+    "explored",
+    "evaluation/evaluation.md",
+    "evaluation/evaluation.json",
+    "evaluation/submission.csv",
+    "evaluation/pictures",
+    "inspector.pt",
+    "inspected/results.csv",
+    "inspected/overlays",
+)
+
+# Small enough for a CPU: random weights, half-scale or less, a slim decoder.
+_CLASSIFIER = (
+    "--model.scale=0.35",
+    "--model.balance=0.7",
+    "--model.lr=1e-3",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=13",
+)
+_SEGMENTER = (
+    "--model.encoder=resnet18",
+    "--model.decoder_channels=[64,32,16]",
+    "--model.scale=0.5",
+    "--model.lr=2e-3",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=8",
+)
+
+
+def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
+    # bfloat16 halves the time where there is hardware for it, and is slower than fp32 where there is none.
+    precision = "bf16-mixed" if has_fast_bfloat16() else "32-true"
+    run_cli(
+        [
+            "fit",
+            f"--config=conf/{task}.yaml",
+            *settings,
+            "--model.weights=null",
+            f"--data.root={root}",
+            "--data.num_workers=0",
+            f"--trainer.precision={precision}",
+            # last.ckpt at the end only: writing it after every epoch takes a tenth of the time.
+            "--last.every_n_train_steps=1000000",
+            "--trainer.num_sanity_val_steps=0",
+            "--trainer.enable_model_summary=false",
+            f"--trainer.default_root_dir={out}",
+        ]
+    )
+    return find_checkpoint("best", out / "lightning_logs", task)
+
+
+def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
+    """Runs the whole way on a synthetic data set: draw, split, explore, fit both, evaluate, export, inspect.
+
+    Args:
+        out: Folder for everything that is made; a former demo there is replaced.
+        seed: Another seed draws other images.
+    """
+    start = time.monotonic()
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "demo").is_file():
+            raise InputError(f"{folder} is there and no former demo; name a new folder with --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "demo").write_text("made by steel demo, which replaces this folder\n")
+    root = folder / "data"
+
+    _announce("1 of 7  draw a data set")
+    synth(str(root), NUM_IMAGES, seed)
+    _announce("2 of 7  divide it into train, val and test")
+    split(str(root))
+    _announce("3 of 7  look at it")
+    explore(str(root), str(folder / "explored"))
+    _announce("4 of 7  train the classifier")
+    classifier = _fit("classifier", root, folder, _CLASSIFIER)
+    _announce("5 of 7  train the segmenter")
+    segmenter = _fit("segmenter", root, folder, _SEGMENTER)
+    _announce("6 of 7  judge both on images that they have not seen")
+    evaluate(
+        classifier=str(classifier),
+        segmenter=str(segmenter),
+        root=str(root),
+        out=str(folder / "evaluation"),
+        num_workers=0,
+    )
+    _announce("7 of 7  export one file, and inspect images with it")
+    model = folder / "inspector.pt"
+    export(classifier=str(classifier), segmenter=str(segmenter), out=str(model))
+    some = f"{glob.escape(str(root))}/train_images/synthetic_0000[0-9].jpg"
+    inspect(str(model), some, str(folder / "inspected"))
+
+    report = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    summary = {key: report[key] for key in ("accuracy", "dice_on_defects", "kaggle_dice")}
+    summary["seconds"] = round(time.monotonic() - start, 1)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    _announce("done")
+    for name, value in summary.items():
+        print(f"  {name:16} {value:.3f}" if name != "seconds" else f"  {name:16} {value:.0f}")
+    print("open:")
+    for path in _MADE:
+        print(f"  {folder / path}")
+
+
+def _announce(step: str) -> None:
+    print(f"\n== {step}", flush=True)

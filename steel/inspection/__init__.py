@@ -1,0 +1,1 @@
+"""From checkpoints to decisions: the inspector, its exported file, the report, and running it over images."""

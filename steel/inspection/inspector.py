@@ -1,0 +1,153 @@
+"""The one place that decides: two networks and an operating point.
+
+Needs torch alone and scripts to TorchScript. Evaluation, `steel inspect` and the exported file all run this module, so
+they cannot disagree.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """All thresholds and smallest areas, chosen after training and so never part of a task.
+
+    Attributes:
+        gate: The largest class probability from which on an image is segmented, 0 to 1.
+        pixel: For each class, the probability from which on a pixel belongs to it.
+        smallest_area: For each class, the area in pixels below which its mask on an image is dropped.
+    """
+
+    gate: float
+    pixel: tuple[float, ...]
+    smallest_area: tuple[int, ...]
+
+    @classmethod
+    def untuned(cls, num_classes: int) -> "OperatingPoint":
+        """Gate and pixels at 0.5, no smallest area: what holds until a point is chosen on validation."""
+        return cls(0.5, (0.5,) * num_classes, (0,) * num_classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The point in the types that JSON has."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+class Probabilities(NamedTuple):
+    """What the two networks say.
+
+    Attributes:
+        classes: float `(N, C)`, the classifier's.
+        pixels: float `(N, C, H, W)`, the segmenter's; 0 on images that were not segmented.
+    """
+
+    classes: Tensor
+    pixels: Tensor
+
+
+class Inspection(NamedTuple):
+    """The decision.
+
+    Attributes:
+        gate_probability: float `(N,)`, the largest class probability.
+        class_probabilities: float `(N, C)`.
+        masks: bool `(N, C, H, W)`, after gate, pixel thresholds and smallest areas.
+        areas: int64 `(N, C)`, the masks' pixels.
+    """
+
+    gate_probability: Tensor
+    class_probabilities: Tensor
+    masks: Tensor
+    areas: Tensor
+
+
+class Inspector(nn.Module):
+    """Classifier as the gate, then the segmenter on the images that it lets through.
+
+    The thresholds are buffers, so a program that loaded the exported file can read and set them.
+    """
+
+    gate: Tensor
+    pixel: Tensor
+    smallest_area: Tensor
+
+    def __init__(self, classifier: nn.Module, segmenter: nn.Module, point: OperatingPoint) -> None:
+        """Joins two networks.
+
+        Args:
+            classifier: uint8 `(N, 1, H, W)` -> logits `(N, C)`.
+            segmenter: uint8 `(N, 1, H, W)` -> logits `(N, C, H, W)`.
+            point: The operating point, with C thresholds and areas.
+        """
+        super().__init__()
+        self.classifier = classifier
+        self.segmenter = segmenter
+        self.register_buffer("gate", torch.tensor(point.gate))
+        self.register_buffer("pixel", torch.tensor(point.pixel))
+        self.register_buffer("smallest_area", torch.tensor(point.smallest_area, dtype=torch.int64))
+
+    def forward(self, images: Tensor) -> Inspection:
+        """Inspects images.
+
+        Args:
+            images: uint8 `(N, H, W)`, `(N, 1, H, W)`, or `(N, 3, H, W)` RGB, of which the luma is taken. Any size.
+
+        Returns:
+            The decision. Only the images that the gate lets through are segmented.
+
+        Raises:
+            ValueError: The images have another type or shape.
+        """
+        grey = self._to_grey(images)
+        classes = self.classifier(grey).float().sigmoid()
+        passed = torch.nonzero(self._gate_of(classes) >= self.gate).squeeze(1)
+        shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
+        pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
+        if len(passed) > 0:
+            pixels[passed] = self.segmenter(grey[passed]).float().sigmoid()
+        return self.decide(Probabilities(classes, pixels))
+
+    @torch.jit.export
+    def probabilities(self, images: Tensor) -> Probabilities:
+        """Runs both networks on every image, so that `decide` can be asked about several operating points.
+
+        Args:
+            images: As `forward` takes them.
+        """
+        grey = self._to_grey(images)
+        return Probabilities(
+            self.classifier(grey).float().sigmoid(),
+            self.segmenter(grey).float().sigmoid(),
+        )
+
+    @torch.jit.export
+    def decide(self, probabilities: Probabilities) -> Inspection:
+        """Applies gate, pixel thresholds and smallest areas."""
+        classes = probabilities.classes
+        gate = self._gate_of(classes)
+        masks = probabilities.pixels >= self.pixel[:, None, None]
+        masks = masks & (gate >= self.gate)[:, None, None, None]
+        areas = masks.flatten(2).sum(2)
+        large = areas >= self.smallest_area
+        return Inspection(gate, classes, masks & large[:, :, None, None], areas * large)
+
+    def _gate_of(self, classes: Tensor) -> Tensor:
+        return classes.amax(1)
+
+    def _to_grey(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise ValueError("images are uint8, 0 to 255")
+        if images.dim() == 3:
+            images = images[:, None]
+        if images.dim() != 4 or (images.shape[1] != 1 and images.shape[1] != 3):
+            raise ValueError("images are (N, H, W), (N, 1, H, W) or (N, 3, H, W)")
+        if images.shape[2] == 0 or images.shape[3] == 0:
+            raise ValueError("images have at least one pixel")
+        if images.shape[1] == 3:
+            # ITU-R BT.601, as JPEG and OpenCV have it, in whole numbers; equal channels come out unchanged.
+            red, green, blue = images[:, 0].int(), images[:, 1].int(), images[:, 2].int()
+            luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+            images = luma.to(torch.uint8)[:, None]
+        return images

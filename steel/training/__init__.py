@@ -1,0 +1,1 @@
+"""From batches to checkpoints: networks, losses, scores and the Lightning tasks. Knows nothing of thresholds."""

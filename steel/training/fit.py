@@ -1,0 +1,403 @@
+"""`steel fit`, `validate` and `test`: LightningCLI over the two tasks, resuming, and reading checkpoints.
+
+A run goes to `<default_root_dir>/lightning_logs/<task>/version_N`: config.yaml, splits.csv, metrics.csv, TensorBoard's
+events, `checkpoints/best.ckpt` and `checkpoints/last.ckpt`.
+"""
+
+import argparse
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from steel.data.datamodule import SteelDataModule
+from steel.data.splits import write_split
+from steel.errors import InputError
+from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+
+_TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
+
+
+_SUMMARIES = {
+    "fit": "Trains a network. With --ckpt_path last, best or a file it goes on where that run stopped.",
+    "validate": "Scores a trained network on val; model and split come from the checkpoint (--ckpt_path).",
+    "test": "Scores a trained network on test; model and split come from the checkpoint (--ckpt_path).",
+}
+
+
+def _describe(command: str) -> str:
+    return (
+        f"{_SUMMARIES[command]} Settings of the networks: steel {command} --model.help DefectClassifier, or "
+        f"DefectSegmenter. Example: steel {command} --config conf/segmenter.yaml --data.root data"
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of `steel` onto the CPU.
+
+    Raises:
+        InputError: There is no such file, or it is not a checkpoint of `steel`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"no checkpoint {path}; `steel fit` writes them to lightning_logs/<task>/version_N/checkpoints"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is none of its own
+        raise InputError(f"{path} is not a checkpoint; one that `steel fit` wrote is expected") from error
+    if not isinstance(checkpoint, dict) or "steel" not in checkpoint or checkpoint["steel"]["task"] not in _TASKS:
+        raise InputError(f"{path} is not a checkpoint of steel; one that `steel fit` wrote is expected")
+    return checkpoint
+
+
+def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Task, dict[str, Any]]:
+    """Rebuilds a trained task from its checkpoint alone; never downloads.
+
+    Args:
+        path: The checkpoint.
+        expected: The task that it has to be, or None for either.
+
+    Returns:
+        The task in evaluation mode, and what the checkpoint says of itself ("data", "versions", ...).
+
+    Raises:
+        InputError: It is not a checkpoint of `steel`, or one of the other task.
+    """
+    checkpoint = read_checkpoint(path)
+    about = checkpoint["steel"]
+    if expected and about["task"] != expected.__name__:
+        raise InputError(f"{path} is a checkpoint of {about['task']}, but one of {expected.__name__} is expected here")
+    task = _TASKS[about["task"]](**(about["init"] | {"weights": None}))
+    task.init["weights"] = about["init"]["weights"]
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval(), about
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best weights by a score of val, as best.ckpt."""
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"]) -> None:
+        """Takes the score.
+
+        Args:
+            monitor: Logged key that decides.
+            mode: Whether it is better small (min) or large (max).
+        """
+        super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state as last.ckpt: after every epoch, at the end, and on Ctrl-C, SIGTERM or a crash."""
+
+    def __init__(self, every_n_train_steps: int | None = None) -> None:
+        """Takes the interval.
+
+        Args:
+            every_n_train_steps: Write after so many steps instead of after every epoch.
+        """
+        super().__init__(
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            save_on_exception=True,
+            enable_version_counter=False,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what came after the last interval."""
+        super().on_train_end(trainer, pl_module)
+        if self._every_n_train_steps and self.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+
+
+class _RunRecord(Callback):
+    """Keeps the split in the run's folder, and says where the run went."""
+
+    _folder: Path | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Every process asks, since `log_dir` waits until all of them have.
+        log_dir = trainer.log_dir
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and log_dir and isinstance(data, SteelDataModule):
+            self._folder = Path(log_dir)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_split(data.split, self._folder / "splits.csv")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._folder:
+            print(f"run: {self._folder}")
+
+
+class SteelCLI(LightningCLI):
+    """LightningCLI with this project's loggers, checkpoints and errors."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        """Parses and runs.
+
+        Args:
+            args: What stands behind `steel`, beginning with fit, validate or test.
+        """
+        self._given = {
+            match[1] for arg in args if (match := re.match(r"--model\.(?:init_args\.)?([a-z_]+)", arg)) is not None
+        }
+        self._checkpoint: dict[str, Any] | None = None
+        strict = {"allow_abbrev": False, "exit_on_error": False}
+        super().__init__(
+            Task,
+            SteelDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            # Our samplers shard for themselves, without counting an image twice.
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            parser_kwargs={"prog": "steel", **strict}
+            # The generated usage has a hundred lines, which the list of options below it says again.
+            | {
+                name: {"usage": f"steel {name} --config FILE [options]", "description": _describe(name), **strict}
+                for name in self.subcommands()
+            },
+            save_config_kwargs={"overwrite": True},
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and their methods' arguments that are not options."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+            "test": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks that every run has."""
+        parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, holds the options against the checkpoint that they come with, and takes the rest from it."""
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        config = self.config[command]
+        if config.ckpt_path is None:
+            if command != "fit":
+                raise InputError(f"steel {command} needs trained weights; give --ckpt_path last, best or a file")
+            return
+        task = _TASKS[config.model.class_path.rpartition(".")[2]]
+        path = find_checkpoint(str(config.ckpt_path), _log_dir(config.trainer.default_root_dir), task.name)
+        self._checkpoint = read_checkpoint(path)
+        about = self._checkpoint["steel"]
+        if about["task"] != task.__name__:
+            raise InputError(f"{path} is a checkpoint of {about['task']}, but the config is for {task.__name__}")
+        asked = config.model.init_args
+        # A resume goes on with the optimizer's state, so everything has to be as it was. Elsewhere the config file's
+        # values are no more than defaults, and only an option that was typed can contradict.
+        typed = set(about["init"]) if command == "fit" else self._given
+        _refuse_contradiction(path, typed - {"weights"}, asked.as_dict(), about["init"])
+        # Loading a checkpoint never downloads: the weights are in it.
+        for key, value in (about["init"] | {"weights": None}).items():
+            asked[key] = value
+        config.ckpt_path = str(path)
+
+    def after_instantiate_classes(self) -> None:
+        """Takes the split from the checkpoint, or makes sure that a resume sees the same data."""
+        if self._checkpoint is None:
+            return
+        assert self.subcommand
+        path = Path(str(self.config[self.subcommand].ckpt_path))
+        about = self._checkpoint["steel"]
+        saved = about["data"]
+        # Where training once started from stays known, though nothing was loaded from there now.
+        self.model.init["weights"] = about["init"]["weights"]
+        if self.subcommand != "fit":
+            self.datamodule.recall(saved, path)
+            return
+        now = self.datamodule.describe()
+        meanings = {
+            "digest": "data set (hash of its labels)",
+            "split": "split (hash)",
+            "seed": "data.seed",
+            "batch_size": "data.batch_size",
+        }
+        for key, meaning in meanings.items():
+            if now[key] != saved[key]:
+                raise InputError(
+                    f"{path} was trained with another {meaning}: {saved[key]}, but this run has {now[key]}; "
+                    f"a resumed run is the same run, so give what it had or start a new one without --ckpt_path"
+                )
+        if self.trainer.max_epochs != about["max_epochs"]:
+            print(
+                f"max_epochs is {self.trainer.max_epochs}, but this run began with {about['max_epochs']}: its schedule "
+                f"is spread over the new length, so the learning rate goes on from where it would be there"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the loggers, both in one folder; a logger from the config takes their place."""
+        assert self.subcommand
+        config = self.config[self.subcommand]
+        extra: list[Callback] = []
+        if self.subcommand == "fit":
+            folder = _log_dir(config.trainer.default_root_dir)
+            if config.trainer.logger in (None, True):
+                version = _next_version(folder / self.model.name)
+                kwargs["logger"] = [
+                    TensorBoardLogger(folder, name=self.model.name, version=version),
+                    CSVLogger(folder, name=self.model.name, version=version, flush_logs_every_n_steps=10),
+                ]
+            extra = [_RunRecord()]
+            if config.trainer.logger is not False:
+                extra.append(LearningRateMonitor(logging_interval="step"))
+        else:
+            kwargs["logger"] = False
+            self.save_config_callback = None
+        try:
+            trainer: Trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise InputError(f"the trainer cannot be set up so: {' '.join(str(error).split())}") from error
+        trainer.callbacks[:0] = extra  # type: ignore[attr-defined]
+        return trainer
+
+
+def _refuse_contradiction(path: Path, keys: set[str], asked: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    for key in sorted(keys & set(saved)):
+        now = tuple(asked[key]) if isinstance(asked[key], list | tuple) else asked[key]
+        if now != saved[key] and not (key == "num_classes" and now is None):
+            raise InputError(
+                f"--model.{key} is {now}, but {path} was trained with {saved[key]}; leave the option out or train anew"
+            )
+
+
+def _log_dir(default_root_dir: str | None) -> Path:
+    return Path(default_root_dir or ".") / "lightning_logs"
+
+
+def _versions(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob("version_*"):
+        if (number := path.name.removeprefix("version_")).isdigit():
+            yield int(number), path
+
+
+def _next_version(folder: Path) -> int:
+    return max((number for number, _ in _versions(folder)), default=-1) + 1
+
+
+def find_checkpoint(name: str, log_dir: Path, task: str) -> Path:
+    """Finds the file that "last", "best" or a path means.
+
+    Args:
+        name: "last" and "best" mean the newest run of the task that has such a file.
+        log_dir: The folder `lightning_logs`.
+        task: "classifier" or "segmenter".
+
+    Raises:
+        InputError: There is none; a fresh start in its place would look like a resumed run.
+    """
+    if name not in ("last", "best"):
+        return Path(name)
+    found = [
+        (number, path / "checkpoints" / f"{name}.ckpt")
+        for number, path in _versions(log_dir / task)
+        if (path / "checkpoints" / f"{name}.ckpt").is_file()
+    ]
+    if not found:
+        raise InputError(f"no {name}.ckpt in {log_dir / task}/version_*/checkpoints; fit first or give the file's path")
+    return max(found)[1]
+
+
+def _find_config(path: str) -> str:
+    """A settings file as named, or else the copy that comes with the package."""
+    if Path(path).is_file():
+        return path
+    package = Path(__file__).resolve().parent.parent
+    # Beside the package in a checkout, inside it when installed.
+    for folder in (package.parent, package):
+        if (folder / path).is_file():
+            return str(folder / path)
+    raise InputError(f"no settings file {path}; conf/classifier.yaml and conf/segmenter.yaml come with steel")
+
+
+def _expand_configs(args: Sequence[str]) -> list[str]:
+    expanded, follows = [], False
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if follows:
+            arg = _find_config(arg)
+        elif equals and name in ("--config", "-c"):
+            arg = f"{name}={_find_config(value)}"
+        follows = arg in ("--config", "-c")
+        expanded.append(arg)
+    return expanded
+
+
+def run_cli(args: Sequence[str]) -> None:
+    """Runs `steel fit`, `validate` or `test`.
+
+    Args:
+        args: What stands behind `steel`.
+
+    Raises:
+        InputError: An option is wrong, or anything that is wrong with the data.
+    """
+    names = {arg.partition("=")[0] for arg in args}
+    if not names & {"--config", "-c", "--model", "--model.help", "--help", "-h"}:
+        raise InputError(f"say what to {args[0]}: --config conf/classifier.yaml or --config conf/segmenter.yaml")
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    _silence_chatter()
+    try:
+        SteelCLI(_expand_configs(args))
+    except (ArgumentError, argparse.ArgumentError) as error:
+        raise InputError(_shorten(str(error))) from error
+
+
+def _shorten(message: str) -> str:
+    """Jsonargparse's report on a wrong option as one sentence."""
+    message = " ".join(message.split())
+    if match := re.search(r"unrecognized arguments: ([^\s=]+)", message):
+        return f"there is no option {match[1]}; --help lists them"
+    unknown = r"""(?:Option|Key|key) ['"](\S+)['"] is not (?:accepted|expected)|does not accept option '(\S+)'"""
+    if match := re.search(unknown, message):
+        return f'there is no setting "{match[1] or match[2]}" (in a config file or as an option); --help lists them'
+    # Of a union's report only the first branch, which is the one that was meant.
+    value = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]).*?(?:Given|Got) value: (.+?)(?: - Expected|$)"
+    if match := re.search(r'Parser key "([^"]+)": (?:(?!Parser key).)*?' + value, message):
+        key = f"model.{match[1]}" if 'Parser key "model"' in message else match[1]
+        wanted = f"a value of type {match[2]}" if match[2] else f"one of {match[3]}"
+        return f"--{key} takes {wanted}, but {match[4]} came"
+    return message[:300]
+
+
+def _silence_chatter() -> None:
+    """Keeps out what neither a user nor we can act on."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Judging needs no optimizer, no early stopping and no checkpoint callbacks.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # A resumed run opens a new folder, where the best of the old one is not to be overwritten.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # they are the same here
+    # The scores are computed over all processes before they are logged.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
+    warnings.filterwarnings("ignore", message=".* does not have many workers which may be a bottleneck")
+    # It asks for a loader with a state; ours has none and needs none, since the sampler asks the trainer where it is.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage() and "TPU" not in record.getMessage()
