@@ -1,0 +1,403 @@
+"""The table against what was written into the files, and every refusal with file, line and reason."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from steel.data import rle
+from steel.data.annotations import Annotations, parse, read_annotations
+from steel.errors import InputError
+
+HEADER = "ImageId,ClassId,EncodedPixels\n"
+SIZES = {"a.png": (4, 6), "b.png": (4, 6), "c.png": (5, 3)}
+
+
+def write_set(root: Path, csv: str | bytes | None, sizes: dict[str, tuple[int, int]] = SIZES, **tables: str) -> Path:
+    """Writes black images, train.csv and other tables by their names."""
+    (root / "train_images").mkdir(parents=True)
+    for name, size in sizes.items():
+        cv2.imwrite(str(root / "train_images" / name), np.zeros(size, np.uint8))
+    if csv is not None:
+        (root / "train.csv").write_bytes(csv.encode() if isinstance(csv, str) else csv)
+    for name, text in tables.items():
+        (root / f"{name}.csv").write_text(text)
+    return root
+
+
+def to_old_form(root: Path) -> str:
+    """The train.csv of a data set in the contest's first form, with a row for every image and class."""
+    table = pd.read_csv(root / "train.csv", dtype=str)
+    codes = dict(zip(table["ImageId"] + "_" + table["ClassId"], table["EncodedPixels"], strict=True))
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    keys = [f"{name}_{c}" for name in names for c in range(1, 5)]
+    return "ImageId_ClassId,EncodedPixels\n" + "".join(f"{key},{codes.get(key, '')}\n" for key in keys)
+
+
+def assert_same(one: Annotations, other: Annotations) -> None:
+    assert one.digest == other.digest
+    assert one.classes == other.classes
+    for name in ("names", "sizes", "groups", "runs", "offsets", "labels", "areas"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_the_table_holds_what_the_files_say(tmp_path: Path) -> None:
+    csv = HEADER + "c.png,3,2 2 7 1\na.png,1,1 3 9 4\na.png,3,24 1\n"
+    table = read_annotations(write_set(tmp_path / "data", csv, groups="ImageId,group\nc.png,coil\na.png,coil\n"))
+    assert table.root == tmp_path / "data"
+    assert table.names.tolist() == ["a.png", "b.png", "c.png"]
+    assert table.sizes.tolist() == [[4, 6], [4, 6], [5, 3]]
+    assert table.classes == ("1", "2", "3")
+    assert (len(table), table.num_classes) == (3, 3)
+    assert table.labels.tolist() == [[True, False, True], [False, False, False], [False, False, True]]
+    assert table.areas.tolist() == [[7, 0, 1], [0, 0, 0], [0, 0, 3]]
+    assert table.groups[0] == table.groups[2] != table.groups[1]
+    assert table.path(2) == tmp_path / "data" / "train_images" / "c.png"
+    assert [table.runs_of(0, c).tolist() for c in range(3)] == [[1, 3, 9, 4], [], [24, 1]]
+    assert [table.runs_of(2, c).tolist() for c in range(3)] == [[], [], [2, 2, 7, 1]]
+    assert table.runs.dtype == table.sizes.dtype == np.int32
+
+
+def test_images_without_rows_are_clean_and_groups_of_their_own(root: Path) -> None:
+    table = read_annotations(root)
+    named = set(pd.read_csv(root / "train.csv")["ImageId"])
+    clean = [name for name, labels in zip(table.names, table.labels, strict=True) if not labels.any()]
+    assert set(clean) == {path.name for path in (root / "train_images").iterdir()} - named
+    assert clean
+    assert len(set(table.groups.tolist())) == len(table) == 40
+
+
+def test_images_that_groups_csv_does_not_name_are_groups_of_their_own(tmp_path: Path) -> None:
+    sizes = {f"{i}.png": (2, 2) for i in range(6)}
+    groups = "ImageId,group\n4.png,b\n1.png,a\n0.png,b\n"
+    numbers = read_annotations(write_set(tmp_path, HEADER + "0.png,1,1 2\n", sizes, groups=groups)).groups.tolist()
+    assert numbers[0] == numbers[4]
+    assert len(set(numbers)) == 5
+
+
+def test_labels_and_areas_equal_what_was_written(root: Path) -> None:
+    table = read_annotations(root)
+    expected = np.zeros((len(table), 4), int)
+    for row in pd.read_csv(root / "train.csv").itertuples():
+        lengths = [int(word) for word in str(row.EncodedPixels).split()[1::2]]
+        expected[table.names.tolist().index(row.ImageId), int(str(row.ClassId)) - 1] = sum(lengths)
+    np.testing.assert_array_equal(table.areas, expected)
+    np.testing.assert_array_equal(table.labels, expected > 0)
+    assert table.classes == ("pits", "crack", "scratch", "patch")
+
+
+def test_both_forms_say_the_same(root: Path) -> None:
+    new = read_annotations(root)
+    text = to_old_form(root)
+    (root / "train.csv").write_text(text)
+    assert text.count("\n") == 161
+    assert_same(read_annotations(root), new)
+
+
+def test_both_forms_of_real_labels_say_the_same(real_data: Callable[[str], Path]) -> None:
+    folder = real_data("severstal-mini")
+    tables = []
+    for name in ("train.csv", "train_old_format.csv"):
+        rows, findings = parse(folder / name)
+        assert findings == []
+        columns = ["image", "class_id", "code"]
+        tables.append(rows[columns].sort_values(columns).to_numpy().tolist())
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 14
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_does_not_matter(root: Path, seed: int) -> None:
+    before = read_annotations(root)
+    header, *rows = (root / "train.csv").read_text().splitlines()
+    shuffled = np.random.default_rng(seed).permutation(rows).tolist()
+    assert shuffled != rows
+    (root / "train.csv").write_text("\n".join([header, *shuffled]) + "\n")
+    assert_same(read_annotations(root), before)
+
+
+PLAIN = HEADER + "a.png,1,1 3\nc.png,2,2 2 7 1\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN.replace("\n", "\r\n").encode(),  # line ends of Windows
+        b"\xef\xbb\xbf" + PLAIN.encode(),  # a byte order mark
+        b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(),  # both, as Excel writes it
+        PLAIN.encode().rstrip(b"\n"),  # no line end at the end
+        PLAIN.replace("\n", "\n\n").encode(),  # blank lines
+        PLAIN.replace("a.png,1,1 3", '"a.png","1","1 3"').encode(),  # quotes
+        PLAIN.replace("a.png,1,1 3", " a.png , 1 , 1 3 ").encode(),  # blanks around
+        b"EncodedPixels,x,ClassId,ImageId\n1 3,,1,a.png\n2 2 7 1,,2,c.png\n",  # other order, another column
+        b"ImageId_ClassId,EncodedPixels\na.png_1,1 3\nb.png_4,\nc.png_2,2 2 7 1\n",  # the first form
+        PLAIN.replace("c.png,2,", "c.png,02,").encode(),  # a leading zero
+    ],
+)
+def test_ways_to_write_the_same(tmp_path: Path, content: bytes) -> None:
+    expected = read_annotations(write_set(tmp_path / "plain", PLAIN))
+    assert_same(read_annotations(write_set(tmp_path / "other", content)), expected)
+
+
+def test_names_with_underscores_in_the_first_form(tmp_path: Path) -> None:
+    csv = "ImageId_ClassId,EncodedPixels\nline_1_7.png_2,1 3\nline_1.png_1,2 2\n"
+    table = read_annotations(write_set(tmp_path, csv, {"line_1_7.png": (4, 4), "line_1.png": (4, 4)}))
+    assert dict(zip(table.names.tolist(), table.areas.tolist(), strict=True)) == {
+        "line_1.png": [2, 0],
+        "line_1_7.png": [0, 3],
+    }
+
+
+NAMED = "ClassId,name\n1,pit\n2,Riß\n"
+
+
+@pytest.mark.parametrize(
+    ("csv", "tables", "num_classes", "classes"),
+    [
+        (HEADER + "a.png,3,1 2\n", {}, None, ("1", "2", "3")),  # the largest class
+        (HEADER + "a.png,1,1 2\n", {}, 4, ("1", "2", "3", "4")),  # as asked for
+        (HEADER + "a.png,8,1 2\n", {}, None, tuple("12345678")),  # the most there can be
+        (HEADER + "a.png,1,1 2\n", {"classes": NAMED}, None, ("pit", "Riß")),  # named, one of them on no image
+        (HEADER + "a.png,1,1 2\n", {"classes": NAMED}, 3, ("pit", "Riß", "3")),  # named and one more
+        (HEADER, {}, 2, ("1", "2")),  # no defect, number given
+        (HEADER, {"classes": NAMED}, None, ("pit", "Riß")),  # no defect, named
+        ("ImageId_ClassId,EncodedPixels\na.png_1,1 2\na.png_4,\n", {}, 4, ("1", "2", "3", "4")),  # the first form
+    ],
+)
+def test_classes(
+    tmp_path: Path, csv: str, tables: dict[str, str], num_classes: int | None, classes: tuple[str, ...]
+) -> None:
+    table = read_annotations(write_set(tmp_path, csv, **tables), num_classes)
+    assert table.classes == classes
+    assert table.labels.shape == (3, len(classes))
+
+
+def test_draw_plane_equals_the_loop(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"a.png": (7, 9), "b.png": (16, 5), "c.png": (1, 30), "d.png": (12, 1), "e.png": (8, 8)}
+    planes = {name: rng.integers(0, 256, size, np.uint8) for name, size in sizes.items()}
+    planes["a.png"][:] = 0  # clean
+    planes["e.png"] &= 0b1010_0000  # two classes only
+    rows = [f"{name},{c + 1},{rle.encode((plane >> c) & 1)}" for name, plane in planes.items() for c in range(8)]
+    rows = [row for row in rows if not row.endswith(",")]
+    table = read_annotations(write_set(tmp_path, HEADER + "\n".join(rows), sizes))
+    for i, (name, plane) in enumerate(planes.items()):
+        drawn = table.draw_plane(i)
+        assert drawn.dtype == np.uint8
+        np.testing.assert_array_equal(drawn, plane, err_msg=name)
+        for c in range(8):
+            assert table.areas[i, c] == sum(bool(pixel & (1 << c)) for pixel in plane.ravel().tolist())
+
+
+def test_draw_plane_by_hand_where_classes_overlap(tmp_path: Path) -> None:
+    csv = HEADER + "a.png,1,1 6\na.png,3,5 6\n"  # columns of 4: both on pixels 5 and 6
+    table = read_annotations(write_set(tmp_path, csv))
+    column = [[1, 5, 4, 0, 0, 0], [1, 5, 4, 0, 0, 0], [1, 4, 0, 0, 0, 0], [1, 4, 0, 0, 0, 0]]
+    assert table.draw_plane(0).tolist() == column
+    assert table.draw_plane(1).tolist() == np.zeros((4, 6), int).tolist()
+    assert table.draw_plane(2).shape == (5, 3)
+
+
+def test_read_image_gives_the_image_of_the_row(tmp_path: Path) -> None:
+    write_set(tmp_path, HEADER + "a.png,1,1 2\n")
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    cv2.imwrite(str(tmp_path / "train_images" / "b.png"), pixels)
+    table = read_annotations(tmp_path)
+    np.testing.assert_array_equal(table.read_image(1), pixels)
+    assert not table.read_image(0).any()
+
+
+def test_parse_gives_rows_and_everything_that_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(HEADER + "a.png,1,1 2\n\nb.png,x,1 2\nc.png,2,\nd.png,-1,1 2\ne.png,3,5 1\n")
+    rows, findings = parse(path)
+    assert rows.to_dict("list") == {
+        "line": [2, 7],
+        "image": ["a.png", "e.png"],
+        "class_id": [1, 3],
+        "code": ["1 2", "5 1"],
+    }
+    assert sorted((finding.line, finding.kind) for finding in findings) == [(4, "class"), (5, "empty"), (6, "class")]
+    assert all(finding.file == path for finding in findings)
+    assert str(findings[0]).startswith(f'{path}, line 4: the class is "x"')
+
+
+@pytest.mark.parametrize(
+    ("csv", "tables", "sentence"),
+    [
+        (None, {}, "train.csv: there is no such file"),  # missing train.csv
+        ("", {}, "train.csv: it is not a CSV file"),  # an empty one
+        (b"\xff\xfe\x00\x01", {}, "train.csv: it is not a CSV file"),  # no text
+        ("ImageId,ClassId\na.png,1\n", {}, "line 1: it needs the columns"),  # a column is missing
+        ("image,class,code\na.png,1,1 2\n", {}, "line 1: it needs the columns"),  # other names
+        ("ImageId_ClassId\na.png_1\n", {}, "line 1: it needs the columns"),  # a column of the first form is missing
+        (HEADER.replace(",", ";") + "a.png;1;1 2\n", {}, "line 1: it needs the columns"),  # semicolons
+        (HEADER.replace(",", "\t") + "a.png\t1\t1 2\n", {}, "line 1: it needs the columns"),  # tabs
+        (HEADER + "a.png,1,1 2\na.png,2,3 1,9\n", {}, "line 3, saw 4"),  # one field more
+        (HEADER + "a.png,1,1 2\nb.png,0,1 2\n", {}, 'line 3: the class is "0"'),
+        (HEADER + "a.png,9,1 2\n", {}, "line 2: 9 classes, but at most 8 are possible"),  # class 9
+        (HEADER + "a.png,1,1 2\nb.png,9,1 2\n", {"classes": NAMED}, "line 3: class 9, but"),  # class 9, named classes
+        (HEADER + "a.png,1.5,1 2\n", {}, 'line 2: the class is "1.5"'),  # a fraction
+        (HEADER + "a.png,2.0,1 2\n", {}, 'line 2: the class is "2.0"'),  # what pandas makes of a missing value
+        (HEADER + "a.png,,1 2\n", {}, 'line 2: the class is ""'),  # no class
+        (HEADER + "a.png,scratch,1 2\n", {}, 'line 2: the class is "scratch"'),  # a name
+        (HEADER + "a.png,-1,1 2\n", {}, 'line 2: the class is "-1"'),  # below 1
+        (HEADER + "a.png,99999999999999999999,1 2\n", {}, 'line 2: the class is "9999'),  # no 64-bit number
+        ("ImageId_ClassId,EncodedPixels\na.png,1 2\n", {}, 'line 2: the class is "a.png"'),  # no class, first form
+        (HEADER + "a.png,3,1 2\n", {"classes": NAMED}, "line 2: class 3, but this data set has the classes 1 to 2"),
+        (HEADER + "a.png,1,1 2\nd.png,1,1 2\n", {}, 'line 3: no image "d.png"'),  # unknown, behind all others
+        (HEADER + "a.png,1,1 2\naa.png,1,1 2\n", {}, 'line 3: no image "aa.png"'),  # unknown, between others
+        (HEADER + "A.png,1,1 2\n", {}, 'line 2: no image "A.png"'),  # letters of another size
+        (HEADER + "a.png,1,1 2 3\n", {}, "line 2: a code holds pairs of start and length"),  # odd
+        (HEADER + "a.png,1,1 x\n", {}, 'line 2: a code holds whole numbers separated by blanks, but "x"'),
+        (HEADER + "a.png,1,24 1\nb.png,1,24 2\n", {}, "line 3: the run of 2 pixels from pixel 24 goes beyond"),
+        (HEADER + "b.png,1,16 1\nc.png,1,16 1\n", {}, "which has 3 x 5 = 15 pixels"),  # beyond this image only
+        (HEADER + "a.png,1,1 3 2 2\n", {}, "line 2: the run from pixel 2 overlaps"),  # overlapping runs
+        (HEADER + "a.png,1,9 3 2 2\n", {}, "line 2: the run from pixel 2 comes after"),  # unsorted runs
+        (HEADER + "a.png,1,0 3\n", {}, "line 2: a run starts at pixel 0"),  # counted from 0
+        (HEADER + "a.png,1,1 3\nb.png,1,1 3\na.png,1,9 3\n", {}, "line 4: class 1 of a.png stands in line 2 too"),
+        (HEADER + "a.png,1,1 3\na.png,01,1 3\n", {}, "line 3: class 1 of a.png stands in line 2 too"),  # 1 and 01
+        (HEADER + "a.png,1,1 2\nb.png,1,\n", {}, "line 3: the code of b.png is empty"),  # empty in the new form
+        (HEADER + "a.png,1\n", {}, "line 2: the code of a.png is empty"),  # a row that was cut off
+        (HEADER, {}, "train.csv holds no defect, so the number of classes is unknown"),  # nothing to learn
+        (HEADER + "a.png,1,1 3\n", {"groups": "ImageId,group\na.png,1\nz.png,1\n"}, 'groups.csv, line 3: there is no'),
+        (HEADER + "a.png,1,1 3\n", {"groups": "ImageId,group\na.png,1\na.png,1\n"}, "groups.csv, line 3: image"),
+        (HEADER + "a.png,1,1 3\n", {"groups": "ImageId,coil\na.png,1\n"}, "but group is not among ImageId,coil"),
+        (HEADER + "a.png,1,1 3\n", {"groups": ""}, "groups.csv: it is not a CSV file"),  # empty
+        (HEADER + "a.png,1,1 3\n", {"classes": "ClassId,name\n0,x\n1,y\n"}, "classes.csv: ClassId counts 1, 2, 3"),
+        (HEADER + "a.png,1,1 3\n", {"classes": "ClassId,name\n2,x\n1,y\n"}, "classes.csv: ClassId counts 1, 2, 3"),
+        (HEADER + "a.png,1,1 3\n", {"classes": "name\nx\n"}, "but ClassId is not among name"),  # no column ClassId
+        (HEADER + "a.png,1,1 3\n", {"classes": ""}, "classes.csv: it is not a CSV file"),  # empty
+    ],
+)  # fmt: skip
+def test_read_annotations_refuses(
+    tmp_path: Path, csv: str | bytes | None, tables: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        read_annotations(write_set(tmp_path, csv, **tables))
+    assert str(tmp_path) in str(error.value)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("a.png,1,1 2 3\nz.png,1,1 2\n", "line 2: a code"),  # code before image
+        ("z.png,1,1 2\na.png,1,1 2 3\n", "line 2: no image"),  # image before code
+        ("a.png,1,1 2\nb.png,1,\nb.png,x,1\n", "line 3: the code of b.png is empty"),  # empty before class
+        ("a.png,1,1 2\nb.png,x,1\nb.png,1,\n", 'line 3: the class is "x"'),  # class before empty
+    ],
+)
+def test_the_first_line_that_is_wrong_is_named(tmp_path: Path, rows: str, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_annotations(write_set(tmp_path, HEADER + rows))
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "tables", "sentence"),
+    [
+        (1, {}, "line 3: class 2, but this data set has the classes 1 to 1"),  # fewer than there are
+        (9, {}, "9 classes, but at most 8 are possible"),  # more than a plane has bits
+        (1, {"classes": NAMED}, "classes.csv names 2 classes, but data.num_classes is 1"),  # fewer than names
+    ],
+)
+def test_num_classes_is_refused(tmp_path: Path, num_classes: int, tables: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_annotations(write_set(tmp_path, PLAIN, **tables), num_classes)
+    assert sentence in str(error.value)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read_annotations(tmp_path / "nowhere")
+    assert str(error.value).startswith(f"no folder {tmp_path / 'nowhere'}; set --data.root")
+    (tmp_path / "train.csv").write_text(PLAIN)
+    with pytest.raises(InputError) as error:
+        read_annotations(tmp_path)
+    assert str(error.value).startswith(f"no folder {tmp_path / 'train_images'}")
+    (tmp_path / "train_images").mkdir()
+    with pytest.raises(InputError) as error:
+        read_annotations(tmp_path)
+    assert f"no image in {tmp_path / 'train_images'}" in str(error.value)
+
+
+def test_a_broken_header_of_an_image_is_refused(tmp_path: Path) -> None:
+    root = write_set(tmp_path, PLAIN)
+    (root / "train_images" / "b.png").write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        read_annotations(root)
+    assert str(error.value).startswith(f"{root / 'train_images' / 'b.png'} is empty")
+
+
+GROUPS = "ImageId,group\na.png,x\nb.png,y\nc.png,x\n"
+
+
+@pytest.mark.parametrize(
+    ("csv", "sizes", "tables"),
+    [
+        (PLAIN.replace("1 3", "1 4"), SIZES, {"groups": GROUPS}),  # a code
+        (PLAIN.replace("c.png,2,2 2 7 1", "c.png,2,2 2 8 1"), SIZES, {"groups": GROUPS}),  # a start
+        (PLAIN.replace("a.png,1", "b.png,1"), SIZES, {"groups": GROUPS}),  # an image's label
+        (PLAIN.replace("a.png,1", "a.png,2"), SIZES, {"groups": GROUPS}),  # a class
+        (PLAIN, SIZES, {"groups": GROUPS.replace("c.png,x", "c.png,y")}),  # a group
+        (PLAIN, SIZES, {}),  # no groups
+        (PLAIN, SIZES | {"d.png": (4, 6)}, {"groups": GROUPS}),  # one more clean image
+        (PLAIN, SIZES | {"b.png": (6, 4)}, {"groups": GROUPS}),  # the size of an image
+        (PLAIN, SIZES, {"groups": GROUPS, "classes": NAMED}),  # names of classes
+    ],
+)
+def test_the_digest_changes_with_the_labels(
+    tmp_path: Path, csv: str, sizes: dict[str, tuple[int, int]], tables: dict[str, str]
+) -> None:
+    before = read_annotations(write_set(tmp_path / "before", PLAIN, groups=GROUPS))
+    after = read_annotations(write_set(tmp_path / "after", csv, sizes, **tables))
+    assert before.digest != after.digest
+
+
+def test_the_digest_changes_with_the_name_of_an_image(tmp_path: Path) -> None:
+    before = read_annotations(write_set(tmp_path / "before", PLAIN))
+    sizes = {("bb.png" if name == "b.png" else name): size for name, size in SIZES.items()}
+    assert read_annotations(write_set(tmp_path / "after", PLAIN, sizes)).digest != before.digest
+
+
+def test_the_digest_does_not_depend_on_the_folder_or_the_order_of_groups(tmp_path: Path) -> None:
+    before = read_annotations(write_set(tmp_path / "before", PLAIN, groups=GROUPS))
+    turned = "ImageId,group\nc.png,x\nb.png,y\na.png,x\n"
+    assert read_annotations(write_set(tmp_path / "after", PLAIN, groups=turned)).digest == before.digest
+
+
+def test_the_digest_does_not_depend_on_what_groups_are_called(tmp_path: Path) -> None:
+    before = read_annotations(write_set(tmp_path / "before", PLAIN, groups=GROUPS))
+    renamed = GROUPS.replace(",x", ",z")
+    assert read_annotations(write_set(tmp_path / "after", PLAIN, groups=renamed)).digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("csv", "tables", "sentence"),
+    [
+        pytest.param(
+            HEADER + "a.png,1,1 2,9\nb.png,1,1 2,9\n",
+            {},
+            "train.csv",
+        ),  # one field more in every row
+        pytest.param(
+            HEADER + "a.png,0,1 2\n",
+            {},
+            'line 2: the class is "0"',
+        ),  # class 0 in every row
+        pytest.param(
+            HEADER + "a.png,1,1 2\n",
+            {"groups": "ImageId,group\na.png,1\n\nz.png,1\n"},
+            "groups.csv, line 4",
+        ),  # a blank line in groups.csv
+    ],
+)
+def test_read_annotations_should_refuse(tmp_path: Path, csv: str, tables: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_annotations(write_set(tmp_path, csv, **tables))
+    assert sentence in str(error.value)

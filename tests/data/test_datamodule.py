@@ -1,0 +1,292 @@
+"""What the loaders of a data set on disk yield, which split they follow, and what they refuse."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from steel.data import rle
+from steel.data.annotations import read_annotations
+from steel.data.datamodule import SteelDataModule
+from steel.data.loader import Batch
+from steel.data.splits import DEFAULT_FRACTIONS, make_split
+from steel.data.transforms import Augmentation
+from steel.errors import InputError
+
+
+def build(root: Path, **settings: Any) -> SteelDataModule:
+    return SteelDataModule(str(root), **{"num_workers": 0, "batch_size": 4} | settings)
+
+
+def put_into(root: Path, **parts: list[str]) -> None:
+    """Writes splits.csv."""
+    rows = [(name, part) for part, names in parts.items() for name in names]
+    pd.DataFrame(rows, columns=["ImageId", "split"]).to_csv(root / "splits.csv", index=False)
+
+
+def names_of(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "train_images").iterdir())
+
+
+def sizes_of(batches: list[Batch]) -> list[tuple[int, ...]]:
+    return [tuple(batch["image"].shape) for batch in batches]
+
+
+@pytest.mark.parametrize("crop", [None, (32, 48), (96, 160)])
+def test_train_batches(root: Path, crop: tuple[int, int] | None) -> None:
+    module = build(root, crop=crop)
+    module.setup("fit")
+    height, width = crop or (64, 128)
+    train = set(module.split.indices("train").tolist())
+    batches: list[Any] = list(module.train_dataloader())
+    assert len(batches) == len(train) // 4
+    for batch in batches:
+        assert set(batch) == {"image", "mask", "index"}
+        assert (batch["image"].dtype, batch["mask"].dtype, batch["index"].dtype) == (
+            torch.uint8,
+            torch.uint8,
+            torch.int64,
+        )
+        assert batch["image"].shape == (4, 1, height, width)
+        assert batch["mask"].shape == (4, height, width)
+        assert set(batch["index"].tolist()) <= train
+        assert batch["mask"].max() < 16  # four classes
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_val_and_test_show_images_and_labels_as_they_are(root: Path, part: str) -> None:
+    # A seed by which an augmentation would turn the images round, if there were one.
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    whole = Augmentation(None, 0.0)
+    seed = next(s for s in range(50) if not np.array_equal(whole(ramp, ramp, (s, 0, 0))[1], ramp))
+    module = build(root, crop=(32, 32), seed=seed)
+    loader = module.val_dataloader() if part == "val" else module.test_dataloader()
+    table = module.annotations
+    codes = pd.read_csv(root / "train.csv")
+    seen = []
+    for batch in loader:
+        for image, mask, index in zip(batch["image"], batch["mask"], batch["index"].tolist(), strict=True):
+            seen.append(index)
+            np.testing.assert_array_equal(image[0].numpy(), cv2.imread(str(table.path(index)), cv2.IMREAD_GRAYSCALE))
+            expected = np.zeros((64, 128), np.uint8)
+            for row in codes[codes["ImageId"] == table.names[index]].itertuples():
+                expected |= rle.decode(str(row.EncodedPixels), (64, 128)) << (int(str(row.ClassId)) - 1)
+            np.testing.assert_array_equal(mask.numpy(), expected)
+    assert sorted(seen) == module.split.indices(part).tolist()
+    assert len(seen) in (6, 7)
+
+
+def test_the_seed_decides_the_order_and_the_augmentation(root: Path) -> None:
+    first, same, other = (list(build(root, crop=(16, 16), seed=seed).train_dataloader()) for seed in (0, 0, 1))
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, same, strict=True))
+    assert [b["index"].tolist() for b in first] != [b["index"].tolist() for b in other]
+
+
+def test_loaders_leave_the_global_generator_alone(root: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    module = build(root)
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_share_of_crops_with_a_defect_reaches_the_augmentation(root: Path) -> None:
+    table = read_annotations(root)
+    some = [str(name) for name, areas in zip(table.names, table.areas, strict=True) if 0 < areas.sum() < 1500]
+    put_into(root, train=some)
+    hits = []
+    for share in (0.0, 1.0):
+        module = build(root, crop=(8, 8), defect_share=share, batch_size=1)
+        hits.append(np.mean([bool(batch["mask"].any()) for batch in module.train_dataloader()]))
+    assert hits[1] == 1
+    assert hits[0] < 0.7
+
+
+def test_splits_csv_is_used_as_it_is(root: Path) -> None:
+    names = names_of(root)
+    put_into(root, train=names[:9], val=names[9:12], test=names[30:32])
+    module = build(root, fractions=(0.5, 0.25, 0.25), split_seed=5)
+    assert module.split.members() == {"train": names[:9], "val": names[9:12], "test": names[30:32]}
+    seen = [index for batch in module.val_dataloader() for index in batch["index"].tolist()]
+    assert seen == [9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fractions", "seed"),
+    [
+        ({}, DEFAULT_FRACTIONS, 0),  # the default
+        ({"fractions": (0.5, 0.25, 0.25)}, (0.5, 0.25, 0.25), 0),  # other shares
+        ({"split_seed": 4}, DEFAULT_FRACTIONS, 4),  # another split
+        ({"seed": 4}, DEFAULT_FRACTIONS, 0),  # another order, not another split
+    ],
+)
+def test_without_splits_csv_fractions_and_seed_decide(
+    root: Path, settings: dict[str, Any], fractions: tuple[float, float, float], seed: int
+) -> None:
+    expected = make_split(read_annotations(root), fractions, seed)
+    assert build(root, **settings).split.digest == expected.digest
+
+
+def test_what_a_checkpoint_keeps_brings_the_split_back(root: Path) -> None:
+    module = build(root, split_seed=3, seed=9)
+    kept = module.describe()
+    assert (kept["root"], kept["seed"], kept["batch_size"]) == (str(root), 9, 4)
+    assert kept["classes"] == ["pits", "crack", "scratch", "patch"]
+    other = build(root, split_seed=8)
+    assert other.split.digest != module.split.digest
+    other.recall(kept, Path("last.ckpt"))
+    assert other.split.parts.tolist() == module.split.parts.tolist()
+    assert other.describe() == kept | {"seed": 0}
+
+
+def test_a_checkpoint_of_other_classes_is_refused(root: Path) -> None:
+    kept = build(root).describe()
+    text = (root / "classes.csv").read_text()
+    (root / "classes.csv").write_text(text.replace("crack", "dent"))
+    with pytest.raises(InputError) as error:
+        build(root).recall(kept, Path("last.ckpt"))
+    assert "last.ckpt knows the classes pits, crack, scratch, patch" in str(error.value)
+    assert f"{root} has pits, dent, scratch, patch" in str(error.value)
+    # A data set that gives its classes no names contradicts nothing, but it is another one.
+    (root / "classes.csv").unlink()
+    with pytest.raises(InputError, match="is not the data set that"):
+        build(root).recall(kept, Path("last.ckpt"))
+
+
+def test_images_of_different_sizes(tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    sizes = {"a.png": (20, 30), "b.png": (16, 40), "c.png": (20, 30), "d.png": (24, 8), "e.png": (20, 30)}
+    for i, (name, size) in enumerate(sizes.items()):
+        cv2.imwrite(str(tmp_path / "train_images" / name), np.full(size, 50 + i, np.uint8))
+    (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 5\nb.png,2,3 4\n")
+    everything = list(sizes)
+    for part in ("val", "test"):
+        put_into(tmp_path, **{part: everything})
+        batches = list(build(tmp_path, batch_size=2).part_dataloader(part))
+        # One size a batch, none of them padded.
+        assert sorted(sizes_of(batches)) == [(1, 1, 16, 40), (1, 1, 20, 30), (1, 1, 24, 8), (2, 1, 20, 30)]
+        shades = [image.unique().tolist() for batch in batches for image in batch["image"]]
+        assert shades == [[50 + index] for batch in batches for index in batch["index"].tolist()]
+    put_into(tmp_path, train=everything)
+    assert sizes_of(list(build(tmp_path, batch_size=5).train_dataloader())) == [(5, 1, 24, 40)]
+    assert sizes_of(list(build(tmp_path, batch_size=2, crop=(18, 18)).train_dataloader())) == [(2, 1, 18, 18)] * 2
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "damage", "reason"),
+    [
+        (0, lambda data: data[: len(data) // 2], "is truncated"),  # copied half
+        (0, lambda data: None, "No such file"),  # taken away
+        # In a worker process. torch needs 5 s to end one that failed.
+        (1, lambda data: data[: len(data) // 2], "is truncated"),
+    ],
+)
+def test_a_broken_image_is_one_sentence(
+    root: Path, num_workers: int, damage: Callable[[bytes], bytes | None], reason: str
+) -> None:
+    module = build(root, num_workers=num_workers)
+    path = module.annotations.path(int(module.split.indices("val")[2]))
+    data = damage(path.read_bytes())
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError) as error:
+        list(module.val_dataloader())
+    sentence = str(error.value)
+    assert str(path) in sentence
+    assert reason in sentence
+    assert "\n" not in sentence
+    assert "Traceback" not in sentence
+    assert "InputError" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts", "missing"),
+    [
+        ("fit", ["val", "test"], "train"),  # nothing to learn from
+        ("fit", ["train", "test"], "val"),  # nothing to choose by
+        ("validate", ["train", "test"], "val"),  # nothing to validate on
+        ("test", ["train", "val"], "test"),  # nothing to judge by
+        ("fit", ["train", "val"], None),  # no test is needed
+        ("validate", ["val"], None),  # nor train
+        ("test", ["test"], None),  # test alone
+    ],
+)
+def test_an_empty_part_is_refused_where_it_is_needed(
+    root: Path, stage: str, parts: list[str], missing: str | None
+) -> None:
+    put_into(root, **{part: [name] for part, name in zip(parts, names_of(root), strict=False)})
+    module = build(root)
+    if missing is None:
+        module.setup(stage)
+        assert [part for part, names in module.split.members().items() if names] == parts
+        return
+    with pytest.raises(InputError) as error:
+        module.setup(stage)
+    assert str(error.value).startswith(f"no image of {root} is in the part {missing}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 1 or more, but 0 came"),
+        ({"batch_size": -4}, "data.batch_size is 1 or more, but -4 came"),
+        ({"defect_share": 1.5}, "data.defect_share lies between 0 and 1, but 1.5 came"),
+        ({"defect_share": -0.1}, "data.defect_share lies between 0 and 1, but -0.1 came"),
+        ({"crop": (0, 64)}, "data.crop is height and width in pixels, but [0, 64] came"),
+        ({"crop": (64, -1)}, "data.crop is height and width in pixels, but [64, -1] came"),
+        ({"fractions": (0.5, 0.5, 0.5)}, "sum to 1, but [0.5, 0.5, 0.5] came"),
+        ({"num_classes": 3}, "classes.csv names 4 classes, but data.num_classes is 3"),
+        ({"num_classes": 9}, "9 classes, but at most 8 are possible"),
+        ({"root": "nowhere"}, "no folder nowhere; set --data.root"),
+    ],
+)
+def test_wrong_settings_are_refused(root: Path, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        SteelDataModule(**{"root": str(root)} | settings).setup("fit")
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seed": -1},  # NumPy takes no negative seed
+        {"split_seed": -1},  # likewise
+        {"num_workers": -1},  # torch has no such number of processes
+        {"num_workers": 1, "prefetch_factor": -1},  # nor such a number of batches
+        {"num_classes": 0},  # silently taken for "not given"
+    ],
+)
+def test_wrong_settings_should_be_refused(root: Path, settings: dict[str, int]) -> None:
+    (name,) = (name for name, value in settings.items() if value < 1)
+    with pytest.raises(InputError, match=name):
+        next(iter(build(root, **settings).train_dataloader()))
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+    module = build(tmp_path / "later")
+    with pytest.raises(InputError, match="no folder"):
+        module.setup("fit")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores are ours")
+@pytest.mark.parametrize(
+    ("cores", "num_workers"),
+    [
+        (1, 0),  # no core to spare
+        (4, 3),  # one is left to training
+        (64, 8),  # eight at the most
+    ],
+)
+def test_the_default_number_of_workers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, cores: int, num_workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert SteelDataModule(str(root)).val_dataloader().num_workers == num_workers

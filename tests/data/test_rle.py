@@ -1,0 +1,239 @@
+"""Codes against a loop over pixels and against pycocotools."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from steel.data import rle
+from steel.errors import InputError
+
+Mask = NDArray[np.uint8]
+
+SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+MASKS = hnp.arrays(bool, SIZES)
+quick = settings(max_examples=150, deadline=None)
+# pycocotools' masks do not know NumPy 2's `copy` (its _mask.pyx, line 150).
+old_coco = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def decode_slowly(code: str, size: tuple[int, int]) -> Mask:
+    """Pixel by pixel, as the contest's rules say it."""
+    mask = np.zeros(size, np.uint8)
+    numbers = [int(word) for word in code.split()]
+    for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
+        for pixel in range(start - 1, start - 1 + length):
+            mask[pixel % size[0], pixel // size[0]] = 1
+    return mask
+
+
+def encode_slowly(mask: NDArray[Any]) -> str:
+    runs: list[list[int]] = []
+    before = False
+    for x in range(mask.shape[1]):
+        for y in range(mask.shape[0]):
+            if mask[y, x] and before:
+                runs[-1][1] += 1
+            elif mask[y, x]:
+                runs.append([x * mask.shape[0] + y + 1, 1])
+            before = bool(mask[y, x])
+    return " ".join(f"{start} {length}" for start, length in runs)
+
+
+def to_coco(code: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The code as COCO's counts: pixels outside, inside, outside, ... in the same order."""
+    counts, position = [], 0
+    numbers = [int(word) for word in code.split()]
+    for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
+        counts += [start - 1 - position, length]
+        position = start - 1 + length
+    if position < size[0] * size[1]:
+        counts.append(size[0] * size[1] - position)
+    converted: dict[str, Any] = coco.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return converted
+
+
+def is_valid(numbers: list[int], size: tuple[int, int]) -> bool:
+    if len(numbers) % 2:
+        return False
+    end = 1
+    for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
+        if start < end or length < 1 or start + length - 1 > size[0] * size[1]:
+            return False
+        end = start + length
+    return True
+
+
+@pytest.mark.parametrize(
+    ("code", "size", "rows"),
+    [
+        ("2 2 7 3", (4, 4), ["..#.", "#...", "##..", ".#.."]),  # the picture of the module
+        ("", (2, 3), ["...", "..."]),  # empty
+        ("  ", (2, 3), ["...", "..."]),  # blank
+        ("1 6", (2, 3), ["###", "###"]),  # full, over every column
+        ("1 1", (2, 3), ["#..", "..."]),  # first pixel
+        ("6 1", (2, 3), ["...", "..#"]),  # last pixel
+        ("2 2", (2, 3), [".#.", "#.."]),  # around a column's end
+        ("1 1 2 1", (2, 3), ["#..", "#.."]),  # runs that touch
+        (" 2  1 ", (2, 3), ["...", "#.."]),  # more blanks than needed
+        ("2 1 4 1", (1, 5), [".#.#."]),  # one row
+        ("2 1 4 1", (5, 1), [".", "#", ".", "#", "."]),  # one column
+        ("1 1", (1, 1), ["#"]),  # one pixel
+    ],
+)
+def test_decode_draws_down_the_columns(code: str, size: tuple[int, int], rows: list[str]) -> None:
+    mask = rle.decode(code, size)
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[int(sign == "#") for sign in row] for row in rows]
+
+
+@quick
+@given(MASKS)
+def test_encode_equals_the_loop_and_decode_inverts_it(mask: NDArray[np.bool_]) -> None:
+    code = rle.encode(mask)
+    assert code == encode_slowly(mask)
+    np.testing.assert_array_equal(rle.decode(code, mask.shape), mask)
+
+
+@old_coco
+@quick
+@given(MASKS)
+def test_codes_equal_pycocotools(mask: NDArray[np.bool_]) -> None:
+    code = rle.encode(mask)
+    assert to_coco(code, mask.shape)["counts"] == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    np.testing.assert_array_equal(rle.decode(code, mask.shape), coco.decode(to_coco(code, mask.shape)))
+
+
+@quick
+@given(hnp.arrays(np.uint8, SIZES, elements=st.sampled_from([0, 0, 1, 2, 128, 255])), st.booleans())
+def test_encode_takes_any_value_and_memory_order(mask: Mask, is_turned: bool) -> None:
+    turned = mask[::-1, ::-1].T if is_turned else np.asfortranarray(mask)
+    before = turned.copy()
+    assert rle.encode(turned) == encode_slowly(turned)
+    np.testing.assert_array_equal(turned, before)
+
+
+@quick
+@given(SIZES, st.lists(st.integers(-1, 30), max_size=8))
+def test_decode_draws_exactly_what_is_valid(size: tuple[int, int], numbers: list[int]) -> None:
+    code = " ".join(map(str, numbers))
+    if is_valid(numbers, size):
+        np.testing.assert_array_equal(rle.decode(code, size), decode_slowly(code, size))
+        return
+    with pytest.raises(InputError):
+        rle.decode(code, size)
+
+
+@quick
+@given(MASKS, st.randoms(use_true_random=False))
+def test_shuffled_runs_are_refused(mask: NDArray[np.bool_], random: Any) -> None:
+    numbers = [int(word) for word in rle.encode(mask).split()]
+    pairs = list(zip(numbers[0::2], numbers[1::2], strict=True))
+    shuffled = random.sample(pairs, len(pairs))
+    runs = np.array(shuffled, np.int64).reshape(-1)
+    if shuffled == pairs:
+        np.testing.assert_array_equal(rle.decode(runs, mask.shape), mask)
+        return
+    with pytest.raises(InputError, match="though it starts before"):
+        rle.decode(runs, mask.shape)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_decode_takes_the_numbers_themselves(dtype: type) -> None:
+    np.testing.assert_array_equal(rle.decode(np.array([2, 2, 7, 3], dtype), (4, 4)), rle.decode("2 2 7 3", (4, 4)))
+
+
+@quick
+@given(st.lists(hnp.arrays(bool, (5, 4)), min_size=1, max_size=4))
+def test_out_is_reused_and_its_old_content_gone(masks: list[NDArray[np.bool_]]) -> None:
+    out = np.full((5, 4), 7, np.uint8)
+    for mask in masks:
+        assert rle.decode(encode_slowly(mask), (5, 4), out=out) is out
+        np.testing.assert_array_equal(out, mask)
+
+
+def test_out_may_be_a_slice_of_a_batch() -> None:
+    batch = np.full((3, 4, 8), 9, np.uint8)
+    rle.decode("2 2 7 3", (4, 4), out=batch[1, :, 2:6])
+    expected = np.full((3, 4, 8), 9, np.uint8)
+    expected[1, :, 2:6] = decode_slowly("2 2 7 3", (4, 4))
+    np.testing.assert_array_equal(batch, expected)
+
+
+@quick
+@given(SIZES.flatmap(lambda size: st.tuples(hnp.arrays(np.uint8, size), hnp.arrays(bool, (8, *size)))))
+def test_add_sets_one_bit_and_leaves_the_others(case: tuple[Mask, NDArray[np.bool_]]) -> None:
+    plane, masks = case
+    expected = plane.copy()
+    for bit, mask in enumerate(masks):
+        for y, x in np.argwhere(mask):
+            expected[y, x] |= 1 << bit
+        rle.add(plane, rle.parse(encode_slowly(mask)), bit)
+        np.testing.assert_array_equal(plane, expected)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("3", "odd count of numbers, 1"),  # a start alone
+        ("1 2 5", "odd count of numbers, 3"),  # a last start without a length
+        ("1 x", '"x" stands in it'),  # a letter
+        ("1 2.0", '"2.0" stands in it'),  # a fraction
+        ("-1 2", '"-1" stands in it'),  # a sign
+        ("+1 2", '"+1" stands in it'),  # the other sign
+        ("1,2", '"1,2" stands in it'),  # commas
+        ("1 2\t4 1", "stands in it"),  # a tab
+        ("1 ２", '"２" stands in it'),  # a digit of another script
+        ("1 ²", '"²" stands in it'),  # what str.isdigit takes for a digit
+        ("nan nan", '"nan" stands in it'),  # an empty cell that was written as text
+        ("x" * 99, f'"{"x" * 40}" stands in it'),  # a long word is cut
+        ("0 1", "starts at pixel 0, but pixels count from 1"),  # zero start
+        ("1 0", "a run of 0 pixels"),  # zero length
+        ("1 1 4 0 6 1", "a run of 0 pixels"),  # zero length in the middle
+        ("13 1", "1 pixels from pixel 13 goes beyond the image, which has 4 x 3 = 12 pixels"),  # begins beyond
+        ("12 2", "2 pixels from pixel 12 goes beyond"),  # ends beyond
+        ("1 13", "13 pixels from pixel 1 goes beyond"),  # longer than the image
+        ("1 3 3 2", "from pixel 3 overlaps the run of 3 pixels from pixel 1"),  # overlap
+        ("1 3 1 3", "from pixel 1 overlaps the run of 3 pixels from pixel 1"),  # the same run twice
+        ("5 2 1 2", "from pixel 1 comes after, though it starts before, the run of 2 pixels from pixel 5"),  # unsorted
+        ("9223372036854775807 9223372036854775807", "goes beyond"),  # the sum overflows
+        ("1 99999999999999999999999999", "goes beyond"),  # no 64-bit number
+        ("2 99999999999999999999999999", "goes beyond"),  # the sum wraps around to below 0
+        ("18446744073709551617 1", "goes beyond"),  # would wrap around to pixel 1
+    ],
+)
+def test_decode_refuses(code: str, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        rle.decode(code, (3, 4))
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_inside"),
+    [
+        ((3, 4), True),  # 12 pixels
+        ((4, 3), True),  # turned, as many pixels
+        ((3, 3), False),  # 9 pixels
+    ],
+)
+def test_find_fault_measures_by_the_size(size: tuple[int, int], is_inside: bool) -> None:
+    assert (rle.find_fault(np.array([10, 3]), size) is None) == is_inside
+
+
+@old_coco
+def test_real_codes_round_trip_and_equal_pycocotools(real_data: Callable[[str], Path]) -> None:
+    codes = pd.read_csv(real_data("severstal-labels") / "train_rle_subset.csv")["EncodedPixels"].tolist()
+    assert len(codes) == 730
+    out = np.empty((256, 1600), np.uint8)
+    for code in codes:
+        assert rle.encode(rle.decode(code, (256, 1600), out=out)) == code
+    for code in codes[::10]:
+        np.testing.assert_array_equal(rle.decode(code, (256, 1600)), coco.decode(to_coco(code, (256, 1600))))

@@ -1,0 +1,364 @@
+"""Splits: shares, groups, independence of order, the file, and which split judges a trained network."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from steel.cli import main
+from steel.data.annotations import Annotations, read_annotations
+from steel.data.splits import (
+    DEFAULT_FRACTIONS,
+    PARTS,
+    Split,
+    choose_split,
+    make_split,
+    read_split,
+    recall_split,
+    tabulate_split,
+    write_split,
+)
+from steel.errors import InputError
+
+
+def build_table(labels: NDArray[np.bool_], groups: NDArray[np.int64] | None = None, root: Path = Path()) -> Annotations:
+    """A table of labels without any image; every defect is one pixel."""
+    n, num_classes = labels.shape
+    return Annotations(
+        root=root,
+        names=np.array([f"{i:05d}.jpg" for i in range(n)]),
+        sizes=np.full((n, 2), 8, np.int32),
+        groups=np.arange(n) if groups is None else groups,
+        classes=tuple(str(c + 1) for c in range(num_classes)),
+        runs=np.ones(2 * int(labels.sum()), np.int32),
+        offsets=np.concatenate([[0], 2 * np.cumsum(labels.ravel())]),
+    )
+
+
+def draw_labels(n: int, seed: int = 0) -> NDArray[np.bool_]:
+    """Labels at about Severstal's frequencies, with a rare class and images of several."""
+    return np.random.default_rng(seed).random((n, 4)) < (0.07, 0.02, 0.41, 0.06)
+
+
+def assert_shares(split: Split, labels: NDArray[np.bool_], fractions: tuple[float, ...], slack: int) -> None:
+    """Images, clean images and each class within some images or 1.5 % of their share in every part."""
+    contents = np.column_stack([np.ones(len(labels)), ~labels.any(axis=1), labels])
+    for part, fraction in zip(PARTS, fractions, strict=True):
+        expected = fraction * contents.sum(axis=0)
+        off = np.abs(contents[split.indices(part)].sum(axis=0) - expected)
+        assert (off <= np.maximum(slack, 0.015 * expected) + 1e-9).all(), (part, off, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        (0.7, 0.15, 0.15),  # the default
+        (0.8, 0.1, 0.1),  # a small test
+        (0.5, 0.25, 0.25),  # halves
+        (0.6, 0.4, 0.0),  # no test
+        (0.0, 0.0, 1.0),  # test only
+        (1 / 3, 1 / 3, 1 / 3),  # thirds, which no float sums up to 1 exactly
+    ],
+)
+def test_shares(fractions: tuple[float, float, float], seed: int) -> None:
+    labels = draw_labels(2000, seed)
+    split = make_split(build_table(labels), fractions, seed)
+    # Six counts that overlap cannot all come to the very image.
+    assert_shares(split, labels, fractions, slack=2)
+    assert set(split.parts.tolist()) == {part for part, share in zip(PARTS, fractions, strict=True) if share}
+
+
+def test_shares_of_the_sets_of_classes() -> None:
+    labels = draw_labels(2000)
+    split = make_split(build_table(labels))
+    sets = Counter(map(tuple, labels.tolist()))
+    for part, fraction in zip(PARTS, DEFAULT_FRACTIONS, strict=True):
+        here = Counter(map(tuple, labels[split.indices(part)].tolist()))
+        for content, count in sets.items():
+            assert abs(here[content] - fraction * count) <= max(1.5, 0.03 * fraction * count)
+
+
+def test_shares_of_severstals_labels(real_data: Callable[[str], Path]) -> None:
+    table = pd.read_csv(real_data("severstal-labels") / "labels_12568.csv")
+    labels = table[[f"class{c}" for c in range(1, 5)]].to_numpy().astype(bool)
+    assert labels.sum(axis=0).tolist() == [897, 247, 5150, 801]
+    assert_shares(make_split(build_table(labels)), labels, DEFAULT_FRACTIONS, slack=1)
+
+
+@pytest.mark.parametrize("fractions", [DEFAULT_FRACTIONS, (0.5, 0.25, 0.25), (0.2, 0.2, 0.6)])
+def test_small_data_sets_are_divided_to_the_image(fractions: tuple[float, float, float]) -> None:
+    for n in range(1, 60):
+        counts = Counter(make_split(build_table(np.zeros((n, 1), bool)), fractions).parts.tolist())
+        assert counts.total() == n
+        for part, fraction in zip(PARTS, fractions, strict=True):
+            assert abs(counts[part] - fraction * n) < 1, (n, part)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_stay_together_and_balance_holds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(500), rng.integers(1, 9, 500))
+    # Images of one coil show the same defects more often than not.
+    coil = draw_labels(500, seed)[groups]
+    labels = np.where(rng.random(coil.shape) < 0.8, coil, draw_labels(len(groups), seed + 9))
+    shuffled = rng.permutation(len(groups))
+    groups, labels = groups[shuffled], labels[shuffled]
+    split = make_split(build_table(labels, groups), seed=seed)
+    for group in range(500):
+        assert len(set(split.parts[groups == group].tolist())) == 1
+    for part, fraction in zip(PARTS, DEFAULT_FRACTIONS, strict=True):
+        i = split.indices(part)
+        assert abs(len(i) / len(groups) - fraction) < 0.01
+        expected = fraction * labels.sum(axis=0)
+        assert (np.abs(labels[i].sum(axis=0) - expected) <= np.maximum(5, 0.06 * expected)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_finds_its_place_before_single_images(seed: int) -> None:
+    groups = np.maximum(np.arange(100) - 49, 0)  # one of 50 images and 50 of one
+    split = make_split(build_table(np.zeros((100, 1), bool), groups), (0.5, 0.25, 0.25), seed)
+    assert Counter(split.parts.tolist()) == {"train": 50, "val": 25, "test": 25}
+    assert set(split.parts[:50].tolist()) == {"train"}
+
+
+def test_the_numbers_of_groups_do_not_matter() -> None:
+    labels = draw_labels(300)
+    groups = np.random.default_rng(0).integers(0, 90, 300)
+    renamed = np.random.default_rng(1).permutation(90)[groups]
+    one, other = make_split(build_table(labels, groups)), make_split(build_table(labels, renamed))
+    assert one.parts.tolist() == other.parts.tolist()
+
+
+def test_neither_row_order_nor_names_of_groups_matter(root: Path) -> None:
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    groups = [f"coil {i // 3}" for i in range(len(names))]
+    pd.DataFrame({"ImageId": names, "group": groups}).to_csv(root / "groups.csv", index=False)
+    before = make_split(read_annotations(root))
+
+    header, *rows = (root / "train.csv").read_text().splitlines()
+    (root / "train.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
+    renamed = pd.DataFrame({"ImageId": names, "group": [f"{99 - i // 3}" for i in range(len(names))]})
+    renamed.sample(frac=1, random_state=0).to_csv(root / "groups.csv", index=False)
+    assert make_split(read_annotations(root)).parts.tolist() == before.parts.tolist()
+
+
+def test_the_seed_decides() -> None:
+    table = build_table(draw_labels(200))
+    splits = [make_split(table, seed=seed) for seed in (0, 0, 1, 2)]
+    assert splits[0].parts.tolist() == splits[1].parts.tolist()
+    assert splits[0].digest == splits[1].digest
+    assert len({split.digest for split in splits}) == 3
+    # As different as chance makes it, not a few images.
+    assert (splits[0].parts != splits[2].parts).mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        (0.7, 0.2, 0.2),  # more than all
+        (0.7, 0.1, 0.1),  # less than all
+        (1.2, -0.1, -0.1),  # below 0
+        (0.5, 0.5),  # two
+        (0.25, 0.25, 0.25, 0.25),  # four
+        pytest.param((float("nan"), 0.5, 0.5)),  # no number
+    ],
+)
+def test_fractions_are_refused(fractions: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="fractions are three shares of train, val and test that sum to 1"):
+        make_split(build_table(draw_labels(20)), fractions)
+
+
+def test_members_digest_and_table_of_a_split() -> None:
+    labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0]], bool)
+    table = build_table(labels, np.array([0, 0, 1, 2, 1]))
+    split = Split(table.names, np.array(["train", "train", "val", "", "val"]))
+    assert split.members() == {"train": ["00000.jpg", "00001.jpg"], "val": ["00002.jpg", "00004.jpg"], "test": []}
+    assert split.indices("val").tolist() == [2, 4]
+    other = Split(table.names, np.array(["train", "train", "val", "test", "val"]))
+    assert len({split.digest, other.digest, Split(table.names[::-1], split.parts).digest}) == 3
+    counted = tabulate_split(split, table)
+    assert counted.columns.tolist() == ["part", "images", "groups", "clean", "1", "2"]
+    assert counted.to_numpy().tolist() == [
+        ["train", 2, 1, 0, 2, 1],
+        ["val", 2, 1, 2, 0, 0],
+        ["test", 0, 0, 0, 0, 0],
+    ]
+
+
+def test_write_and_read(tmp_path: Path) -> None:
+    table = build_table(draw_labels(50))
+    split = make_split(table)
+    split.parts[[3, 20]] = ""
+    path = tmp_path / "splits.csv"
+    write_split(split, path)
+    lines = path.read_text().splitlines()
+    assert lines[0] == "ImageId,split"
+    assert lines[1:] == [f"{name},{part}" for name, part in zip(split.names, split.parts, strict=True) if part]
+    read = read_split(path, table)
+    assert read.parts.tolist() == split.parts.tolist()
+    assert read.names.tolist() == split.names.tolist()
+    assert read.digest == split.digest
+
+
+def test_a_splits_file_may_come_in_any_order_with_a_mark_and_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "splits.csv"
+    path.write_bytes(b"\xef\xbb\xbfcoil,split,ImageId\r\n1,test,00002.jpg\r\n2,train,00000.jpg\r\n")
+    assert read_split(path, build_table(draw_labels(4))).parts.tolist() == ["train", "", "test", ""]
+
+
+HEADER = "ImageId,split\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (HEADER + "00000.jpg,train\n00001.jpg,valid\n", 'line 3: split is one of train, val, test, but "valid" came'),
+        (HEADER + "00000.jpg,Train\n", 'line 2: split is one of train, val, test, but "Train" came'),  # capitals
+        (HEADER + "00000.jpg,\n", 'line 2: split is one of train, val, test, but "" came'),  # no part
+        (HEADER + "00000.jpg,train\n9.jpg,val\n", 'line 3: there is no image "9.jpg"'),  # unknown image
+        (HEADER + "00000.jpg,val\n00001.jpg,val\n00000.jpg,val\n", 'line 4: image "00000.jpg" stands in line 2 too'),
+        (HEADER + "00000.jpg,train\n00002.jpg,test\n00001.jpg,test\n", "divides a group of groups.csv: 00000.jpg is"),
+        ("ImageId,fold\n00000.jpg,1\n", "it needs the columns ImageId,split, but split is not among"),  # folds
+        ("image,part\n00000.jpg,train\n", "but ImageId,split is not among"),  # other names
+        ("ImageId;split\n00000.jpg;train\n", "but ImageId,split is not among"),  # semicolons
+        ("", "is not a CSV file"),  # empty
+        (HEADER + "00000.jpg,train\n00001.jpg,train,1\n", "is not a CSV file"),  # one field more
+        pytest.param(
+            HEADER + "00000.jpg,train\n\n00001.jpg,valid\n",
+            "line 4: split is",
+        ),  # a blank line
+    ],
+)
+def test_read_split_refuses(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "splits.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_split(path, build_table(draw_labels(4), np.array([0, 0, 1, 2])))
+    assert str(path) in str(error.value)
+    assert sentence in str(error.value)
+
+
+def test_a_group_may_be_partly_in_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "splits.csv"
+    path.write_text(HEADER + "00000.jpg,test\n")
+    split = read_split(path, build_table(draw_labels(4), np.array([0, 0, 1, 2])))
+    assert split.parts.tolist() == ["test", "", "", ""]
+
+
+def test_choose_split_prefers_the_file(tmp_path: Path) -> None:
+    table = build_table(draw_labels(40), root=tmp_path)
+    made = choose_split(table, (0.5, 0.25, 0.25), 3)
+    assert made.digest == make_split(table, (0.5, 0.25, 0.25), 3).digest
+    (tmp_path / "splits.csv").write_text(HEADER + "00005.jpg,val\n")
+    assert choose_split(table, (0.5, 0.25, 0.25), 3).members() == {"train": [], "val": ["00005.jpg"], "test": []}
+
+
+def describe(table: Annotations, split: Split) -> dict[str, object]:
+    """What a checkpoint says of its data."""
+    return {"digest": table.digest, "split": split.digest, "members": split.members()}
+
+
+CHECKPOINT = Path("runs/last.ckpt")
+
+
+def test_recall_the_split_of_the_same_data(tmp_path: Path) -> None:
+    table = build_table(draw_labels(60), root=tmp_path)
+    split = make_split(table, (0.5, 0.3, 0.2), seed=7)
+    assert recall_split(table, describe(table, split), CHECKPOINT).parts.tolist() == split.parts.tolist()
+    write_split(split, tmp_path / "splits.csv")
+    assert recall_split(table, describe(table, split), CHECKPOINT).digest == split.digest
+
+
+def test_recall_keeps_images_out_that_were_in_no_part(tmp_path: Path) -> None:
+    table = build_table(draw_labels(4), root=tmp_path)
+    split = Split(table.names, np.array(["train", "", "val", ""]))
+    assert recall_split(table, describe(table, split), CHECKPOINT).parts.tolist() == split.parts.tolist()
+
+
+def test_recall_refuses_another_splits_file_for_the_same_data(tmp_path: Path) -> None:
+    table = build_table(draw_labels(60), root=tmp_path)
+    trained, other = make_split(table, seed=0), make_split(table, seed=1)
+    write_split(other, tmp_path / "splits.csv")
+    with pytest.raises(InputError) as error:
+        recall_split(table, describe(table, trained), CHECKPOINT)
+    for word in (str(tmp_path / "splits.csv"), str(CHECKPOINT), trained.digest, other.digest):
+        assert word in str(error.value)
+
+
+def test_recall_refuses_other_data_without_a_splits_file(tmp_path: Path) -> None:
+    trained, other = build_table(draw_labels(60)), build_table(draw_labels(60, seed=1), root=tmp_path)
+    with pytest.raises(InputError) as error:
+        recall_split(other, describe(trained, make_split(trained)), CHECKPOINT)
+    for word in (str(tmp_path), str(CHECKPOINT), trained.digest, other.digest, "splits.csv"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "known"),
+    [
+        ("00000.jpg,test\n00002.jpg,test\n", "1 images"),  # trained with, now in test
+        ("00000.jpg,val\n00001.jpg,test\n", "2 images"),  # both of them
+        ("00000.jpg,train\n00002.jpg,test\n", None),  # trained with again
+        ("00002.jpg,test\n00003.jpg,val\n", None),  # chosen by or never seen
+    ],
+)
+def test_recall_on_other_data_never_judges_by_what_was_trained_with(
+    tmp_path: Path, rows: str, known: str | None
+) -> None:
+    trained = build_table(np.ones((4, 1), bool))
+    split = Split(trained.names, np.array(["train", "train", "val", ""]))
+    other = build_table(np.zeros((4, 1), bool), root=tmp_path)
+    (tmp_path / "splits.csv").write_text(HEADER + rows)
+    if known is None:
+        recalled = recall_split(other, describe(trained, split), CHECKPOINT)
+        assert recalled.digest == read_split(tmp_path / "splits.csv", other).digest
+        return
+    with pytest.raises(InputError) as error:
+        recall_split(other, describe(trained, split), CHECKPOINT)
+    assert str(error.value).startswith(known)
+    assert "00000.jpg among them" in str(error.value)
+    assert str(CHECKPOINT) in str(error.value)
+
+
+def test_steel_split_writes_the_file_once(
+    root: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["split", str(root), "--fractions=[0.5,0.25,0.25]", "--seed=3"]) == 0
+    path = root / "splits.csv"
+    table = read_annotations(root)
+    expected = make_split(table, (0.5, 0.25, 0.25), 3)
+    assert read_split(path, table).digest == expected.digest
+    printed = capsys.readouterr().out
+    assert f"wrote {path}" in printed
+    assert f"seed 3, split {expected.digest}, data {table.digest}" in printed
+    assert len(expected.indices("train")) == 20
+
+    before = path.read_bytes()
+    assert f"{path} is there already" in refused("split", root)
+    assert path.read_bytes() == before
+
+
+def test_steel_split_writes_where_out_says(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = tmp_path / "other.csv"
+    assert main(["split", str(root), f"--out={out}"]) == 0
+    assert not (root / "splits.csv").exists()
+    table = read_annotations(root)
+    assert read_split(out, table).digest == make_split(table).digest
+    assert f"{out} is there already" in refused("split", root, "--out", out)
+
+
+def test_steel_split_refuses(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "no folder" in refused("split", tmp_path / "nowhere")
+    assert "sum to 1" in refused("split", root, "--fractions=[0.7,0.7,0.7]")
+    assert "fractions" in refused("split", root, "--fractions=[0.5,0.5]")
+    assert "--folds" in refused("split", root, "--folds=5")
+    assert not (root / "splits.csv").exists()
+
+
+def test_steel_split_refuses_a_negative_seed(root: Path, refused: Callable[..., str]) -> None:
+    assert "seed" in refused("split", root, "--seed=-1")

@@ -1,0 +1,153 @@
+"""The made-up data set: repeatable, readable, and as frequent in its defects as Severstal's."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steel.cli import main
+from steel.data.annotations import read_annotations
+from steel.data.images import read_grey
+from steel.data.synthetic import _deal_classes, draw_image, write_synthetic
+
+# Images of each class, clean ones and ones with several classes, of the contest's 12,568; counted elsewhere.
+SEVERSTAL = {"class": (897, 247, 5150, 801), "clean": 5902, "several": 427}
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        write_synthetic(tmp_path / name, 12, seed, (48, 64))
+    one, same, other = (fingerprint(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same
+    assert (
+        set(one)
+        == set(other)
+        == {"train.csv", "classes.csv"} | {f"train_images/synthetic_{i:05d}.jpg" for i in range(12)}
+    )
+    assert [name for name in one if one[name] == other[name]] == ["classes.csv"]
+
+
+def test_the_data_set_can_be_read(root: Path) -> None:
+    table = read_annotations(root)
+    assert len(table) == 40
+    assert table.classes == ("pits", "crack", "scratch", "patch")
+    assert (table.sizes == (64, 128)).all()
+    assert (table.labels.sum(axis=0) >= 4).all()
+    assert (~table.labels.any(axis=1)).sum() >= 10
+    assert (table.areas[table.labels] > 0).all()
+    for i in range(len(table)):
+        image = read_grey(table.path(i))
+        assert image.shape == (64, 128)
+        assert image.std() > 3
+        assert (table.draw_plane(i) > 0).sum() < 64 * 128
+
+
+def test_severstals_frequencies() -> None:
+    dealt = _deal_classes(400, seed=0)
+    assert len(dealt) == 400
+    counts = Counter(c for classes in dealt for c in classes)
+    for c, count in enumerate(SEVERSTAL["class"]):
+        assert abs(counts[c] - count / 12568 * 400) <= 2
+    assert abs(dealt.count(()) - SEVERSTAL["clean"] / 12568 * 400) <= 2
+    assert abs(sum(len(classes) > 1 for classes in dealt) - SEVERSTAL["several"] / 12568 * 400) <= 2
+
+
+@pytest.mark.parametrize("num_images", [1, 9, 10, 25, 40, 100])
+def test_every_class_is_dealt_where_there_is_room(num_images: int) -> None:
+    dealt = _deal_classes(num_images, seed=1)
+    assert len(dealt) == num_images
+    counts = Counter(c for classes in dealt for c in classes)
+    for c in range(4):
+        assert counts[c] >= min(4, num_images // 10)
+    assert () in dealt
+
+
+def test_the_seed_shuffles_what_is_dealt() -> None:
+    one, same, other = _deal_classes(100, 0), _deal_classes(100, 0), _deal_classes(100, 1)
+    assert one == same != other
+    assert sorted(one) == sorted(other)
+    # A part of the files is like the whole, since their names say nothing: about 23 of 47 clean ones.
+    assert 12 <= one[:50].count(()) <= 35
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 128), (128, 64)])
+@pytest.mark.parametrize("classes", [(), (0,), (1,), (2,), (3,), (0, 1, 2), (2, 3)])
+def test_masks_are_inside_and_never_empty(classes: tuple[int, ...], size: tuple[int, int]) -> None:
+    for seed in range(6):
+        image, masks = draw_image(np.random.default_rng(seed), classes, size)
+        assert image.shape == size
+        assert image.dtype == np.uint8
+        assert len(masks) == len(classes)
+        for mask in masks:
+            assert mask.shape == size
+            assert mask.any()
+            assert set(np.unique(mask).tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("c", range(4))
+def test_a_defect_changes_the_steel_where_it_is_labelled(c: int) -> None:
+    changed, unchanged = [], []
+    for seed in range(8):
+        image, (mask,) = draw_image(np.random.default_rng(seed), (c,), (128, 256))
+        clean, _ = draw_image(np.random.default_rng(seed), (), (128, 256))
+        difference = np.abs(image.astype(int) - clean)
+        changed.append(difference[mask > 0].mean())
+        unchanged.append(difference[mask == 0].mean())
+    # The camera's noise differs everywhere, by about two grey values.
+    assert np.mean(unchanged) < 4
+    assert np.mean(changed) > 3 * np.mean(unchanged)
+
+
+def test_nothing_is_labelled_beside_the_strip() -> None:
+    num_margins = 0
+    for seed in range(60):
+        image, (mask,) = draw_image(np.random.default_rng(seed), (2,), (48, 96))
+        beside = image.mean(axis=0) < 12
+        num_margins += bool(beside.any())
+        assert not mask[:, beside].any()
+    assert 5 <= num_margins <= 30  # a quarter of the images, by chance
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    assert f"{tmp_path} is there already and not empty" in refused("synth", tmp_path, "--num_images=2")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+    assert f"{tmp_path / 'kept.txt'} is there already" in refused("synth", tmp_path / "kept.txt", "--num_images=2")
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--num_images=0", "num_images is 1 or more"),  # nothing to write
+        ("--num_images=-3", "num_images is 1 or more"),  # less than nothing
+        ("--size=[16,128]", "height is 32 or more"),  # too low
+        ("--size=[128,16]", "width is 32 or more"),  # too narrow
+        ("--size=[128]", "size"),  # a number is missing
+        pytest.param(
+            "--seed=-1",
+            "seed",
+        ),  # NumPy takes no negative seed
+    ],
+)
+def test_steel_synth_refuses(tmp_path: Path, refused: Callable[..., str], option: str, sentence: str) -> None:
+    assert sentence in refused("synth", tmp_path / "new", option)
+    assert not (tmp_path / "new").exists()
+
+
+def test_steel_synth_writes_what_the_function_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    assert main(["synth", str(tmp_path / "one"), "--num_images=5", "--seed=2", "--size=[32,64]"]) == 0
+    assert f"wrote 5 images to {tmp_path / 'one'}" in capsys.readouterr().out
+    write_synthetic(tmp_path / "other", 5, 2, (32, 64))
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "other")
+    assert pd.read_csv(tmp_path / "one" / "classes.csv")["ClassId"].tolist() == [1, 2, 3, 4]

@@ -1,0 +1,126 @@
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from conftest import Trained
+from steel.cli import main
+from steel.data import rle
+from steel.data.annotations import read_annotations
+from steel.inspection.assemble import assemble
+
+
+@pytest.fixture(scope="module")
+def evaluated(_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated")
+    args = [f"--classifier={_trained.classifier}", f"--segmenter={_trained.segmenter}", f"--root={_trained.root}"]
+    assert main(["evaluate", *args, "--split=val", f"--out={out}", "--num_pictures=3", "--num_workers=0"]) == 0
+    return out
+
+
+def reference(trained: Trained) -> tuple[dict[str, float], dict[tuple[str, int], str]]:
+    """Accuracy, both Dice and the codes, image by image from the files."""
+    table = read_annotations(trained.root)
+    assembly = assemble(str(trained.classifier), str(trained.segmenter))
+    members = assembly.classifier["data"]["members"]["val"]
+    right, kaggle, on_defects, codes = [], [], [], {}
+    for name in members:
+        i = table.names.tolist().index(name)
+        image = cv2.imread(str(trained.root / "train_images" / name), cv2.IMREAD_GRAYSCALE)
+        with torch.inference_mode():
+            inspection = assembly.inspector(torch.from_numpy(image)[None])
+        right.append((float(inspection.gate_probability) >= 0.5) == bool(table.labels[i].any()))
+        for c in range(4):
+            mask = inspection.masks[0, c].numpy()
+            truth = rle.decode(table.runs_of(i, c), image.shape).astype(bool)
+            codes[name, c + 1] = rle.encode(mask)
+            total = int(mask.sum() + truth.sum())
+            dice = 2 * int((mask & truth).sum()) / total if total else 1.0
+            kaggle.append(dice)
+            if truth.any():
+                on_defects.append(dice)
+    scores = {"accuracy": right, "kaggle_dice": kaggle, "dice_on_defects": on_defects}
+    return {name: float(np.mean(values)) for name, values in scores.items()}, codes
+
+
+def test_scores_and_codes_equal_the_reference(trained: Trained, evaluated: Path) -> None:
+    scores, codes = reference(trained)
+    report = json.loads((evaluated / "evaluation.json").read_text())
+    for name, value in scores.items():
+        assert report[name] == pytest.approx(value, abs=1e-6)
+    rows = list(csv.DictReader((evaluated / "submission.csv").read_text().splitlines()))
+    assert {(row["ImageId"], int(row["ClassId"])): row["EncodedPixels"] for row in rows} == codes
+
+
+def test_the_report_says_what_it_judged(trained: Trained, evaluated: Path) -> None:
+    report = json.loads((evaluated / "evaluation.json").read_text())
+    assert report["part"] == "val"
+    assert report["data"]["digest"] == read_annotations(trained.root).digest
+    assert np.sum(report["confusion"]) == report["num_images"]
+    assert report["predict_nothing"]["dice_on_defects"] == 0
+    assert report["predict_everything"]["false_alarm_rate"] == 1
+    text = (evaluated / "evaluation.md").read_text()
+    assert "random weights" in text
+    assert f"| Kaggle Dice | {report['kaggle_dice']:.4f} |" in text
+
+
+def test_pictures_show_truth_in_green_and_prediction_in_red(evaluated: Path) -> None:
+    pictures = sorted((evaluated / "pictures").glob("*.png"))
+    assert len(pictures) == 3
+    greens = 0
+    for path in pictures:
+        blue, green, red = cv2.split(cv2.imread(str(path)).astype(int))
+        greens += ((green > blue + 60) & (green > red + 60)).sum()
+    assert greens > 100
+
+
+Refused = Callable[..., str]
+
+
+def evaluate_args(trained: Trained, root: Path, out: Path) -> list[str]:
+    args = [f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}", f"--root={root}"]
+    return ["evaluate", *args, f"--out={out}", "--num_workers=0", "--num_pictures=1"]
+
+
+def test_another_split_than_that_of_training_is_refused(
+    trained: Trained, root: Path, tmp_path: Path, refused: Refused
+) -> None:
+    assert main(["split", str(root), "--seed=3"]) == 0
+    assert "is not the split that" in refused(*evaluate_args(trained, root, tmp_path / "out"))
+
+
+def test_images_seen_in_training_do_not_judge(trained: Trained, root: Path, tmp_path: Path, refused: Refused) -> None:
+    lines = (root / "train.csv").read_text().splitlines()
+    (root / "train.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert "is not the data set that" in refused(*evaluate_args(trained, root, tmp_path / "out"))
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names))
+    assert "were trained with by" in refused(*evaluate_args(trained, root, tmp_path / "out"))
+
+
+def test_new_images_with_a_split_of_their_own_can_judge(trained: Trained, root: Path, tmp_path: Path) -> None:
+    for path in (root / "train_images").iterdir():
+        shutil.move(path, path.with_name(f"new_{path.name}"))
+    text = (root / "train.csv").read_text().replace("synthetic_", "new_synthetic_")
+    (root / "train.csv").write_text(text)
+    names = sorted(path.name for path in (root / "train_images").iterdir())[:5]
+    (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names))
+    assert main(evaluate_args(trained, root, tmp_path / "out")) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
+
+
+def test_networks_trained_with_different_splits_are_refused(
+    trained: Trained, root: Path, tmp_path: Path, refused: Refused
+) -> None:
+    checkpoint = torch.load(trained.segmenter, weights_only=True)
+    members = checkpoint["steel"]["data"]["members"]
+    members["train"], members["test"] = members["test"], members["train"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    args = [f"--classifier={trained.classifier}", f"--segmenter={tmp_path / 'other.ckpt'}", f"--root={root}"]
+    assert "different splits" in refused("evaluate", *args, f"--out={tmp_path / 'out'}")

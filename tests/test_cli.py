@@ -1,0 +1,83 @@
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import steel.cli
+from steel.cli import main
+
+
+def test_the_public_commands() -> None:
+    """A command that appears or goes is announced here."""
+    commands = "demo synth explore split fit validate test evaluate export inspect info"
+    assert list(steel.cli._COMMANDS) == commands.split()
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in steel.cli._COMMANDS:
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("command", steel.cli._COMMANDS)
+def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: steel {command}")
+    entries = re.findall(r"^  (?=-|\w)(.+(?:\n {4,}.+)*)", text[text.index("\n\n") :], flags=re.MULTILINE)
+    assert entries
+    for entry in entries:
+        name, _, words = " ".join(entry.split()).partition(" ")
+        # What is left without metavariable, type and default.
+        sentence = re.sub(r"\((?:required, )?(?:type|default): .*\)$|[A-Z_]{2,}|\[.*?\]|\{.*?\}", "", words)
+        assert len(sentence.split()) >= 2, (name, words)
+
+
+def test_version_answers_in_under_a_second() -> None:
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-m", "steel", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("steel 0.")
+    assert time.monotonic() - start < 1
+
+
+def test_the_dispatcher_imports_nothing_heavy() -> None:
+    code = "import sys, steel.cli; print([m for m in ('torch', 'numpy', 'pandas', 'jsonargparse') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "torch" in text
+    assert "CPU threads" in text
+
+
+def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path, root: Path) -> None:
+    assert 'no command "trian"' in refused("trian")
+    assert main([]) == 2
+    assert "--help" in refused("split")
+    assert "--fold" in refused("split", root, "--fold=3")
+    assert "sum to 1" in refused("split", root, "--fractions=[0.5,0.5,0.5]")
+
+
+def test_the_systems_own_errors_are_sentences(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert "file" in refused("synth", file / "below", "--num_images=1")
+
+
+def test_bad_data_is_one_sentence_whatever_the_command(refused: Callable[..., str], root: Path, tmp_path: Path) -> None:
+    commands = (["split", root], ["explore", root, f"--out={tmp_path / 'x'}"])
+    (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\nsynthetic_00001.jpg,1,5 2 9\n")
+    for command in commands:
+        sentence = refused(*command)
+        assert "train.csv, line 2" in sentence
+        assert "odd" in sentence

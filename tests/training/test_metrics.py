@@ -1,0 +1,148 @@
+"""Every score beside a brute-force or library reference."""
+
+import math
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import sklearn.metrics
+import torch
+from numpy.typing import NDArray
+
+from steel.training.metrics import (
+    LabelScores,
+    MaskScores,
+    confusion,
+    count,
+    predict_everything,
+    predict_nothing,
+    score_labels,
+    score_masks,
+    unpack,
+)
+
+
+def draw_masks(seed: int, n: int = 12, c: int = 3, size: tuple[int, int] = (9, 14)) -> NDArray[np.bool_]:
+    """Masks of which a good part is empty."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((n, c, *size)) < rng.uniform(0.05, 0.5, (n, c, 1, 1))
+    masks[rng.random((n, c)) < 0.4] = False
+    masks[0] = False
+    return masks
+
+
+def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[str, float]:
+    """The scores from the definitions, pixel set by pixel set."""
+    n, c = truth.shape[:2]
+    kaggle, on_defects, alarms = [], [], []
+    per_class: dict[int, list[float]] = {k: [] for k in range(c)}
+    for i in range(n):
+        for k in range(c):
+            a, b = set(np.flatnonzero(predicted[i, k])), set(np.flatnonzero(truth[i, k]))
+            value = 1.0 if not a and not b else 2 * len(a & b) / (len(a) + len(b))
+            kaggle.append(value)
+            if b:
+                on_defects.append(value)
+                per_class[k].append(value)
+        if not truth[i].any():
+            alarms.append(float(predicted[i].any()))
+    iou = []
+    for k in range(c):
+        union = np.logical_or(predicted[:, k], truth[:, k]).sum()
+        iou.append(np.logical_and(predicted[:, k], truth[:, k]).sum() / union if union else math.nan)
+    mean = {"kaggle_dice": kaggle, "dice_on_defects": on_defects, "false_alarm_rate": alarms}
+    scores = {name: float(np.mean(values)) if values else math.nan for name, values in mean.items()}
+    scores["iou"] = float(np.nanmean(iou))
+    for k in range(c):
+        scores[f"dice_class_{k + 1}"] = float(np.mean(per_class[k])) if per_class[k] else math.nan
+        scores[f"iou_class_{k + 1}"] = float(iou[k])
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mask_scores_equal_brute_force(seed: int) -> None:
+    predicted, truth = draw_masks(seed), draw_masks(seed + 100)
+    predicted[1:6] |= truth[1:6]
+    scores = score_masks(count(torch.from_numpy(predicted), torch.from_numpy(truth)))
+    assert scores == pytest.approx(brute_force(predicted, truth), nan_ok=True)
+
+
+def test_kaggle_dice_equals_smp() -> None:
+    predicted, truth = torch.from_numpy(draw_masks(1)), torch.from_numpy(draw_masks(2))
+    stats = smp.metrics.get_stats(predicted.long(), truth.long(), mode="multilabel")
+    reference = smp.metrics.f1_score(*stats, reduction="macro-imagewise", zero_division=1.0)
+    assert score_masks(count(predicted, truth))["kaggle_dice"] == pytest.approx(float(reference), abs=1e-6)
+
+
+def test_nothing_and_everything() -> None:
+    truth = draw_masks(3)
+    counts = count(torch.from_numpy(draw_masks(4)), torch.from_numpy(truth))
+    for baseline, masks in ((predict_nothing, np.zeros_like(truth)), (predict_everything, np.ones_like(truth))):
+        assert score_masks(baseline(counts)) == pytest.approx(brute_force(masks, truth), nan_ok=True)
+
+
+def test_without_any_defect_what_is_undefined_is_nan() -> None:
+    clean = torch.zeros(2, 2, 4, 4, dtype=torch.bool)
+    scores = score_masks(count(clean, clean))
+    assert scores["kaggle_dice"] == 1
+    assert scores["false_alarm_rate"] == 0
+    assert math.isnan(scores["dice_on_defects"])
+    assert math.isnan(scores["iou_class_1"])
+
+
+def test_batches_and_repeats_change_nothing() -> None:
+    predicted, truth = torch.from_numpy(draw_masks(5)), torch.from_numpy(draw_masks(6))
+    whole, parts = MaskScores(), MaskScores()
+    whole.update(predicted, truth, torch.arange(12))
+    for rows in ([7, 3, 1], [0, 2], [4, 5, 6, 8, 9, 10, 11], [3, 0]):
+        parts.update(predicted[rows], truth[rows], torch.tensor(rows))
+    assert parts.compute() == whole.compute()
+    assert torch.equal(parts.counts()[0], torch.arange(12))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_label_scores_equal_sklearn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.random((60, 4)) < 0.25
+    probabilities = np.clip(0.6 * labels + rng.random((60, 4)) * 0.6, 0, 1).astype(np.float32)
+    scores = score_labels(torch.from_numpy(probabilities), torch.from_numpy(labels), 0.5)
+    defective, gate = labels.any(1), probabilities.max(1)
+    called = gate >= 0.5
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(defective, called),
+        "precision": sklearn.metrics.precision_score(defective, called),
+        "recall": sklearn.metrics.recall_score(defective, called),
+        "f1": sklearn.metrics.f1_score(defective, called),
+        "auroc": sklearn.metrics.roc_auc_score(defective, gate),
+        "average_precision": sklearn.metrics.average_precision_score(defective, gate),
+        "f1_macro": sklearn.metrics.f1_score(labels, probabilities >= 0.5, average="macro"),
+    }
+    for c, value in enumerate(sklearn.metrics.f1_score(labels, probabilities >= 0.5, average=None)):
+        expected[f"f1_class_{c + 1}"] = value
+    assert scores == pytest.approx(expected, abs=1e-6)
+    table = confusion(torch.from_numpy(called), torch.from_numpy(defective))
+    assert table.tolist() == sklearn.metrics.confusion_matrix(defective, called).tolist()
+
+
+def test_label_scores_of_one_kind_only() -> None:
+    scores = score_labels(torch.tensor([[0.1, 0.2], [0.3, 0.1]]), torch.zeros(2, 2, dtype=torch.bool))
+    assert scores["accuracy"] == 1
+    assert all(math.isnan(scores[name]) for name in ("precision", "recall", "f1", "auroc", "average_precision"))
+
+
+def test_label_scores_keep_one_row_an_image() -> None:
+    metric = LabelScores()
+    probabilities, labels = torch.rand(5, 3), torch.rand(5, 3) > 0.5
+    metric.update(probabilities[[4, 1]], labels[[4, 1]], torch.tensor([4, 1]))
+    metric.update(probabilities[[0, 1, 2, 3]], labels[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 3]))
+    index, kept, truth = metric.results()
+    assert index.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(kept, probabilities)
+    assert torch.equal(truth, labels)
+
+
+def test_unpack_by_hand() -> None:
+    plane = torch.tensor([[[0, 1], [2, 5]]], dtype=torch.uint8)
+    expected = [[[[0, 1], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 1]]]]
+    assert unpack(plane, 3).int().tolist() == expected
+    assert unpack(torch.tensor([[[128]]], dtype=torch.uint8), 8)[0, 7].item()

@@ -1,0 +1,164 @@
+import re
+import time
+import urllib.error
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+import torchvision
+
+from steel.errors import InputError
+from steel.training import networks
+from steel.training.networks import ClassifierNetwork, SegmenterNetwork
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+
+SIZES = [(64, 96), (103, 47), (33, 64)]  # a multiple of 32, odd both ways, just above one
+
+
+def draw(n: int, size: tuple[int, int]) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("decoder", ["unet", "resunet"])
+@pytest.mark.parametrize(("scale", "input_size"), [(1.0, None), (0.5, None), (0.3, None), (1.0, (64, 64))])
+def test_segmenter_answers_at_the_size_that_came_in(
+    decoder: Literal["unet", "resunet"], scale: float, input_size: tuple[int, int] | None
+) -> None:
+    network = SegmenterNetwork(
+        3, "resnet18", decoder=decoder, decoder_channels=(16, 8, 8), scale=scale, input_size=input_size
+    ).eval()
+    scripted = torch.jit.script(network)
+    with torch.inference_mode():
+        for size in SIZES:
+            images = draw(2, size)
+            logits = network(images)
+            assert logits.shape == (2, 3, *size)
+            assert torch.equal(logits, scripted(images))
+
+
+@pytest.mark.parametrize(("scale", "input_size"), [(1.0, None), (0.5, None), (1.0, (64, 64))])
+def test_classifier_takes_any_size(scale: float, input_size: tuple[int, int] | None) -> None:
+    network = ClassifierNetwork(3, scale=scale, input_size=input_size).eval()
+    scripted = torch.jit.script(network)
+    with torch.inference_mode():
+        for size in SIZES:
+            assert network(draw(2, size)).shape == (2, 3)
+            assert torch.equal(network(draw(2, size)), scripted(draw(2, size)))
+
+
+def test_the_network_normalises_as_torchvision_does() -> None:
+    network = ClassifierNetwork(3, scale=1.0).eval()
+    images = draw(2, (64, 96))
+    reference = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    expected = network.resnet(reference(images.expand(-1, 3, -1, -1) / 255))
+    assert torch.allclose(network(images), expected, atol=1e-4)
+
+
+def test_an_answer_does_not_depend_on_the_neighbours_in_the_batch() -> None:
+    network = SegmenterNetwork(2, "resnet18", decoder_channels=(16, 8, 8)).eval()
+    images = draw(3, (40, 72))
+    with torch.inference_mode():
+        alone = torch.cat([network(images[i : i + 1]) for i in range(3)])
+        assert torch.allclose(network(images), alone, atol=1e-5)
+
+
+def test_half_scale_is_the_mean_of_four_pixels() -> None:
+    reduce = networks._Reduce(0.5, None)
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    images[..., 4:] = 200
+    reduced = reduce(images) * reduce.std + reduce.mean
+    assert reduced[0, 0, :, 0].tolist() == pytest.approx([0] * 4, abs=1e-3)
+    assert reduced[0, 0, :, 3].tolist() == pytest.approx([200] * 4, abs=1e-3)
+
+
+def test_residual_decoder_costs_a_few_per_cent() -> None:
+    plain, residual = (
+        sum(p.numel() for p in SegmenterNetwork(4, "resnet34", decoder=decoder).parameters())
+        for decoder in ("unet", "resunet")
+    )
+    assert 1.0 < residual / plain < 1.05
+
+
+def test_weights_from_a_local_file_serve_both_networks(tmp_path: Path) -> None:
+    source = torchvision.models.resnet18()
+    path = tmp_path / "resnet18.pth"
+    torch.save(source.state_dict(), path)
+    classifier = ClassifierNetwork(4, "resnet18", weights=str(path))
+    assert torch.equal(classifier.resnet.layer3[0].conv1.weight, source.layer3[0].conv1.weight)
+    assert torch.equal(classifier.resnet.bn1.running_var, source.bn1.running_var)
+    segmenter = SegmenterNetwork(4, "resnet18", weights=str(path))
+    assert torch.equal(segmenter.unet.encoder.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("text", "does not hold weights"),  # not torch's
+        ({"a": 3}, "does not hold weights"),  # no tensors
+        ({"conv1.weight": torch.zeros(3)}, "of another network"),  # another shape
+        (torchvision.models.resnet34().state_dict(), "of another network"),  # another depth
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, reason: str) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=reason):
+        ClassifierNetwork(4, "resnet18", weights=str(path))
+
+
+def test_torchvision_weights_by_name_come_from_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    state = torchvision.models.resnet18().state_dict()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / Path(weights.url).name).touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **_: state)
+    network = ClassifierNetwork(4, "resnet18", weights="IMAGENET1K_V1")
+    assert torch.equal(network.resnet.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+
+
+def _refuse_network(*args: object, **kwargs: object) -> None:
+    raise urllib.error.URLError("no network")
+
+
+def _hang(*args: object, **kwargs: object) -> None:
+    time.sleep(3)
+    raise urllib.error.URLError("at last")
+
+
+@pytest.mark.parametrize("urlopen", [_refuse_network, _hang])
+def test_without_network_a_sentence_comes_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, urlopen: object
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for build in (
+        lambda: ClassifierNetwork(4, "resnet18", weights="IMAGENET1K_V1"),
+        lambda: SegmenterNetwork(4, "resnet34", weights="imagenet"),
+    ):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"cannot be reached.*--model.weights null"):
+            build()
+        assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"scale": 0.0}, "model.scale"),
+        ({"scale": 1.5}, "model.scale"),
+        ({"input_size": (8, 256)}, "model.input_size"),
+        ({"encoder": "resnet19"}, 'no encoder "resnet19"'),
+        ({"decoder_channels": (8, 8)}, "model.decoder_channels"),
+        ({"weights": "imagenet22k"}, 'no weights "imagenet22k"'),
+    ],
+)
+def test_wrong_settings_are_refused(arguments: dict[str, object], reason: str) -> None:
+    with pytest.raises(InputError, match=re.escape(reason)):
+        SegmenterNetwork(4, **arguments)  # type: ignore[arg-type]
