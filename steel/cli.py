@@ -11,8 +11,11 @@ from steel.errors import InputError
 _COMMANDS = {
     "demo": "steel.demo:demo",
     "synth": "steel.data.synthetic:synth",
+    "check": "steel.data.quality:check",
     "explore": "steel.data.explore:explore",
     "split": "steel.data.splits:split",
+    "audit": "steel.data.audit:audit",
+    "convert": "steel.data.convert:convert",
     "fit": "steel.training.fit:run_cli",
     "validate": "steel.training.fit:run_cli",
     "test": "steel.training.fit:run_cli",
@@ -33,8 +36,11 @@ See it work
 
 From a folder with train.csv and train_images/ to two trained networks
   synth      write a synthetic data set
-  explore    what is in a data set, as pictures
+  convert    bring labels from COCO, YOLO or PNG masks, or take them there
+  check      everything that is wrong with a data set
+  explore    what is in a data set, as a page of pictures
   split      divide it into train, val and test, over images
+  audit      leaks and balance of any given split
   fit        train a network: --config conf/classifier.yaml or conf/segmenter.yaml
   validate   scores of a trained network on val
   test       scores of a trained network on test
@@ -53,7 +59,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What stands behind `steel`; by default what was typed.
 
     Returns:
-        The exit status: 0, or 2 where something given is wrong and a sentence on stderr says what.
+        The exit status: 0; 1 where a command that looks for faults has found some; 2 where something given is wrong
+        and a sentence on stderr says what; 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -68,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f'steel: there is no command "{args[0]}"; commands: {", ".join(_COMMANDS)}', file=sys.stderr)
         return 2
     try:
-        _run(args)
+        return _run(args)
     except InputError as error:
         print(f"steel: {error}", file=sys.stderr)
         return 2
@@ -79,21 +86,28 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("steel: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
-def _run(args: list[str]) -> None:
+def _run(args: list[str]) -> int:
     module, _, name = _COMMANDS[args[0]].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if name == "run_cli":
         function(args)
-        return
+        return 0
     import argparse
+    import inspect
 
     from jsonargparse import ArgumentError, auto_cli
 
+    # `--near_duplicates` alone says yes; jsonargparse wants it said.
+    flags = {f"--{name}" for name, it in inspect.signature(function).parameters.items() if it.annotation is bool}
+    given = [
+        f"{arg}=true" if arg in flags and after.lower() not in ("true", "false") else arg
+        for arg, after in zip(args[1:], [*args[2:], ""], strict=False)  # nothing may stand behind the command
+    ]
     try:
-        auto_cli(function, args=args[1:], prog=f"steel {args[0]}", allow_abbrev=False, exit_on_error=False)
+        status = auto_cli(function, args=given, prog=f"steel {args[0]}", allow_abbrev=False, exit_on_error=False)
     except (ArgumentError, argparse.ArgumentError) as error:
         sentence = " ".join(str(error).split())
         raise InputError(f"{sentence}; steel {args[0]} --help lists what it takes") from error
+    return status if isinstance(status, int) else 0

@@ -1,12 +1,15 @@
 """The progress bar: on a terminal only, and on stderr, so that what is piped stays clean."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track as _track
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
@@ -19,3 +22,21 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """
     console = Console(stderr=True)
     yield from _track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def map_on_all_cores(function: Callable[[T], U], items: Sequence[T], description: str) -> Iterator[U]:
+    """Applies a function to items in threads and passes the results on in order.
+
+    For work that leaves the interpreter: reading, decoding, OpenCV and NumPy on large arrays. Ctrl-C and an exception
+    end it after the items that are being worked on.
+
+    Args:
+        function: What to do; the first exception that it raises comes out here.
+        items: What it is done to.
+        description: A word for the work.
+    """
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from track(pool.map(function, items), description, len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)

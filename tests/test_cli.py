@@ -13,7 +13,7 @@ from steel.cli import main
 
 def test_the_public_commands() -> None:
     """A command that appears or goes is announced here."""
-    commands = "demo synth explore split fit validate test evaluate export inspect info"
+    commands = "demo synth check explore split audit convert fit validate test evaluate export inspect info"
     assert list(steel.cli._COMMANDS) == commands.split()
 
 
@@ -66,6 +66,48 @@ def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path,
     assert "--help" in refused("split")
     assert "--fold" in refused("split", root, "--fold=3")
     assert "sum to 1" in refused("split", root, "--fractions=[0.5,0.5,0.5]")
+
+
+@pytest.mark.parametrize(
+    ("flag", "is_on"),
+    [
+        (["--near_duplicates"], True),  # last
+        (["--near_duplicates", "--seed=3"], True),  # another option behind it
+        (["--near_duplicates", "true"], True),
+        (["--near_duplicates=true"], True),
+        (["--near_duplicates", "False"], False),
+        (["--near_duplicates=false"], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_flag_alone_says_yes(
+    root: Path, capsys: pytest.CaptureFixture[str], flag: list[str], is_on: bool, is_first: bool
+) -> None:
+    assert main(["split", *flag, str(root)] if is_first else ["split", str(root), *flag]) == 0
+    assert ("show the same scene" in capsys.readouterr().out) == is_on
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
+def test_the_exit_status_is_what_a_command_returns(
+    monkeypatch: pytest.MonkeyPatch, root: Path, returned: object, status: int
+) -> None:
+    def explore(root: str) -> object:
+        return returned
+
+    monkeypatch.setattr("steel.data.explore.explore", explore)
+    assert main(["explore", str(root)]) == status
+
+
+def test_ctrl_c_is_a_word_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: Path
+) -> None:
+    def explore(root: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steel.data.explore.explore", explore)
+    assert main(["explore", str(root)]) == 130
+    assert capsys.readouterr().err == "steel: stopped\n"
 
 
 def test_the_systems_own_errors_are_sentences(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -1,7 +1,15 @@
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 from steel import plots
 
@@ -49,3 +57,147 @@ def test_comparison_has_green_left_and_red_right() -> None:
 def test_bars_are_as_high_as_their_counts(values: list[int]) -> None:
     figure = plots.plot_bars(pd.Series(values, [str(i) for i in range(len(values))]), "title", "images")
     assert [bar.get_height() for bar in figure.axes[0].patches] == values
+
+
+def test_bars_have_the_colours_of_their_classes_though_two_share_a_name() -> None:
+    figure = plots.plot_bars(pd.Series([3, 5], ["dent", "dent"]), "title", "images", plots.CLASS_COLOURS[:2])
+    bars = figure.axes[0].patches
+    assert [bar.get_height() for bar in bars] == [3, 5]
+    for bar, colour in zip(bars, plots.CLASS_COLOURS, strict=False):
+        np.testing.assert_allclose(to_rgb(bar.get_facecolor()), np.array(colour) / 255)
+
+
+def test_the_diagonal_does_not_outshine_the_pairs() -> None:
+    table = np.array([[900, 3, 0], [3, 200, 12], [0, 12, 5000]])
+    axes = plots.plot_together(table, ["a", "b", "c"], "title").axes[0]
+    texts = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axes.texts}
+    assert texts == {(r, c): f"{table[r, c]:,}" for r in range(3) for c in range(3)}
+    shaded = np.asarray(axes.images[0].get_array())
+    assert shaded.max() == axes.images[0].get_clim()[1] == 12
+    assert [(round(p.get_x() + 0.5), round(p.get_y() + 0.5)) for p in axes.patches] == [(0, 0), (1, 1), (2, 2)]
+
+
+def check_histogram(axes: Axes, values: Sequence[float]) -> None:
+    """Counts, bar by bar, what lies in it."""
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+    last = bars[-1]
+    for bar in bars:
+        low, high = bar.get_x() - 1e-9, bar.get_x() + bar.get_width() + (1e-9 if bar is last else -1e-9)
+        inside = [v for v in values if low <= v < high]
+        assert bar.get_height() == len(inside)
+    assert sum(bar.get_height() for bar in bars) == len(values)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 400_000), max_size=30), min_size=1, max_size=4).filter(any))
+def test_whole_numbers_are_counted_on_a_logarithmic_axis(rows: list[list[int]]) -> None:
+    names = [str(i) for i in range(len(rows))]
+    values = [np.array(row, np.int64) for row in rows]
+    figure = plots.plot_distributions(values, names, plots.CLASS_COLOURS[: len(rows)], "title", "pixels")
+    assert figure.axes[-1].get_xscale() == "log"
+    for axes, row, name, colour in zip(figure.axes, rows, names, plots.CLASS_COLOURS, strict=False):
+        assert axes.get_ylabel() == f"{name}\nn = {len(row):,}"
+        if not row:
+            assert not axes.patches
+            continue
+        check_histogram(axes, row)
+        # No bin lies between two whole numbers, where nothing could ever be.
+        assert all(round(bar.get_width()) >= 1 for bar in axes.patches)
+        np.testing.assert_allclose(to_rgb(axes.patches[0].get_facecolor()), np.array(colour) / 255)
+        assert axes.get_title(loc="right") == f"median {np.median(row):,.0f}"
+
+
+def test_the_ticks_of_a_logarithmic_axis_are_whole_numbers_from_one() -> None:
+    values = [np.array([1, 2, 9]), np.array([1])]
+    axes = plots.plot_distributions(values, ["a", "b"], plots.CLASS_COLOURS[:2], "title", "spots").axes[-1]
+    render(axes.figure)
+    low, high = axes.get_xlim()
+    shown = [
+        label.get_text()
+        for label, x in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+        if low <= x <= high and label.get_text()
+    ]
+    assert shown == ["1", "2", "5"]
+
+
+def test_shares_are_counted_between_their_limits() -> None:
+    values = [np.random.default_rng(0).uniform(0, 100, 200), np.array([0.0, 100.0]), np.zeros(0)]
+    colours = plots.CLASS_COLOURS[:3]
+    figure = plots.plot_distributions(values, ["a", "b", "c"], colours, "title", "%", (0, 100))
+    for axes, row in zip(figure.axes[:2], values, strict=False):
+        check_histogram(axes, row.tolist())
+        assert axes.get_xlim() == (0, 100)
+    assert not figure.axes[2].patches
+
+
+@pytest.mark.parametrize(("aspect", "places"), [(6.25, (1, 5)), (2.0, (2, 3)), (0.8, (3, 2))])
+def test_maps_keep_the_frame_and_lie_as_they_fit(aspect: float, places: tuple[int, int]) -> None:
+    maps = np.random.default_rng(0).random((5, 8, 10))
+    maps[4] = 0
+    figure = plots.plot_maps(maps, ["a", "b", "c", "d", "e"], aspect, "title")
+    picture = render(figure)
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert (len({round(b.x0) for b in boxes}), len({round(b.y1) for b in boxes})) == places
+    for axes, values, box in zip(figure.axes, maps, boxes, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), values)
+        assert axes.images[0].get_clim() == (0, values.max() or 1)
+        assert abs(box.width / box.height - aspect) < 0.02 * aspect
+        assert 0 <= box.x0 < box.x1 < picture.shape[1]
+        assert box.width > 150
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "e: on no image"]
+
+
+def test_each_size_is_a_dot() -> None:
+    sizes = np.array([[30, 40], [30, 40], [50, 20], [30, 41]], np.int32)
+    dots = plots.plot_sizes(sizes, "title").axes[0].collections[0]
+    assert {tuple(map(int, dot)) for dot in dots.get_offsets()} == {(40, 30), (20, 50), (41, 30)}
+    largest = int(np.argmax(dots.get_sizes()))
+    assert dots.get_offsets()[largest].tolist() == [40, 30]
+
+
+@pytest.mark.parametrize(("size", "columns"), [((64, 400), 1), ((100, 110), 3)])
+def test_examples_are_drawn_with_masks_and_frames(size: tuple[int, int], columns: int) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, size, dtype=np.uint8) for _ in range(5)]
+    masks = np.zeros((5, 2, *size), bool)
+    masks[:, 1, 20:30, 40:60] = True
+    boxes = [None, (20, 40, 29, 59), None, None, None]
+    figure = plots.plot_examples(images, list(masks), [f"image {i}" for i in range(5)], "title", boxes)
+    render(figure)
+    assert len(figure.axes) == 5
+    assert len({round(axes.get_position().x0, 3) for axes in figure.axes}) == columns
+    for i, axes in enumerate(figure.axes):
+        assert axes.get_title() == f"image {i}"
+        drawn = np.asarray(axes.images[0].get_array())
+        assert tuple(drawn[20, 40]) == plots.CLASS_COLOURS[1]
+        np.testing.assert_array_equal(drawn[0, :, 0], images[i][0])
+        if i != 1:
+            assert not axes.patches
+    for frame in figure.axes[1].patches:
+        assert frame.get_x() < 40
+        assert frame.get_y() < 20
+        assert frame.get_x() + frame.get_width() > 59
+        assert frame.get_y() + frame.get_height() > 29
+
+
+def test_a_long_caption_is_broken_where_images_stand_side_by_side() -> None:
+    images, masks = [np.zeros((50, 50), np.uint8)] * 4, [np.zeros((1, 50, 50), bool)] * 4
+    caption = "smallest: a_rather_long_name_of_an_image.png, 1,234,567 px, spots: 1,000"
+    figure = plots.plot_examples(images, masks, [caption] * 4, "title")
+    render(figure)
+    extents = [axes.title.get_window_extent() for axes in figure.axes]
+    for left, right in pairwise(extents):
+        assert left.x1 < right.x0
+    assert " ".join(figure.axes[0].get_title().split()) == caption
+
+
+def test_names_are_shown_as_they_are_and_never_taken_for_formulas() -> None:
+    widths = []
+    for name in ("a", "$a$", r"$\frac$"):
+        figure = plots.plot_bars(pd.Series([1], [name]), name, "images")
+        render(figure)
+        (tick,) = figure.axes[0].get_xticklabels()
+        widths.append((tick.get_window_extent().width, figure.axes[0].title.get_window_extent().width))
+    for narrow, wide in pairwise(widths):
+        assert narrow[0] < wide[0]
+        assert narrow[1] < wide[1]

@@ -11,41 +11,21 @@ Nothing above this file knows CSV columns, or that classes count from 1 in files
 """
 
 import hashlib
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import images, rle
+from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
 
 MAX_CLASSES = 8  # a bit of a uint8 plane for each
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong in a file.
-
-    Attributes:
-        file: The file.
-        line: Its line, from 1, or None where the whole file is meant.
-        kind: One word for what it is.
-        message: What is wrong and what to do, as the rest of a sentence that begins with file and line.
-    """
-
-    file: Path
-    line: int | None
-    kind: str
-    message: str
-
-    def __str__(self) -> str:
-        where = str(self.file) if self.line is None else f"{self.file}, line {self.line}"
-        return f"{where}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +97,12 @@ class Annotations:
             rle.add(plane, self.runs_of(index, int(c)), int(c))
         return plane
 
+    def draw_masks(self, index: int) -> NDArray[np.bool_]:
+        """Draws an image's labels as masks: bool `(C, H, W)`."""
+        bits = (1 << np.arange(self.num_classes, dtype=np.uint8))[:, None, None]
+        masks: NDArray[np.bool_] = (self.draw_plane(index) & bits) != 0
+        return masks
+
     @cached_property
     def digest(self) -> str:
         """A hash over names, sizes, groups, classes and codes: two data sets with the same one have the same labels."""
@@ -130,6 +116,31 @@ class Annotations:
         return sha.hexdigest()[:16]
 
 
+class Rows(NamedTuple):
+    """The rows of a train.csv, column by column."""
+
+    lines: list[int]  # from 1, the header's
+    images: list[str]
+    class_ids: list[int]  # as in the file
+    codes: list[str]  # empty only in the contest's first form
+
+
+class Reading(NamedTuple):
+    """What a data set's files hold, with everything that is wrong with them.
+
+    Attributes:
+        annotations: What is left without the images and rows that errors name; None where nothing is.
+        findings: What is wrong, and what is worth knowing.
+        num_rows: The rows of train.csv.
+        num_used: Those whose word counts: a code, or in the contest's first form the absence of one.
+    """
+
+    annotations: Annotations | None
+    findings: list[Finding]
+    num_rows: int
+    num_used: int
+
+
 def read_annotations(root: str | Path, num_classes: int | None = None) -> Annotations:
     """Reads a data set's labels; strict, so what is wrong is an error.
 
@@ -140,250 +151,236 @@ def read_annotations(root: str | Path, num_classes: int | None = None) -> Annota
     Raises:
         InputError: The first thing that is wrong, with file, line and reason.
     """
+    annotations, findings, _, _ = read_leniently(root, num_classes)
+    raise_first(findings)
+    assert annotations is not None  # since nothing is left out without an error
+    return annotations
+
+
+def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
+    """Reads what can be read of a data set's labels and says all that is wrong; see `read_annotations`.
+
+    Raises:
+        InputError: There is no such folder, or no image in it; or `num_classes` is impossible.
+    """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"no folder {root}; set --data.root to the folder that holds train.csv and train_images")
     folder = root / "train_images"
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; put the images there")
-    paths = images.find_images(folder)
-    names = np.array([path.name for path in paths])
-    sizes = np.array([images.read_size(path) for path in paths], np.int32)
-
+    names, sizes, findings = _read_sizes(folder)
     csv = root / "train.csv"
-    rows, findings = parse(csv)
-    if len(rows) == 0:
-        _raise_first(findings)
-    classes = _choose_classes(root, rows, num_classes)
-    runs, offsets, more = _join(csv, rows, names, sizes, len(classes))
-    _raise_first([*findings, *more])
-    return Annotations(root, names, sizes, _read_groups(root / "groups.csv", names), classes, runs, offsets)
+    rows, num_rows, more = parse(csv)
+    findings += more
+    classes, more = _choose_classes(root, rows, num_classes)
+    findings += more
+    groups, more = _read_groups(root / "groups.csv", names)
+    findings += more
+    if not classes:
+        # Rows that nothing else names are named by this.
+        if rows.lines or not any(finding.is_error for finding in findings):
+            message = "it holds no defect, so the number of classes is unknown; write a classes.csv or set it"
+            findings.append(Finding(csv, None, "no defect", message))
+        return Reading(None, findings, num_rows, 0)
+    runs, offsets, num_used, more = join_rows(csv, rows, names, sizes, len(classes))
+    findings += more
+    # An image that cannot be read has no labels by now and leaves the table.
+    good = sizes[:, 0] > 0
+    if not good.any():
+        return Reading(None, findings, num_rows, num_used)
+    counts = np.diff(offsets).reshape(len(names), len(classes))[good]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    table = Annotations(root, names[good], sizes[good], groups[good], classes, runs, offsets)
+    return Reading(table, findings, num_rows, num_used)
 
 
-def parse(path: Path) -> tuple[pd.DataFrame, list[Finding]]:
-    r"""Reads the rows of a `train.csv` in either form, without looking at images.
+def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list[Finding]]:
+    """Names and sizes of all images; height and width are 0 where the header cannot be read."""
+    paths = images.find_images(folder)
+    sizes, findings = [], []
+    for path in paths:
+        try:
+            sizes.append(images.read_size(path))
+        except InputError as error:
+            sizes.append((0, 0))
+            message = f"the image {str(error).removeprefix(f'{path} ')}"
+            findings.append(Finding(path, None, "unreadable image", message))
+    return np.array([path.name for path in paths]), np.array(sizes, np.int32), findings
+
+
+def parse(path: Path) -> tuple[Rows, int, list[Finding]]:
+    r"""Reads the rows of a `train.csv` in either form, without looking at images or into codes.
 
     Example:
         >>> from tempfile import mkdtemp
         >>> path = Path(mkdtemp()) / "train.csv"
-        >>> _ = path.write_text("ImageId_ClassId,EncodedPixels\na.jpg_1,\na.jpg_3,5 2\n")
-        >>> rows, findings = parse(path)
+        >>> _ = path.write_text("ImageId_ClassId,EncodedPixels\na.jpg_1,\na.jpg_x,3 1\na.jpg_3,5 2\n")
+        >>> rows, num_rows, findings = parse(path)
         >>> rows
-           line  image  class_id code
-        0     3  a.jpg         3  5 2
+        Rows(lines=[2, 4], images=['a.jpg', 'a.jpg'], class_ids=[1, 3], codes=['', '5 2'])
+        >>> findings[0].line, findings[0].kind
+        (3, 'class')
 
     Args:
         path: The file.
 
     Returns:
-        The rows with a code, as columns line (from 1, the header's), image, class_id (as in the file) and code; and
-        what is wrong with the others.
+        The rows that can be used, how many there are in all, and what is wrong with the others.
     """
-    if not path.is_file():
-        return _no_rows(), [Finding(path, None, "missing", "there is no such file; put the labels there")]
-    try:
-        table = _read_csv(path)
-    except InputError as error:
-        return _no_rows(), [Finding(path, None, "format", str(error))]
-    is_old = "ImageId_ClassId" in table.columns
-    needed = ["ImageId_ClassId", "EncodedPixels"] if is_old else ["ImageId", "ClassId", "EncodedPixels"]
-    if missing := [column for column in needed if column not in table.columns]:
-        message = (
-            f"it needs the columns ImageId,ClassId,EncodedPixels (or ImageId_ClassId,EncodedPixels), "
-            f"but {', '.join(missing)} is not among {','.join(table.columns[1:])[:200]}; name them so"
-        )
-        return _no_rows(), [Finding(path, 1, "columns", message)]
-
+    table = read_table(path, ("ImageId", "ClassId", "EncodedPixels"), ("ImageId_ClassId", "EncodedPixels"))
+    findings = table.findings
+    if not table.form:
+        return Rows([], [], [], []), table.num_rows, findings
+    is_old = len(table.form) == 2
     if is_old:
-        parts = table["ImageId_ClassId"].str.rpartition("_")
-        image, class_id = parts[0], parts[2]
+        parts = [cell.rpartition("_") for cell in table.columns["ImageId_ClassId"]]
+        names, class_ids = [part[0] for part in parts], [part[2] for part in parts]
     else:
-        image, class_id = table["ImageId"], table["ClassId"]
-    rows = pd.DataFrame(
-        {
-            "line": table["line"],
-            "image": image.str.strip(),
-            "class_id": class_id.str.strip(),
-            "code": table["EncodedPixels"].str.strip(),
-        }
-    )
-
-    findings: list[Finding] = []
-    whole = rows["class_id"].str.fullmatch(r"0*[1-9][0-9]{0,8}")
-    for line, class_text in zip(rows["line"][~whole].tolist(), rows["class_id"][~whole].tolist(), strict=True):
-        message = f'the class is "{class_text}", but classes are whole numbers from 1; mend the row'
-        findings.append(Finding(path, line, "class", message))
-    rows = rows[whole].astype({"class_id": int})
-    empty = rows["code"] == ""
-    if not is_old:
-        for line, name in zip(rows["line"][empty].tolist(), rows["image"][empty].tolist(), strict=True):
-            message = f"the code of {name} is empty, but only defects have a row here; take the row out"
-            findings.append(Finding(path, line, "empty", message))
-    return rows[~empty].reset_index(drop=True), findings
+        names, class_ids = table.columns["ImageId"], table.columns["ClassId"]
+    numbers = {text: _read_class_id(text) for text in set(class_ids)}
+    rows = Rows(table.lines, names, [numbers[text] for text in class_ids], table.columns["EncodedPixels"])
+    bad = {
+        row
+        for row, (class_id, code) in enumerate(zip(rows.class_ids, rows.codes, strict=True))
+        if not class_id or not (code or is_old)
+    }
+    for row in sorted(bad):
+        kind = "empty code"
+        message = f"the code of {names[row]} is empty, but only defects have a row here; take the row out"
+        if not rows.class_ids[row]:
+            kind = "class"
+            message = f'the class is "{class_ids[row][:40]}", but classes are whole numbers from 1; mend the row'
+        findings.append(Finding(path, rows.lines[row], kind, message))
+    if bad:
+        good = [cells for row, cells in enumerate(zip(*rows, strict=True)) if row not in bad]
+        rows = Rows(*(list(column) for column in zip(*good, strict=True))) if good else Rows([], [], [], [])
+    return rows, table.num_rows, findings
 
 
-def _no_rows() -> pd.DataFrame:
-    return pd.DataFrame({"line": [], "image": [], "class_id": [], "code": []})
+def _read_class_id(text: str) -> int:
+    """The class, or 0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
-def _choose_classes(root: Path, rows: pd.DataFrame, num_classes: int | None) -> tuple[str, ...]:
-    named = _read_class_names(root / "classes.csv")
-    largest = int(rows["class_id"].max()) if len(rows) else 0
-    count = num_classes or len(named) or largest
-    if count == 0:
-        raise InputError(f"{root / 'train.csv'} holds no defect, so the number of classes is unknown; set it")
-    if named and len(named) > count:
-        raise InputError(f"{root / 'classes.csv'} names {len(named)} classes, but data.num_classes is {count}")
-    if count > MAX_CLASSES:
-        line = "" if num_classes or named else f", line {rows['line'].tolist()[int(np.argmax(rows['class_id']))]}"
-        raise InputError(
-            f"{root / 'train.csv'}{line}: {count} classes, but at most {MAX_CLASSES} are possible; mend the row"
-        )
-    return tuple(named) + tuple(str(c + 1) for c in range(len(named), count))
+def _choose_classes(root: Path, rows: Rows, num_classes: int | None) -> tuple[tuple[str, ...], list[Finding]]:
+    if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError(f"{num_classes} classes, but 1 to {MAX_CLASSES} are possible; set data.num_classes to one")
+    path = root / "classes.csv"
+    named, findings = read_class_names(path)
+    largest = max((c for c, code in zip(rows.class_ids, rows.codes, strict=True) if code), default=0)
+    count = num_classes or len(named) or min(largest, MAX_CLASSES)
+    if len(named) > count:
+        message = f"it names {len(named)} classes, but data.num_classes is {count}; let them agree"
+        findings.append(Finding(path, None, "class", message))
+    return (*named[:count], *(str(c + 1) for c in range(len(named), count))), findings
 
 
-def _read_class_names(path: Path) -> list[str]:
+def read_class_names(path: Path) -> tuple[list[str], list[Finding]]:
+    """Reads the names of a `classes.csv`, none where it is not there or wrong, and what is wrong with it."""
     if not path.is_file():
-        return []
-    table = read_columns(path, ("ClassId", "name"))
-    expected = [str(c + 1) for c in range(len(table))]
-    if table["ClassId"].tolist() != expected:
-        raise InputError(f"{path}: ClassId counts 1, 2, 3, ... from top to bottom, but {list(table['ClassId'])} came")
-    return [str(name) for name in table["name"]]
+        return [], []
+    table = read_table(path, ("ClassId", "name"))
+    findings = table.findings
+    if not table.form:
+        return [], findings
+    ids = table.columns["ClassId"]
+    if ids != [str(c + 1) for c in range(len(ids))]:
+        message = f"ClassId counts 1, 2, 3, ... from top to bottom, but {', '.join(ids)[:80]} came; put them in order"
+        return [], [*findings, Finding(path, None, "class", message)]
+    if len(ids) > MAX_CLASSES:
+        message = f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
+        return [], [*findings, Finding(path, None, "class", message)]
+    return table.columns["name"], findings
 
 
-def _read_groups(path: Path, names: NDArray[np.str_]) -> NDArray[np.int64]:
+def _read_groups(path: Path, names: NDArray[np.str_]) -> tuple[NDArray[np.int64], list[Finding]]:
     if not path.is_file():
-        return np.arange(len(names))
-    table = read_columns(path, ("ImageId", "group"))
+        return np.arange(len(names)), []
     group = [f"\0{name}" for name in names]  # no group of a file begins so
-    position = match_names(path, table["ImageId"], names, table["line"])
-    for i, text, line in zip(position, table["group"], table["line"], strict=True):
+    table, positions, findings = read_named(path, ("group",), names)
+    for i, text, line in zip(positions, table.columns.get("group", []), table.lines, strict=True):
         if not text:
-            raise InputError(f"{path}, line {line}: the group is empty; name it or take the row out")
-        group[i] = str(text)
-    return pd.factorize(np.array(group))[0].astype(np.int64)
+            message = "the group is empty; name it or take the row out"
+            findings.append(Finding(path, line, "empty group", message))
+        elif i >= 0:
+            group[i] = text
+    return pd.factorize(np.array(group))[0].astype(np.int64), findings
 
 
-def read_columns(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Reads a small table of the data set, such as groups.csv.
+def read_named(path: Path, columns: Sequence[str], names: NDArray[np.str_]) -> tuple[Table, list[int], list[Finding]]:
+    """Reads a file that says one thing of each image, such as splits.csv.
 
     Args:
-        path: The file.
-        columns: What it has to hold.
+        path: The file, with the column ImageId and one of `columns`.
+        columns: What it may say.
+        names: The data set's images, sorted.
 
     Returns:
-        Its columns as text, and the line (from 1, the header's) of each row; blank lines are left out.
-
-    Raises:
-        InputError: It is no CSV file or a column is missing.
+        The table; for each of its rows the place of its image in `names`, -1 where there is none or it stands twice;
+        and what is wrong.
     """
-    try:
-        table = _read_csv(path)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if missing := [column for column in columns if column not in table.columns]:
-        raise InputError(
-            f"{path}: it needs the columns {','.join(columns)}, but {','.join(missing)} is not among "
-            f"{','.join(table.columns[1:])[:200]}"
-        )
-    return table
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """All cells as text, with the line of each row; blank lines are left out.
-
-    Raises:
-        InputError: It is no CSV file; the text goes on from the file's name.
-    """
-    try:
-        with warnings.catch_warnings():
-            # pandas drops what stands in a row beyond the header's columns, with no more than a warning.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
-            ).fillna("")
-    except pd.errors.ParserWarning as error:
-        raise InputError("its rows have more fields than the header has columns; mend them") from error
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"it is not a CSV file with commas ({' '.join(str(error).split())})") from error
-    table.columns = [str(column).strip() for column in table.columns]
-    is_blank = (table == "").all(axis=1)
-    table.insert(0, "line", np.arange(2, len(table) + 2))
-    return table[~is_blank]
-
-
-def match_names(path: Path, wanted: Iterable[str], names: NDArray[np.str_], lines: Iterable[int]) -> NDArray[np.int64]:
-    """Finds where images stand in the table.
-
-    Args:
-        path: The file that names them, for the error.
-        wanted: The names.
-        names: The table's names, sorted.
-        lines: Where in the file each name stands.
-
-    Raises:
-        InputError: A name is not in the table, or stands twice.
-    """
-    index = {str(name): i for i, name in enumerate(names)}
+    table = read_table(path, *(("ImageId", column) for column in columns))
+    index = {name: i for i, name in enumerate(names.tolist())}
     seen: dict[str, int] = {}
-    found = []
-    for line, name in zip(lines, wanted, strict=True):
-        if name not in index:
-            raise InputError(f'{path}, line {line}: there is no image "{name}" in train_images; take the row out')
+    positions, findings = [], list(table.findings)
+    for line, name in zip(table.lines, table.columns.get("ImageId", []), strict=True):
+        positions.append(-1 if name in seen else index.get(name, -1))
         if name in seen:
-            raise InputError(f'{path}, line {line}: image "{name}" stands in line {seen[name]} too; take one out')
-        seen[name] = line
-        found.append(index[name])
-    return np.array(found, np.int64)
+            message = f'image "{name}" stands in line {seen[name]} too; take one out'
+            findings.append(Finding(path, line, "duplicate row", message))
+        elif name not in index:
+            message = f'there is no image "{name}" in train_images; take the row out or put the image there'
+            findings.append(Finding(path, line, "missing image", message))
+        seen.setdefault(name, line)
+    return table, positions, findings
 
 
-def _raise_first(findings: Sequence[Finding]) -> None:
-    if findings:
-        raise InputError(str(min(findings, key=lambda finding: finding.line or 0)))
+def join_rows(
+    csv: Path, rows: Rows, names: NDArray[np.str_], sizes: NDArray[np.int32], num_classes: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], int, list[Finding]]:
+    """Brings the rows into the order of the images.
 
-
-def _join(
-    csv: Path, rows: pd.DataFrame, names: NDArray[np.str_], sizes: NDArray[np.int32], num_classes: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64], list[Finding]]:
-    """Brings the rows into the order of the images: the runs of all codes in one flat array, and their offsets."""
+    Returns:
+        The runs of all codes in one flat array, their offsets, how many rows were used, and what is wrong with others.
+    """
     findings: list[Finding] = []
-    numbers: dict[int, NDArray[np.int32]] = {}
-    lines: dict[int, int] = {}
-    for line, name, class_id, code in _iterate(rows):
-        i = int(np.searchsorted(names, name))
-        if i == len(names) or names[i] != name:
-            folder = csv.parent / "train_images"
-            message = f'no image "{name}" in {folder}, though this line names it; put it there or set --data.root'
-            findings.append(Finding(csv, line, "image", message))
-            continue
-        if not 1 <= class_id <= num_classes:
-            message = f"class {class_id}, but this data set has the classes 1 to {num_classes}; mend the row"
-            findings.append(Finding(csv, line, "class", message))
-            continue
-        key = i * num_classes + class_id - 1
-        if key in lines:
-            message = f"class {class_id} of {name} stands in line {lines[key]} too; join the two codes into one row"
-            findings.append(Finding(csv, line, "duplicate", message))
-            continue
-        try:
-            runs = rle.parse(code)
-            fault = rle.find_fault(runs, (int(sizes[i, 0]), int(sizes[i, 1])))
-        except InputError as error:
-            fault = str(error)
-        if fault:
-            findings.append(Finding(csv, line, "code", f"{fault} (class {class_id} of {name}); mend the code"))
-            continue
-        lines[key] = line
-        numbers[key] = runs.astype(np.int32)
+    index = {name: i for i, name in enumerate(names.tolist())}
+    readable = (sizes[:, 0] > 0).tolist()
+    used: dict[tuple[int, int], int] = {}  # (image, class from 1) -> row
+    for row, (line, name, class_id, code) in enumerate(zip(*rows, strict=True)):
+        i = index.get(name, -1)
+        if i < 0:
+            message = f'no image "{name}" in {csv.parent / "train_images"}, though this line names it'
+            findings.append(Finding(csv, line, "missing image", f"{message}; put it there or set --data.root"))
+        elif class_id > num_classes and code:
+            known = f"at most {MAX_CLASSES} classes are possible"
+            if num_classes < MAX_CLASSES:
+                known = f"this data set has the classes 1 to {num_classes}"
+            findings.append(Finding(csv, line, "class", f"class {class_id}, but {known}; mend the row"))
+        elif not readable[i]:
+            message = f"the image {name} cannot be read, so its labels are of no use; mend the image"
+            findings.append(Finding(csv, line, "unreadable image", message))
+        elif (i, class_id) in used:
+            message = f"class {class_id} of {name} stands in line {rows.lines[used[i, class_id]]} too"
+            findings.append(Finding(csv, line, "duplicate row", f"{message}; join the two codes into one row"))
+        else:
+            used[i, class_id] = row
 
+    places = sorted(place for place, row in used.items() if rows.codes[row])
+    order = [used[place] for place in places]
+    image = np.array([i for i, _ in places], np.int64)
+    parsed = rle.parse_all([rows.codes[row] for row in order], sizes[image])
+    for k, fault in parsed.faults.items():
+        findings.append(_blame(csv, rows, order[k], fault.kind, fault.text, "mend the code"))
+    for k in parsed.touching:
+        text, remedy = "runs touch, which is the same mask as one longer run", "nothing has to be done"
+        findings.append(_blame(csv, rows, order[k], "touching runs", text, remedy, is_error=False))
     counts = np.zeros(len(names) * num_classes + 1, np.int64)
-    for key, run in numbers.items():
-        counts[key + 1] = len(run)
-    flat = np.concatenate([np.zeros(0, np.int32), *(numbers[key] for key in sorted(numbers))])
-    return flat, np.cumsum(counts), findings
+    counts[image * num_classes + np.array([class_id for _, class_id in places], np.int64)] = np.diff(parsed.offsets)
+    return parsed.runs, np.cumsum(counts), len(used) - len(parsed.faults), findings
 
 
-def _iterate(rows: pd.DataFrame) -> Iterator[tuple[int, str, int, str]]:
-    columns = (rows[name].tolist() for name in ("line", "image", "class_id", "code"))
-    yield from zip(*columns, strict=True)
+def _blame(csv: Path, rows: Rows, row: int, kind: str, text: str, remedy: str, is_error: bool = True) -> Finding:
+    message = f"{text} (class {rows.class_ids[row]} of {rows.images[row]}); {remedy}"
+    return Finding(csv, rows.lines[row], kind, message, is_error)

@@ -77,6 +77,8 @@ def _read_header(file: Path | BytesIO, path: Path) -> tuple[int, int]:
         raise InputError(f"{path} is damaged or too large to be one image of strip ({error}); cut it") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise InputError(_describe_failure(path)) from error
+    if 0 in size:
+        raise InputError(f"{path} is an image of zero size ({size[1]} x {size[0]} pixels); take it out")
     if turned:
         raise InputError(
             f"{path} is a TIFF that is to be turned when shown (its tag Orientation), so codes cannot be told for its "

@@ -6,7 +6,6 @@ generously, as people do it: 1 clusters of small pits, 2 thin dark cracks, 3 bri
 patches.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -15,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import rle
-from steel.errors import InputError, require_at_least
-from steel.progress import track
+from steel.errors import require_at_least, require_new_folder
+from steel.progress import map_on_all_cores
 
 NUM_CLASSES = 4
 
@@ -198,8 +197,7 @@ def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple
     require_at_least(0, seed=seed)
     require_at_least(1, num_images=num_images)
     require_at_least(32, height=size[0], width=size[1])
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and not empty; name a new folder")
+    require_new_folder(out)
     folder = out / "train_images"
     folder.mkdir(parents=True)
 
@@ -211,10 +209,8 @@ def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple
 
     rows = []
     dealt = _deal_classes(num_images, seed)
-    with ThreadPoolExecutor() as pool:
-        written = pool.map(write, range(num_images), dealt)
-        for part in track(written, "drawing", num_images):
-            rows += part
+    for part in map_on_all_cores(lambda job: write(*job), list(enumerate(dealt)), "drawing"):
+        rows += part
     table = pd.DataFrame(rows, columns=["ImageId", "ClassId", "EncodedPixels"])
     table.to_csv(out / "train.csv", index=False, lineterminator="\n")
     names = pd.DataFrame({"ClassId": range(1, NUM_CLASSES + 1), "name": ["pits", "crack", "scratch", "patch"]})

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from steel.data import rle
-from steel.data.annotations import Annotations, parse, read_annotations
+from steel.data.annotations import Annotations, Rows, parse, read_annotations, read_leniently
+from steel.data.tables import Finding
 from steel.errors import InputError
 
 HEADER = "ImageId,ClassId,EncodedPixels\n"
@@ -101,10 +102,9 @@ def test_both_forms_of_real_labels_say_the_same(real_data: Callable[[str], Path]
     folder = real_data("severstal-mini")
     tables = []
     for name in ("train.csv", "train_old_format.csv"):
-        rows, findings = parse(folder / name)
-        assert findings == []
-        columns = ["image", "class_id", "code"]
-        tables.append(rows[columns].sort_values(columns).to_numpy().tolist())
+        rows, _, findings = parse(folder / name)
+        assert not any(finding.is_error for finding in findings)
+        tables.append(sorted(row for row in zip(*rows[1:], strict=True) if row[2]))
     assert tables[0] == tables[1]
     assert len(tables[0]) == 14
 
@@ -213,14 +213,10 @@ def test_read_image_gives_the_image_of_the_row(tmp_path: Path) -> None:
 def test_parse_gives_rows_and_everything_that_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text(HEADER + "a.png,1,1 2\n\nb.png,x,1 2\nc.png,2,\nd.png,-1,1 2\ne.png,3,5 1\n")
-    rows, findings = parse(path)
-    assert rows.to_dict("list") == {
-        "line": [2, 7],
-        "image": ["a.png", "e.png"],
-        "class_id": [1, 3],
-        "code": ["1 2", "5 1"],
-    }
-    assert sorted((finding.line, finding.kind) for finding in findings) == [(4, "class"), (5, "empty"), (6, "class")]
+    rows, num_rows, findings = parse(path)
+    assert rows == ([2, 7], ["a.png", "e.png"], [1, 3], ["1 2", "5 1"])
+    assert num_rows == 5
+    assert sorted((f.line, f.kind) for f in findings) == [(4, "class"), (5, "empty code"), (6, "class")]
     assert all(finding.file == path for finding in findings)
     assert str(findings[0]).startswith(f'{path}, line 4: the class is "x"')
 
@@ -229,16 +225,16 @@ def test_parse_gives_rows_and_everything_that_is_wrong(tmp_path: Path) -> None:
     ("csv", "tables", "sentence"),
     [
         (None, {}, "train.csv: there is no such file"),  # missing train.csv
-        ("", {}, "train.csv: it is not a CSV file"),  # an empty one
-        (b"\xff\xfe\x00\x01", {}, "train.csv: it is not a CSV file"),  # no text
-        ("ImageId,ClassId\na.png,1\n", {}, "line 1: it needs the columns"),  # a column is missing
-        ("image,class,code\na.png,1,1 2\n", {}, "line 1: it needs the columns"),  # other names
-        ("ImageId_ClassId\na.png_1\n", {}, "line 1: it needs the columns"),  # a column of the first form is missing
-        (HEADER.replace(",", ";") + "a.png;1;1 2\n", {}, "line 1: it needs the columns"),  # semicolons
-        (HEADER.replace(",", "\t") + "a.png\t1\t1 2\n", {}, "line 1: it needs the columns"),  # tabs
-        (HEADER + "a.png,1,1 2\na.png,2,3 1,9\n", {}, "line 3, saw 4"),  # one field more
+        ("", {}, "train.csv: the file is empty"),
+        (b"\xff\xfe\x00\x01", {}, "train.csv: this is no text in UTF-8"),
+        ("ImageId,ClassId\na.png,1\n", {}, "train.csv: it needs the columns"),  # a column is missing
+        ("image,class,code\na.png,1,1 2\n", {}, "train.csv: it needs the columns"),  # other names
+        ("ImageId_ClassId\na.png_1\n", {}, "train.csv: it needs the columns"),  # a column of the first form is missing
+        (HEADER.replace(",", ";") + "a.png;1;1 2\n", {}, "train.csv: the columns are separated by semicolons"),
+        (HEADER.replace(",", "\t") + "a.png\t1\t1 2\n", {}, "train.csv: the columns are separated by tabs"),
+        (HEADER + "a.png,1,1 2\na.png,2,3 1,9\n", {}, "line 3: 4 cells stand in the row, but the header has 3"),
         (HEADER + "a.png,1,1 2\nb.png,0,1 2\n", {}, 'line 3: the class is "0"'),
-        (HEADER + "a.png,9,1 2\n", {}, "line 2: 9 classes, but at most 8 are possible"),  # class 9
+        (HEADER + "a.png,9,1 2\n", {}, "line 2: class 9, but at most 8 classes are possible"),
         (HEADER + "a.png,1,1 2\nb.png,9,1 2\n", {"classes": NAMED}, "line 3: class 9, but"),  # class 9, named classes
         (HEADER + "a.png,1.5,1 2\n", {}, 'line 2: the class is "1.5"'),  # a fraction
         (HEADER + "a.png,2.0,1 2\n", {}, 'line 2: the class is "2.0"'),  # what pandas makes of a missing value
@@ -261,16 +257,16 @@ def test_parse_gives_rows_and_everything_that_is_wrong(tmp_path: Path) -> None:
         (HEADER + "a.png,1,1 3\nb.png,1,1 3\na.png,1,9 3\n", {}, "line 4: class 1 of a.png stands in line 2 too"),
         (HEADER + "a.png,1,1 3\na.png,01,1 3\n", {}, "line 3: class 1 of a.png stands in line 2 too"),  # 1 and 01
         (HEADER + "a.png,1,1 2\nb.png,1,\n", {}, "line 3: the code of b.png is empty"),  # empty in the new form
-        (HEADER + "a.png,1\n", {}, "line 2: the code of a.png is empty"),  # a row that was cut off
-        (HEADER, {}, "train.csv holds no defect, so the number of classes is unknown"),  # nothing to learn
+        (HEADER + "a.png,1\n", {}, "line 2: 2 cells stand in the row"),  # a row that was cut off
+        (HEADER, {}, "train.csv: it holds no defect, so the number of classes is unknown"),  # nothing to learn
         (HEADER + "a.png,1,1 3\n", {"groups": "ImageId,group\na.png,1\nz.png,1\n"}, 'groups.csv, line 3: there is no'),
         (HEADER + "a.png,1,1 3\n", {"groups": "ImageId,group\na.png,1\na.png,1\n"}, "groups.csv, line 3: image"),
         (HEADER + "a.png,1,1 3\n", {"groups": "ImageId,coil\na.png,1\n"}, "but group is not among ImageId,coil"),
-        (HEADER + "a.png,1,1 3\n", {"groups": ""}, "groups.csv: it is not a CSV file"),  # empty
+        (HEADER + "a.png,1,1 3\n", {"groups": ""}, "groups.csv: the file is empty"),
         (HEADER + "a.png,1,1 3\n", {"classes": "ClassId,name\n0,x\n1,y\n"}, "classes.csv: ClassId counts 1, 2, 3"),
         (HEADER + "a.png,1,1 3\n", {"classes": "ClassId,name\n2,x\n1,y\n"}, "classes.csv: ClassId counts 1, 2, 3"),
         (HEADER + "a.png,1,1 3\n", {"classes": "name\nx\n"}, "but ClassId is not among name"),  # no column ClassId
-        (HEADER + "a.png,1,1 3\n", {"classes": ""}, "classes.csv: it is not a CSV file"),  # empty
+        (HEADER + "a.png,1,1 3\n", {"classes": ""}, "classes.csv: the file is empty"),
     ],
 )  # fmt: skip
 def test_read_annotations_refuses(
@@ -302,8 +298,8 @@ def test_the_first_line_that_is_wrong_is_named(tmp_path: Path, rows: str, senten
     ("num_classes", "tables", "sentence"),
     [
         (1, {}, "line 3: class 2, but this data set has the classes 1 to 1"),  # fewer than there are
-        (9, {}, "9 classes, but at most 8 are possible"),  # more than a plane has bits
-        (1, {"classes": NAMED}, "classes.csv names 2 classes, but data.num_classes is 1"),  # fewer than names
+        (9, {}, "9 classes, but 1 to 8 are possible"),  # more than a plane has bits
+        (1, {"classes": NAMED}, "line 3: class 2, but this data set has the classes 1 to 1"),  # fewer than names
     ],
 )
 def test_num_classes_is_refused(tmp_path: Path, num_classes: int, tables: dict[str, str], sentence: str) -> None:
@@ -331,7 +327,7 @@ def test_a_broken_header_of_an_image_is_refused(tmp_path: Path) -> None:
     (root / "train_images" / "b.png").write_bytes(b"")
     with pytest.raises(InputError) as error:
         read_annotations(root)
-    assert str(error.value).startswith(f"{root / 'train_images' / 'b.png'} is empty")
+    assert str(error.value).startswith(f"{root / 'train_images' / 'b.png'}: the image is empty")
 
 
 GROUPS = "ImageId,group\na.png,x\nb.png,y\nc.png,x\n"
@@ -401,3 +397,132 @@ def test_read_annotations_should_refuse(tmp_path: Path, csv: str, tables: dict[s
     with pytest.raises(InputError) as error:
         read_annotations(write_set(tmp_path, csv, **tables))
     assert sentence in str(error.value)
+
+
+def describe(findings: list[Finding], root: Path) -> list[tuple[str, int | None, str, bool]]:
+    return [(str(f.file.relative_to(root)), f.line, f.kind, f.is_error) for f in findings]
+
+
+@pytest.mark.parametrize(
+    ("csv", "rows", "found"),
+    [
+        (
+            HEADER + "a.png,1,\nb.png,x,\nc.png,08,1 2\n\nd.png,999999999,3\ne.png,1000000000,3\nf.png,²,3\n",
+            Rows([4, 6], ["c.png", "d.png"], [8, 999_999_999], ["1 2", "3"]),
+            [(2, "empty code"), (3, "class"), (7, "class"), (8, "class")],
+        ),  # the new form
+        (
+            "EncodedPixels,ImageId_ClassId\n,a_1.png_2\n1 2,a.png_0\n1 2,a.png\n1 2,_3\nx,a.png_3\n",
+            Rows([2, 5, 6], ["a_1.png", "", "a.png"], [2, 3, 3], ["", "1 2", "x"]),
+            [(3, "class"), (4, "class")],
+        ),  # the first form
+        (
+            "ImageId,ClassId,EncodedPixels,ImageId_ClassId\na.png,1,1 2,b.png_2\n",
+            Rows([2], ["a.png"], [1], ["1 2"]),
+            [],
+        ),  # both: the new one counts
+        (HEADER + "a.png,0,1 2\n", Rows([], [], [], []), [(2, "class")]),  # no good row
+        ("a.png,1,1 2\n", Rows([], [], [], []), [(None, "columns")]),  # no header
+    ],
+)
+def test_parse_keeps_good_rows_and_names_the_others(
+    tmp_path: Path, csv: str, rows: Rows, found: list[tuple[int | None, str]]
+) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(csv)
+    parsed, num_rows, findings = parse(path)
+    assert parsed == rows
+    assert [(finding.line, finding.kind) for finding in findings] == found
+    assert all(finding.is_error for finding in findings)
+    assert num_rows == sum(bool(line) for line in csv.splitlines()[1:])
+
+
+def test_what_is_good_is_read_beside_what_is_not(tmp_path: Path) -> None:
+    csv = HEADER + "a.png,1,1 3\na.png,2,1 x\nz.png,1,1 2\nb.png,2,4 2 6 1\nb.png,2,9 1\nd.png,1,1 1\nc.png,3,15 1\n"
+    groups = "ImageId,group\na.png,x\nc.png,x\nz.png,x\nb.png,\n"
+    root = write_set(tmp_path, csv, SIZES | {"d.png": (4, 4)}, groups=groups)
+    (root / "train_images" / "d.png").write_bytes(b"no image")
+    table, findings, num_rows, num_used = read_leniently(root)
+    assert (num_rows, num_used) == (7, 3)
+    assert sorted(describe(findings, root), key=str) == sorted(
+        [
+            ("train_images/d.png", None, "unreadable image", True),
+            ("train.csv", 3, "not numbers", True),
+            ("train.csv", 4, "missing image", True),
+            ("train.csv", 5, "touching runs", False),
+            ("train.csv", 6, "duplicate row", True),
+            ("train.csv", 7, "unreadable image", True),
+            ("groups.csv", 4, "missing image", True),
+            ("groups.csv", 5, "empty group", True),
+        ],
+        key=str,
+    )
+    assert table is not None
+    # The image that cannot be read has left the table, with its column of offsets.
+    assert table.names.tolist() == ["a.png", "b.png", "c.png"]
+    assert table.sizes.tolist() == [[4, 6], [4, 6], [5, 3]]
+    assert table.areas.tolist() == [[3, 0, 0], [0, 3, 0], [0, 0, 1]]
+    assert table.runs_of(1, 1).tolist() == [4, 2, 6, 1]
+    assert table.groups[0] == table.groups[2] != table.groups[1]
+    assert len(table.offsets) == 3 * 3 + 1
+
+
+def test_an_unreadable_image_in_the_middle_moves_no_label(tmp_path: Path) -> None:
+    csv = HEADER + "a.png,1,1 3\nb.png,1,5 2\nb.png,2,9 1\nc.png,2,2 2 7 1\n"
+    root = write_set(tmp_path, csv)
+    (root / "train_images" / "b.png").write_bytes(b"")
+    table, _, num_rows, num_used = read_leniently(root)
+    assert table is not None
+    assert (num_rows, num_used) == (4, 2)
+    assert table.names.tolist() == ["a.png", "c.png"]
+    assert [table.runs_of(i, c).tolist() for i in range(2) for c in range(2)] == [[1, 3], [], [], [2, 2, 7, 1]]
+
+
+@pytest.mark.parametrize(
+    ("csv", "tables", "num_used", "kinds"),
+    [
+        (PLAIN, {}, 2, set()),
+        (PLAIN.replace("1 3", "1 1 2 2"), {}, 2, {"touching runs"}),  # information alone
+        (PLAIN.replace("\n", "\r\n"), {}, 2, {"line ends"}),
+        ("ImageId_ClassId,EncodedPixels\na.png_1,1 2\na.png_7,\n", {}, 2, set()),  # a class that nothing has
+    ],
+)
+def test_information_stops_nobody(
+    tmp_path: Path, csv: str, tables: dict[str, str], num_used: int, kinds: set[str]
+) -> None:
+    root = write_set(tmp_path, csv, **tables)
+    reading = read_leniently(root)
+    assert {(finding.kind, finding.is_error) for finding in reading.findings} == {(kind, False) for kind in kinds}
+    assert (reading.num_rows, reading.num_used) == (2, num_used)
+    assert reading.annotations is not None
+    assert_same(reading.annotations, read_annotations(root))
+
+
+@pytest.mark.parametrize(
+    ("csv", "tables", "errors", "num_rows"),
+    [
+        (None, {}, {"missing"}, 0),
+        (HEADER, {}, {"no defect"}, 0),
+        (HEADER + "a.png,x,1 2\n", {}, {"class"}, 1),  # the row says it all
+        ("ImageId_ClassId,EncodedPixels\na.png_1,\nb.png_1,\n", {}, {"no defect"}, 2),
+        # Rows that are good but of no use are not passed over because something else is wrong.
+        ("ImageId_ClassId,EncodedPixels\na.png_1,\nb.png_x,\n", {}, {"no defect", "class"}, 2),
+        ("ImageId_ClassId,EncodedPixels\na.png_1,\n", {"groups": ""}, {"no defect", "empty file"}, 1),
+    ],
+)
+def test_without_a_class_there_is_no_table_and_the_reason_is_told(
+    tmp_path: Path, csv: str | None, tables: dict[str, str], errors: set[str], num_rows: int
+) -> None:
+    reading = read_leniently(write_set(tmp_path, csv, **tables))
+    assert reading.annotations is None
+    assert {finding.kind for finding in reading.findings} == errors
+    assert all(finding.is_error for finding in reading.findings)
+    assert (reading.num_rows, reading.num_used) == (num_rows, 0)
+
+
+def test_a_missing_train_csv_beside_named_classes_is_an_error_and_no_clean_data_set(tmp_path: Path) -> None:
+    root = write_set(tmp_path, None, classes=NAMED)
+    reading = read_leniently(root)
+    assert describe(reading.findings, root) == [("train.csv", None, "missing", True)]
+    with pytest.raises(InputError, match="there is no such file"):
+        read_annotations(root)

@@ -243,8 +243,8 @@ def test_an_empty_part_is_refused_where_it_is_needed(
         ({"crop": (0, 64)}, "data.crop is height and width in pixels, but [0, 64] came"),
         ({"crop": (64, -1)}, "data.crop is height and width in pixels, but [64, -1] came"),
         ({"fractions": (0.5, 0.5, 0.5)}, "sum to 1, but [0.5, 0.5, 0.5] came"),
-        ({"num_classes": 3}, "classes.csv names 4 classes, but data.num_classes is 3"),
-        ({"num_classes": 9}, "9 classes, but at most 8 are possible"),
+        ({"num_classes": 3}, "but this data set has the classes 1 to 3"),
+        ({"num_classes": 9}, "9 classes, but 1 to 8 are possible"),
         ({"root": "nowhere"}, "no folder nowhere; set --data.root"),
     ],
 )

@@ -1,26 +1,66 @@
-"""The pictures of a data set: their numbers against a count of our own, and the files that the command writes."""
+"""The page of a data set: its numbers against counts of our own, and what the command writes."""
 
+import base64
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from steel.cli import main
-from steel.data.annotations import read_annotations
-from steel.data.explore import plot_all
+from steel.data import rle
+from steel.data.annotations import Annotations, read_annotations
+from steel.data.explore import Section, build_sections, summarise
+from steel.data.measure import MAP_ROWS, measure_defects, measure_image
 
 NAMES = ("pits", "crack", "scratch", "patch")
 PICTURES = {
-    "defective_or_clean",
-    "defects_per_image",
-    "images_per_class",
+    *("defective_or_clean", "defects_per_image", "images_per_class", "together"),
+    *("areas", "spots", "runs", "positions"),
+    *("brightness", "black_margins"),
     "image_and_mask",
     *(f"examples_class_{c + 1}" for c in range(len(NAMES))),
+    "darkest_and_brightest",
+    *(f"extremes_class_{c + 1}" for c in range(len(NAMES))),
 }
+
+
+def draw_all(table: Annotations, seed: int = 0, sample: int = 1000) -> dict[str, Figure]:
+    _, sections = build_sections(table, seed, sample)
+    return {name: picture.figure for section in sections for name, picture in section.pictures.items()}
+
+
+class Explored(NamedTuple):
+    """What the page of an unchanged data set shows."""
+
+    table: Annotations
+    summary: pd.DataFrame
+    sections: list[Section]
+    figures: dict[str, Figure]
+
+
+@pytest.fixture(scope="module")
+def explored(_drawn: Path) -> Explored:
+    """Drawn once, since most of a test's time is figures."""
+    table = read_annotations(_drawn)
+    summary, sections = build_sections(table)
+    figures = {name: picture.figure for section in sections for name, picture in section.pictures.items()}
+    return Explored(table, summary, sections, figures)
+
+
+def find_section(sections: list[Section], heading: str) -> Section:
+    (section,) = [section for section in sections if section.heading == heading]
+    return section
 
 
 def read_bars(figure: Figure) -> dict[str, int]:
@@ -31,32 +71,79 @@ def read_bars(figure: Figure) -> dict[str, int]:
 
 def read_captions(figure: Figure) -> list[tuple[str, list[str]]]:
     """The image and the classes that each caption names."""
-    parts = [axes.get_title().partition(": ") for axes in figure.axes]
+    parts = [" ".join(axes.get_title().split()).partition(": ") for axes in figure.axes]
     return [(name, classes.split(", ")) for name, _, classes in parts]
 
 
-def test_steel_explore_writes_pictures(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def read_masks(table: Annotations) -> dict[tuple[int, int], NDArray[np.bool_]]:
+    """Every defect as a whole mask, by image and class, from the file itself."""
+    rows = pd.read_csv(table.root / "train.csv")
+    index = {name: i for i, name in enumerate(table.names.tolist())}
+    return {
+        (index[row.ImageId], row.ClassId - 1): rle.decode(row.EncodedPixels, tuple(table.sizes[index[row.ImageId]])) > 0
+        for row in rows.itertuples()
+    }
+
+
+def build_table(images: list[NDArray[np.bool_]]) -> Annotations:
+    """A table of masks `(C, H, W)`, an image each, that lies in no folder."""
+    codes = [rle.parse(rle.encode(mask)).astype(np.int32) for masks in images for mask in masks]
+    return Annotations(
+        root=Path("nowhere"),
+        names=np.array([f"{i:03d}.png" for i in range(len(images))]),
+        sizes=np.array([masks.shape[1:] for masks in images], np.int32),
+        groups=np.arange(len(images)),
+        classes=tuple(str(c + 1) for c in range(len(images[0]))),
+        runs=np.concatenate([np.zeros(0, np.int32), *codes]),
+        offsets=np.concatenate([[0], np.cumsum([len(code) for code in codes])]).astype(np.int64),
+    )
+
+
+def test_steel_explore_writes_a_page_and_its_pictures(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "explored"
-    assert main(["explore", str(root), f"--out={out}"]) == 0
-    assert {path.name for path in out.iterdir()} == {f"{name}.png" for name in PICTURES}
-    for path in out.iterdir():
+    assert main(["explore", str(root), f"--out={out}", "--sample=30"]) == 0
+    assert {path.name for path in out.iterdir()} == {f"{name}.png" for name in PICTURES} | {"index.html"}
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for name in PICTURES:
+        path = out / f"{name}.png"
+        assert base64.b64encode(path.read_bytes()).decode() in page
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         assert min(picture.shape[:2]) > 200
         # White alone is blank; so are axes without anything in them.
         assert (picture < 250).any(axis=2).mean() > 0.03, path
-    printed = capsys.readouterr().out
     table = read_annotations(root)
+    assert table.digest in page
+    assert "Measured on 30 of 40 images." in page
+    assert "All 40 images are 128 x 64 pixels" in page
+    assert page.index("<table>") < page.index("<img")
+    printed = capsys.readouterr().out
     clean = sum(not labels.any() for labels in table.labels)
     assert f"40 images, {clean} clean" in printed
     for name, count in zip(NAMES, table.labels.sum(axis=0), strict=True):
         assert f"{name}: {count}\n" in printed
-    assert f"pictures: {out}" in printed
+    assert f"page: {out / 'index.html'}" in printed
 
 
-def test_the_bars_count_images(root: Path) -> None:
-    figures = plot_all(read_annotations(root))
+def test_the_table_tells_what_the_file_tells(explored: Explored) -> None:
+    masks = read_masks(explored.table)
+    rows = explored.summary.to_numpy().tolist()
+    clean = 40 - len({i for i, _ in masks})
+    assert rows[0] == ["all", "40", *[""] * 5]
+    assert rows[1] == ["clean", str(clean), f"{clean / 40:.1%}", *[""] * 4]
+    for c, (name, *cells) in enumerate(rows[2:]):
+        mine = [mask for (_, k), mask in masks.items() if k == c]
+        areas = sorted(int(mask.sum()) for mask in mine)
+        spots = sum(ndimage.label(mask, np.ones((3, 3)))[1] for mask in mine)
+        numbers = [f"{x:,.0f}" for x in (areas[0], np.median(areas), areas[-1])]
+        assert [name, *cells] == [NAMES[c], str(len(mine)), f"{len(mine) / 40:.1%}", *numbers, str(spots)]
+
+
+def test_the_bars_count_images(explored: Explored) -> None:
+    figures = explored.figures
     assert set(figures) == PICTURES
-    rows = pd.read_csv(root / "train.csv")
+    rows = pd.read_csv(explored.table.root / "train.csv")
     per_image = rows.groupby("ImageId").size()
     assert read_bars(figures["defective_or_clean"]) == {"defective": len(per_image), "clean": 40 - len(per_image)}
     counted = per_image.value_counts().to_dict() | {0: 40 - len(per_image)}
@@ -65,9 +152,165 @@ def test_the_bars_count_images(root: Path) -> None:
     assert read_bars(figures["images_per_class"]) == {name: per_class[c] for c, name in enumerate(NAMES, start=1)}
 
 
-def test_the_examples_show_the_class_that_they_promise(root: Path) -> None:
-    table = read_annotations(root)
-    figures = plot_all(table)
+def test_classes_are_counted_together_image_by_image(explored: Explored) -> None:
+    on = pd.read_csv(explored.table.root / "train.csv").groupby("ImageId")["ClassId"].agg(set)
+    axes = explored.figures["together"].axes[0]
+    for text in axes.texts:
+        column, row = (round(x) for x in text.get_position())
+        assert int(text.get_text()) == sum({row + 1, column + 1} <= classes for classes in on)
+    assert len(axes.texts) == 16
+
+
+def test_areas_spots_and_runs_are_those_of_the_masks(explored: Explored) -> None:
+    masks = read_masks(explored.table)
+    counts: dict[str, Callable[[NDArray[np.bool_]], int]] = {
+        "areas": lambda mask: int(mask.sum()),
+        "spots": lambda mask: ndimage.label(mask, np.ones((3, 3)))[1],
+        "runs": lambda mask: len(rle.encode(mask).split()) // 2,
+    }
+    for name, count in counts.items():
+        for c, axes in enumerate(explored.figures[name].axes):
+            values = [count(mask) for (_, k), mask in masks.items() if k == c]
+            assert axes.get_ylabel() == f"{NAMES[c]}\nn = {len(values)}"
+            assert axes.get_title(loc="right") == f"median {np.median(values):,.0f}"
+            for bar in axes.patches:
+                low, high = bar.get_x(), bar.get_x() + bar.get_width()
+                assert bar.get_height() == sum(low < value < high for value in values)
+            assert sum(bar.get_height() for bar in axes.patches) == len(values)
+
+
+SIZES = st.tuples(st.integers(1, 12), st.integers(1, 40))
+IMAGES = st.lists(SIZES.flatmap(lambda size: hnp.arrays(bool, (2, *size))), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(IMAGES)
+def test_runs_and_spots_of_any_mask(images: list[NDArray[np.bool_]]) -> None:
+    defects = measure_defects(build_table(images))
+    for i, masks in enumerate(images):
+        for c, mask in enumerate(masks):
+            assert defects.spots[i, c] == ndimage.label(mask, np.ones((3, 3)))[1]
+            assert defects.runs[i, c] == len(rle.encode(mask).split()) // 2
+
+
+def map_slowly(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """The labelled share of each cell, pixel by pixel: each gives a cell the part of it that lies in there."""
+
+    def share(pixel: int, num_pixels: int, cell: int, num_cells: int) -> Fraction:
+        low = max(Fraction(pixel, num_pixels), Fraction(cell, num_cells))
+        high = min(Fraction(pixel + 1, num_pixels), Fraction(cell + 1, num_cells))
+        return max(high - low, Fraction(0)) * num_cells
+
+    result = np.zeros(shape)
+    for y, x in np.argwhere(mask).tolist():
+        down = [share(y, mask.shape[0], row, shape[0]) for row in range(shape[0])]
+        across = [share(x, mask.shape[1], column, shape[1]) for column in range(shape[1])]
+        result += np.outer(np.array(down, float), np.array(across, float))
+    return result
+
+
+@pytest.mark.parametrize("sizes", [[(7, 20), (16, 30), (24, 60)], [(5, 5), (5, 5)]], ids=["many sizes", "one size"])
+def test_the_map_is_the_mean_share_over_the_images_with_the_class(sizes: list[tuple[int, int]]) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.random((3, *size)) < 0.3 for size in sizes]
+    images[0][0] = False  # class 0 is not on the first image, class 2 on none
+    for masks in images:
+        masks[2] = False
+    maps = measure_defects(build_table(images)).maps
+    aspect = np.median([width / height for height, width in sizes])
+    assert maps.shape == (3, MAP_ROWS, round(MAP_ROWS * aspect))
+    for c in range(3):
+        with_class = [map_slowly(masks[c], maps.shape[1:]) for masks in images if masks[c].any()]
+        expected = np.mean(with_class, axis=0) if with_class else np.zeros(maps.shape[1:])
+        np.testing.assert_allclose(maps[c], expected, atol=1e-5)
+
+
+def test_the_maps_are_shown_as_they_were_measured(explored: Explored) -> None:
+    maps = measure_defects(explored.table).maps
+    for c, axes in enumerate(explored.figures["positions"].axes):
+        np.testing.assert_allclose(axes.images[0].get_array(), maps[c])
+        assert axes.get_title() == NAMES[c]
+
+
+def paint(left: int, right: int, width: int = 200, height: int = 20) -> NDArray[np.uint8]:
+    image = np.random.default_rng(0).integers(60, 200, (height, width), dtype=np.uint8)
+    image[:, :left] //= 20
+    image[:, width - right :] //= 20
+    return image
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [(0, 0), (50, 0), (0, 30), (4, 40), (199, 0)],
+)
+def test_margins_and_the_brightness_between_them(left: int, right: int) -> None:
+    image = paint(left, right)
+    steel = image[:, left : 200 - right]
+    brightness, *margins = measure_image(image)
+    assert brightness == pytest.approx(steel.astype(float).mean())
+    assert margins == pytest.approx([left / 200, right / 200])
+
+
+def test_a_thin_dark_edge_is_no_margin_and_a_dark_stripe_within_neither() -> None:
+    image = paint(3, 2)
+    image[:, 90:110] = 0
+    brightness, *margins = measure_image(image)
+    assert margins == [0, 0]
+    assert brightness == pytest.approx(image.astype(float).mean())
+
+
+def test_an_image_that_is_black_all_over_is_steel() -> None:
+    assert measure_image(np.full((20, 100), 4, np.uint8)) == (4, 0, 0)
+
+
+def test_pixels_are_those_of_the_images(explored: Explored) -> None:
+    table, figures = explored.table, explored.figures
+    measured = [measure_image(table.read_image(i)) for i in range(40)]
+    grey = np.array([brightness for brightness, _, _ in measured])
+    defective = table.labels.any(axis=1)
+    for axes, values in zip(figures["brightness"].axes, (grey[~defective], grey[defective]), strict=True):
+        for bar in axes.patches:
+            low, high = bar.get_x(), bar.get_x() + bar.get_width()
+            assert bar.get_height() == ((values >= low) & (values < high)).sum()
+        assert sum(bar.get_height() for bar in axes.patches) == len(values)
+    margins = np.array([margin for _, *margin in measured])
+    for axes, side in zip(figures["black_margins"].axes, margins.T, strict=True):
+        assert sum(bar.get_height() for bar in axes.patches) == (side > 0).sum() > 0
+    shown = [name for name, _ in read_captions(figures["darkest_and_brightest"])]
+    order = np.argsort(grey)
+    assert shown == table.names[[order[0], order[1], order[-2], order[-1]]].tolist()
+
+
+def test_a_sample_is_of_its_size_and_the_seed_chooses(explored: Explored) -> None:
+    same, other = (draw_all(explored.table, seed, sample=9) for seed in (0, 1))
+    bars = [[bar.get_height() for row in f["brightness"].axes for bar in row.patches] for f in (same, other)]
+    assert sum(bars[0]) == sum(bars[1]) == 9
+    assert bars[0] != bars[1]
+    shown = [read_captions(figures["examples_class_3"]) for figures in (explored.figures, same, other)]
+    assert shown[0] == shown[1] != shown[2]
+
+
+def test_equal_sizes_are_a_sentence(explored: Explored) -> None:
+    pixels = find_section(explored.sections, "Pixels")
+    assert "All 40 images are 128 x 64 pixels, width by height." in pixels.sentences
+
+
+def test_several_sizes_are_a_picture_and_no_margin_is_a_sentence(root: Path) -> None:
+    for path in (root / "train_images").iterdir():
+        cv2.imwrite(str(path), np.full((64, 128), 90, np.uint8))
+    cv2.imwrite(str(root / "train_images" / "small.png"), np.full((30, 50), 90, np.uint8))
+    _, sections = build_sections(read_annotations(root))
+    pixels = find_section(sections, "Pixels")
+    sentence = "The images have 2 sizes; the commonest is 128 x 64 pixels, width by height, of 40 images."
+    assert sentence in pixels.sentences
+    dots = pixels.pictures["sizes"].figure.axes[0].collections[0].get_offsets()
+    assert {tuple(map(int, dot)) for dot in dots} == {(50, 30), (128, 64)}
+    assert "None of them has a black margin beside the strip." in pixels.sentences
+    assert "black_margins" not in pixels.pictures
+
+
+def test_the_examples_show_the_class_that_they_promise(explored: Explored) -> None:
+    table, figures = explored.table, explored.figures
     for c, name in enumerate(NAMES):
         captions = read_captions(figures[f"examples_class_{c + 1}"])
         assert len(captions) == min(4, int(table.labels[:, c].sum()))
@@ -78,47 +321,151 @@ def test_the_examples_show_the_class_that_they_promise(root: Path) -> None:
             assert classes == [NAMES[k] for k in np.flatnonzero(table.labels[i])]
 
 
-def test_another_seed_shows_other_examples(root: Path) -> None:
-    table = read_annotations(root)
-    shown = [read_captions(plot_all(table, seed)["examples_class_3"]) for seed in (0, 0, 1)]
-    assert shown[0] == shown[1] != shown[2]
-
-
-def test_image_and_mask_show_the_image_with_most_labelled_pixels(root: Path) -> None:
-    table = read_annotations(root)
-    figure = plot_all(table)["image_and_mask"]
+def test_image_and_mask_show_the_image_with_most_labelled_pixels(explored: Explored) -> None:
+    table, figure = explored.table, explored.figures["image_and_mask"]
     largest = max(range(40), key=lambda i: int(table.areas[i].sum()))
     assert figure.get_suptitle() == table.names[largest]
-    above, below = (axes.images[0].get_array() for axes in figure.axes)
-    np.testing.assert_array_equal(above, table.read_image(largest))
-    np.testing.assert_array_equal(np.asarray(below).any(axis=2), table.draw_plane(largest) > 0)
+    image, mask = (axes.images[0].get_array() for axes in figure.axes)
+    np.testing.assert_array_equal(image, table.read_image(largest))
+    np.testing.assert_array_equal(np.asarray(mask).any(axis=2), table.draw_plane(largest) > 0)
 
 
-def test_a_class_without_an_image_has_no_examples(root: Path) -> None:
+def test_the_extremes_are_the_smallest_the_largest_and_the_most_scattered(explored: Explored) -> None:
+    table, figures = explored.table, explored.figures
+    masks = read_masks(table)
+    for c in range(len(NAMES)):
+        areas = {i: int(mask.sum()) for (i, k), mask in masks.items() if k == c}
+        spots = {i: ndimage.label(masks[i, c], np.ones((3, 3)))[1] for i in areas}
+        chosen = {
+            "smallest": min(areas, key=lambda i: areas[i]),
+            "largest": max(areas, key=lambda i: areas[i]),
+            "most spots": max(spots, key=lambda i: spots[i]),
+        }
+        said = [" ".join(axes.get_title().split()) for axes in figures[f"extremes_class_{c + 1}"].axes]
+        assert len(said) == len(set(chosen.values()))
+        for word, i in chosen.items():
+            (caption,) = [text for text in said if word in text]
+            assert caption.endswith(f": {table.names[i]}, {areas[i]:,} px, spots: {spots[i]}")
+
+
+def test_a_small_defect_is_framed_and_a_large_one_not(root: Path) -> None:
+    small, large = np.zeros((64, 128), np.uint8), np.zeros((64, 128), np.uint8)
+    small[10:14, 50:56] = 1
+    large[10:40, 50:100] = 1
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    rows = [f"{names[0]},1,{rle.encode(small)}", f"{names[1]},1,{rle.encode(large)}"]
+    (root / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]) + "\n")
+    first, second = draw_all(read_annotations(root))["extremes_class_1"].axes
+    assert first.get_title().startswith("smallest")
+    for frame in first.patches:
+        middle = frame.get_x() + frame.get_width() / 2, frame.get_y() + frame.get_height() / 2
+        assert middle == pytest.approx((52.5, 11.5))
+    assert len(first.patches) == 2
+    assert not second.patches
+
+
+def test_a_class_without_an_image_has_no_examples_and_one_without_a_name_its_number(root: Path) -> None:
+    (root / "classes.csv").unlink()
     rows = pd.read_csv(root / "train.csv")
     rows[rows["ClassId"] != 2].to_csv(root / "train.csv", index=False)
-    figures = plot_all(read_annotations(root))
-    assert set(figures) == PICTURES - {"examples_class_2"}
-    assert read_bars(figures["images_per_class"])["crack"] == 0
+    table = read_annotations(root)
+    figures = draw_all(table)
+    assert set(figures) == PICTURES - {"examples_class_2", "extremes_class_2"}
+    bars = read_bars(figures["images_per_class"])
+    assert list(bars) == ["class 1", "class 2", "class 3", "class 4"]
+    assert bars["class 2"] == 0
+    assert figures["positions"].axes[1].get_title() == "class 2: on no image"
+    cells = summarise(table, measure_defects(table)).to_numpy().tolist()[3]
+    assert cells == ["class 2", "0", "0.0%", "-", "-", "-", "0"]
+
+
+def test_broken_images_are_named_and_left_out(root: Path) -> None:
+    table = read_annotations(root)
+    # The one with most steel labelled would be shown several times.
+    broken = [int(np.argmax(table.areas.sum(axis=1))), int(np.flatnonzero(~table.labels.any(axis=1))[0])]
+    for i in broken:
+        table.path(i).write_bytes(table.path(i).read_bytes()[:-200])
+    _, sections = build_sections(table)
+    first, *named = sections[0].sentences
+    assert "2 images could not be read" in first
+    assert [line.partition(" is truncated")[0] for line in named] == [str(table.path(i)) for i in sorted(broken)]
+    assert "Measured on 38 of 40 images." in find_section(sections, "Pixels").sentences
+    names = [str(table.names[i]) for i in broken]
+    for section in sections[1:]:
+        for picture in section.pictures.values():
+            texts = [picture.figure.get_suptitle(), *(axes.get_title() for axes in picture.figure.axes)]
+            assert not [text for text in texts if any(name in text for name in names)]
+    assert len(find_section(sections, "Examples").pictures) == 5
+
+
+def test_of_many_broken_images_the_first_few_are_named(root: Path) -> None:
+    table = read_annotations(root)
+    for i in range(40):
+        table.path(i).write_bytes(table.path(i).read_bytes()[:-200])
+    _, sections = build_sections(table)
+    broken = sections[0]
+    assert "40 images could not be read" in broken.sentences[0]
+    assert [str(table.path(i)) in line for i, line in enumerate(broken.sentences[1:])] == [True] * 5
+    figures = {name for section in sections for name in section.pictures}
+    assert figures == {
+        *("defective_or_clean", "defects_per_image", "images_per_class", "together"),
+        *("areas", "spots", "runs", "positions"),
+    }
 
 
 def test_a_data_set_without_defects_is_refused(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = tmp_path / "out"
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
-    assert f"no image of {root} has a defect" in refused("explore", root, f"--out={tmp_path / 'out'}")
+    assert f"no image of {root} has a defect" in refused("explore", root, f"--out={out}")
     (root / "classes.csv").unlink()
-    assert "holds no defect" in refused("explore", root, f"--out={tmp_path / 'out'}")
+    assert "holds no defect" in refused("explore", root, f"--out={out}")
+    assert not out.exists()
 
 
-def test_a_broken_image_is_refused(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    table = read_annotations(root)
-    path = table.path(int(np.argmax(table.areas.sum(axis=1))))
-    path.write_bytes(path.read_bytes()[:-200])
-    assert f"{path} is truncated" in refused("explore", root, f"--out={tmp_path / 'out'}")
+def test_nothing_that_is_there_is_overwritten(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "index.html").write_text("precious")
+    before = sorted(tmp_path.iterdir())
+    assert "not empty" in refused("explore", root, f"--out={tmp_path}")
+    assert "not empty" in refused("explore", root, f"--out={tmp_path / 'index.html'}")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "index.html").read_text() == "precious"
 
 
-@pytest.mark.parametrize("names", ["scale/rust,dent", "dent,dent"])
-def test_any_names_of_classes_have_pictures_of_their_own(root: Path, tmp_path: Path, names: str) -> None:
-    first, second = names.split(",")
-    (root / "classes.csv").write_text(f"ClassId,name\n1,{first}\n2,{second}\n3,x\n4,y\n")
-    assert main(["explore", str(root), f"--out={tmp_path / 'out'}"]) == 0
-    assert len(list((tmp_path / "out").glob("examples_*.png"))) == 4
+@pytest.mark.parametrize("option", ["--sample=0", "--seed=-1"])
+def test_numbers_that_mean_nothing_are_refused(
+    root: Path, tmp_path: Path, refused: Callable[..., str], option: str
+) -> None:
+    sentence = refused("explore", root, f"--out={tmp_path / 'out'}", option)
+    assert sentence.split()[1] in option
+    assert "or more" in sentence
+
+
+def test_any_names_of_classes_have_pictures_of_their_own(root: Path) -> None:
+    (root / "classes.csv").write_text("ClassId,name\n1,scale/rust\n2,dent\n3,dent\n4,<b>$_$\n")
+    table, sections = build_sections(read_annotations(root))
+    assert table["class"].tolist()[2:] == ["scale/rust", "dent", "dent", "<b>$_$"]
+    assert {name for section in sections for name in section.pictures} == PICTURES
+    bars = find_section(sections, "How many").pictures["images_per_class"].figure.axes[0]
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["scale/rust", "dent", "dent", "<b>$_$"]
+
+
+def test_real_labels_of_many_sizes_are_measured(real_data: Callable[[str], Path]) -> None:
+    table = read_annotations(real_data("magnetic-tile"))
+    defects = measure_defects(table)
+    rows = summarise(table, defects).to_numpy().tolist()
+    assert [row[:2] for row in rows[2:]] == [
+        ["blowhole", "115"], ["break", "85"], ["crack", "57"], ["fray", "32"], ["uneven", "99"]
+    ]  # fmt: skip
+    # The share of the frame that is labelled, cell by cell or image by image.
+    shares = table.areas / table.sizes.prod(axis=1)[:, None]
+    for c in range(5):
+        np.testing.assert_allclose(defects.maps[c].mean(), shares[table.labels[:, c], c].mean(), rtol=1e-5)
+
+
+def test_real_strip_has_margins(real_data: Callable[[str], Path]) -> None:
+    table = read_annotations(real_data("severstal-mini"))
+    # By eye: a black margin of 232 columns at the right of the one, none beside the other.
+    index = {name: i for i, name in enumerate(table.names.tolist())}
+    _, left, right = measure_image(table.read_image(index["0a37f0a29.jpg"]))
+    assert (left, right) == (0, pytest.approx(232 / 1600, abs=2 / 1600))
+    assert measure_image(table.read_image(index["0a34e73df.jpg"]))[1:] == (0, 0)

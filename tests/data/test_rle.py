@@ -1,5 +1,6 @@
 """Codes against a loop over pixels and against pycocotools."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,124 @@ def test_real_codes_round_trip_and_equal_pycocotools(real_data: Callable[[str], 
         assert rle.encode(rle.decode(code, (256, 1600), out=out)) == code
     for code in codes[::10]:
         np.testing.assert_array_equal(rle.decode(code, (256, 1600)), coco.decode(to_coco(code, (256, 1600))))
+
+
+WORDS = st.one_of(
+    st.integers(0, 14).map(str),
+    st.integers(0, 14).map(str),
+    st.sampled_from(
+        ["01", "-1", "+1", "2x", "x", "1.5", "1e1", "２", "²", "\xa0", "1\t2", "1\n2", "\r", "\v", "\f", "\0"]
+    ),
+    st.sampled_from([str(2**31), str(2**32 + 1), str(2**63 - 1), str(2**63), str(2**64 + 1), "9" * 30]),
+)
+# Empty words stand for blanks at the ends and two blanks between.
+ROUGH = st.lists(st.one_of(WORDS, WORDS, st.sampled_from(["", "\t"])), max_size=7).map(" ".join)
+GOOD = SIZES.flatmap(lambda size: hnp.arrays(bool, size).map(lambda mask: (encode_slowly(mask), size)))
+# Runs cut in two touch, and are good.
+TOUCHING = SIZES.filter(lambda size: size[0] * size[1] > 1).map(lambda size: (f"1 1 2 {size[0] * size[1] - 1}", size))
+MIXED = st.lists(st.one_of(GOOD, GOOD, TOUCHING, st.tuples(ROUGH, SIZES)), max_size=8)
+
+
+def parse_one(code: str, size: tuple[int, int]) -> tuple[list[int], rle.Fault | None]:
+    try:
+        runs = rle.parse(code)
+    except InputError as error:
+        return [], rle.Fault("not numbers", str(error))
+    fault = rle.find_fault(runs, size)
+    return ([], fault) if fault else (runs.tolist(), None)
+
+
+def assert_parsed_as_one_by_one(codes: list[str], sizes: list[tuple[int, int]]) -> rle.Codes:
+    parsed = rle.parse_all(codes, np.array(sizes, np.int32).reshape(-1, 2))
+    assert (parsed.runs.dtype, parsed.offsets.dtype) == (np.int32, np.int64)
+    assert len(parsed.offsets) == len(codes) + 1
+    faults, touching = {}, []
+    for i, (code, size) in enumerate(zip(codes, sizes, strict=True)):
+        runs, fault = parse_one(code, size)
+        assert parsed.runs[parsed.offsets[i] : parsed.offsets[i + 1]].tolist() == runs
+        if fault:
+            faults[i] = fault
+        if any(runs[k + 2] == runs[k] + runs[k + 1] for k in range(0, len(runs) - 2, 2)):
+            touching.append(i)
+    assert parsed.offsets[-1] == len(parsed.runs)
+    assert parsed.faults == faults
+    assert parsed.touching == touching
+    return parsed
+
+
+@settings(max_examples=500, deadline=None)
+@given(MIXED)
+def test_parse_all_equals_one_by_one(cases: list[tuple[str, tuple[int, int]]]) -> None:
+    assert_parsed_as_one_by_one([code for code, _ in cases], [size for _, size in cases])
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("", None),  # empty
+        ("  ", None),  # blank
+        ("2  1", None),  # two blanks between
+        (" 2 1 ", None),  # blanks around
+        ("02 001", None),  # leading zeros
+        ("3", "odd code"),
+        ("1 2 5", "odd code"),
+        ("1 x", "not numbers"),
+        ("1 2x", "not numbers"),  # a number and more, at the end
+        ("1 2.5", "not numbers"),
+        ("1 2\t4 1", "not numbers"),
+        ("1\n2", "not numbers"),  # as many numbers as two blanks would make
+        ("+1 2", "not numbers"),
+        ("-1 2", "not numbers"),
+        ("1 ２", "not numbers"),
+        ("1 2\0", "not numbers"),
+        ("0 1", "zero or negative"),
+        ("1 0", "zero or negative"),
+        ("12 2", "beyond the image"),
+        (f"1 1 5 1 {2**63 - 1} 1", "beyond the image"),  # the sum overflows, at the end
+        (f"{2**63 - 1} 1 5 1", "beyond the image"),  # the sum overflows, and a good run hides it
+        (f"{2**63 - 3} 9 5 1", "beyond the image"),
+        (f"2 {2**63 - 1} 5 1", "beyond the image"),
+        ("1 " + "9" * 30, "beyond the image"),  # no 64-bit number
+        ("9" * 30 + " 2 3 1", "beyond the image"),
+        (f"{2**32 + 1} 1", "beyond the image"),  # would be 1 in 32 bits
+        ("1 3 3 2", "overlapping runs"),
+        ("5 2 1 2", "unsorted runs"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 150, 299])
+def test_one_bad_code_among_good_ones_costs_no_other(code: str, kind: str | None, place: int) -> None:
+    # As many as are read as one text and more; the others lie on smaller and larger images.
+    sizes = [(3, 4) if i == place else (2 + i % 3, 2 + i % 4) for i in range(300)]
+    codes = [code if i == place else encode_slowly(np.eye(*sizes[i])) for i in range(300)]
+    parsed = assert_parsed_as_one_by_one(codes, sizes)
+    assert {i: fault.kind for i, fault in parsed.faults.items()} == ({place: kind} if kind else {})
+    assert parse_one(code, (3, 4))[1] == parsed.faults.get(place)
+
+
+def test_a_code_is_measured_by_its_own_image() -> None:
+    # Longer than the first image and shorter than the second, in both orders.
+    parsed = assert_parsed_as_one_by_one(["1 20", "1 20", "5 4 10 3"], [(3, 4), (5, 5), (3, 4)])
+    assert {i: fault.kind for i, fault in parsed.faults.items()} == {0: "beyond the image"}
+    parsed = assert_parsed_as_one_by_one(["1 20", "", "1 20"], [(5, 5), (1, 1), (3, 4)])
+    assert {i: fault.kind for i, fault in parsed.faults.items()} == {2: "beyond the image"}
+
+
+def test_no_codes_are_no_runs() -> None:
+    parsed = assert_parsed_as_one_by_one([], [])
+    assert (parsed.runs.tolist(), parsed.offsets.tolist()) == ([], [0])
+
+
+def test_a_stop_in_mid_text_is_seen_where_numpy_only_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_as_before(text: str, dtype: type, sep: str) -> NDArray[Any]:
+        digits = re.match(r"[0-9 ]*", text)
+        assert digits
+        return np.array([int(word) for word in digits.group().split()], dtype)
+
+    monkeypatch.setattr(np, "fromstring", read_as_before)
+    with pytest.raises(InputError, match='"2x" stands in it'):
+        rle.parse("1 2x")
+    with pytest.raises(InputError, match='"2x5" stands in it'):
+        rle.parse("1 2x5 ")
+    parsed = rle.parse_all(["1 2", "3 4.5"], np.full((2, 2), 9, np.int32))
+    assert parsed.faults.keys() == {1}
+    assert parsed.runs.tolist() == [1, 2]

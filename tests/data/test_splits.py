@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,10 +17,12 @@ from steel.data.splits import (
     PARTS,
     Split,
     choose_split,
+    join_near_duplicates,
+    make_folds,
     make_split,
     read_split,
     recall_split,
-    tabulate_split,
+    tabulate_parts,
     write_split,
 )
 from steel.errors import InputError
@@ -181,7 +184,7 @@ def test_members_digest_and_table_of_a_split() -> None:
     assert split.indices("val").tolist() == [2, 4]
     other = Split(table.names, np.array(["train", "train", "val", "test", "val"]))
     assert len({split.digest, other.digest, Split(table.names[::-1], split.parts).digest}) == 3
-    counted = tabulate_split(split, table)
+    counted = tabulate_parts({part: split.indices(part) for part in PARTS}, table)
     assert counted.columns.tolist() == ["part", "images", "groups", "clean", "1", "2"]
     assert counted.to_numpy().tolist() == [
         ["train", 2, 1, 0, 2, 1],
@@ -223,11 +226,11 @@ HEADER = "ImageId,split\n"
         (HEADER + "00000.jpg,train\n9.jpg,val\n", 'line 3: there is no image "9.jpg"'),  # unknown image
         (HEADER + "00000.jpg,val\n00001.jpg,val\n00000.jpg,val\n", 'line 4: image "00000.jpg" stands in line 2 too'),
         (HEADER + "00000.jpg,train\n00002.jpg,test\n00001.jpg,test\n", "divides a group of groups.csv: 00000.jpg is"),
-        ("ImageId,fold\n00000.jpg,1\n", "it needs the columns ImageId,split, but split is not among"),  # folds
-        ("image,part\n00000.jpg,train\n", "but ImageId,split is not among"),  # other names
-        ("ImageId;split\n00000.jpg;train\n", "but ImageId,split is not among"),  # semicolons
-        ("", "is not a CSV file"),  # empty
-        (HEADER + "00000.jpg,train\n00001.jpg,train,1\n", "is not a CSV file"),  # one field more
+        ("ImageId,fold\n00000.jpg,1\n", "folds are 0, 1, 2 and so on, 3 or more"),  # one fold
+        ("image,part\n00000.jpg,train\n", "but ImageId, split is not among"),  # other names
+        ("ImageId;split\n00000.jpg;train\n", "the columns are separated by semicolons"),
+        ("", "the file is empty"),
+        (HEADER + "00000.jpg,train\n00001.jpg,train,1\n", "line 3: 3 cells stand in the row"),
         pytest.param(
             HEADER + "00000.jpg,train\n\n00001.jpg,valid\n",
             "line 4: split is",
@@ -356,9 +359,109 @@ def test_steel_split_refuses(root: Path, tmp_path: Path, refused: Callable[..., 
     assert "no folder" in refused("split", tmp_path / "nowhere")
     assert "sum to 1" in refused("split", root, "--fractions=[0.7,0.7,0.7]")
     assert "fractions" in refused("split", root, "--fractions=[0.5,0.5]")
-    assert "--folds" in refused("split", root, "--folds=5")
+    assert "exclude each other" in refused("split", root, "--folds=5", "--fractions=[0.5,0.3,0.2]")
+    assert "folds is 3 or more, but 2 came" in refused("split", root, "--folds=2")
     assert not (root / "splits.csv").exists()
 
 
 def test_steel_split_refuses_a_negative_seed(root: Path, refused: Callable[..., str]) -> None:
     assert "seed" in refused("split", root, "--seed=-1")
+
+
+@pytest.mark.parametrize("num_folds", [3, 5, 10])
+def test_folds_hold_equal_shares(num_folds: int) -> None:
+    labels = draw_labels(2000)
+    folds = make_folds(build_table(labels), num_folds, seed=1)
+    contents = np.column_stack([np.ones(len(labels)), ~labels.any(axis=1), labels])
+    expected = contents.sum(axis=0) / num_folds
+    assert set(folds) == set(range(num_folds))
+    for fold in range(num_folds):
+        off = np.abs(contents[folds == fold].sum(axis=0) - expected)
+        assert (off <= np.maximum(1.5, 0.015 * expected)).all()
+
+
+def test_folds_of_severstals_labels(real_data: Callable[[str], Path]) -> None:
+    table = pd.read_csv(real_data("severstal-labels") / "labels_12568.csv")
+    labels = table[[f"class{c}" for c in range(1, 5)]].to_numpy().astype(bool)
+    assert labels.sum(axis=0).tolist() == [897, 247, 5150, 801]
+    folds = make_folds(build_table(labels), 5)
+    for c in range(4):
+        counts = np.bincount(folds[labels[:, c]], minlength=5)
+        expected = labels[:, c].sum() / 5
+        assert np.abs(counts - expected).max() <= max(1, 0.015 * expected)
+
+
+def test_folds_keep_groups_together_whatever_the_order() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 300)
+    table = build_table(draw_labels(300), groups)
+    folds = make_folds(table, 4, seed=2)
+    assert all(len(set(folds[groups == g])) == 1 for g in set(groups.tolist()))
+    renumbered = build_table(draw_labels(300), rng.permutation(60)[groups])
+    np.testing.assert_array_equal(make_folds(renumbered, 4, seed=2), folds)
+    assert (make_folds(table, 4, seed=3) != folds).any()
+
+
+def test_each_image_is_judged_by_one_fold_and_trained_on_by_the_others(root: Path) -> None:
+    assert main(["split", str(root), "--folds=4"]) == 0
+    table = read_annotations(root)
+    splits = [choose_split(table, DEFAULT_FRACTIONS, 0, fold) for fold in range(4)]
+    for part, times in (("test", 1), ("val", 1), ("train", 2)):
+        assert (sum((split.parts == part).astype(int) for split in splits) == times).all()
+    for k, split in enumerate(splits):
+        np.testing.assert_array_equal(split.indices("val"), splits[(k + 1) % 4].indices("test"))
+    for fold in (None, 4, -1):
+        with pytest.raises(InputError, match=r"has the folds 0 to 3, but data\.fold is"):
+            choose_split(table, DEFAULT_FRACTIONS, 0, fold)
+
+
+def test_a_fold_without_folds_is_refused(root: Path) -> None:
+    table = read_annotations(root)
+    with pytest.raises(InputError, match=r"there is no .*splits\.csv"):
+        choose_split(table, DEFAULT_FRACTIONS, 0, 1)
+    write_split(make_split(table), root / "splits.csv")
+    with pytest.raises(InputError, match=r"names parts, not folds, but data\.fold is 1"):
+        choose_split(table, DEFAULT_FRACTIONS, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("ImageId,fold\n00000.jpg,one\n", 'line 2: folds count 0, 1, 2, ..., but "one" came'),
+        ("ImageId,fold\n00000.jpg,-1\n", 'line 2: folds count 0, 1, 2, ..., but "-1" came'),
+        ("ImageId,fold\n00000.jpg,0\n00001.jpg,1\n00002.jpg,3\n", "folds are 0, 1, 2 and so on"),  # 2 is missing
+    ],
+)
+def test_folds_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "splits.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_split(path, build_table(draw_labels(4)), 0)
+    assert sentence in str(error.value)
+
+
+def test_recall_finds_the_fold_of_the_checkpoint(tmp_path: Path) -> None:
+    table = build_table(draw_labels(40), root=tmp_path)
+    lines = [f"{name},{fold}\n" for name, fold in zip(table.names, make_folds(table, 4), strict=True)]
+    (tmp_path / "splits.csv").write_text("ImageId,fold\n" + "".join(lines))
+    split = choose_split(table, DEFAULT_FRACTIONS, 0, 2)
+    data = {"digest": table.digest, "split": split.digest, "members": split.members(), "fold": 2}
+    assert recall_split(table, data, tmp_path / "x.ckpt").digest == split.digest
+    with pytest.raises(InputError, match="is not the split that"):
+        recall_split(table, data, tmp_path / "x.ckpt", fold=1)
+
+
+def test_near_duplicates_stay_on_one_side(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    for i, name in enumerate(names[:10]):
+        pixels = cv2.imread(str(root / "train_images" / name), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(root / "train_images" / f"twin_{i}.png"), pixels[:, ::-1])
+    (root / "groups.csv").write_text(f"ImageId,group\n{names[0]},a\n{names[20]},a\n")
+    assert main(["split", str(root), "--near_duplicates=true"]) == 0
+    assert "10 pairs of images show the same scene" in capsys.readouterr().out
+    table = read_annotations(root)
+    part = dict(zip(table.names.tolist(), read_split(root / "splits.csv", table).parts.tolist(), strict=True))
+    assert all(part[name] == part[f"twin_{i}.png"] for i, name in enumerate(names[:10]))
+    assert part[names[0]] == part[names[20]] == part["twin_0.png"]
+    joined = join_near_duplicates(table).groups
+    assert len(np.unique(joined)) == 50 - 10 - 1

@@ -1,0 +1,91 @@
+"""A report as one HTML page that opens anywhere: style, tables and pictures are inside, nothing is fetched."""
+
+import base64
+import html
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
+figcaption, .note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+"""
+
+
+class Page:
+    """A page that is filled from top to bottom and then written, its pictures beside it as PNG too.
+
+    Args:
+        title: Heading of the page.
+        folder: Where it goes; made if it is not there.
+    """
+
+    def __init__(self, title: str, folder: Path) -> None:
+        self._title = html.escape(title)
+        self._folder = folder
+        self._parts: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add_heading(self, text: str) -> None:
+        """Begins a section."""
+        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def add_text(self, text: str) -> None:
+        """Adds a paragraph of plain text."""
+        self._parts.append(f"<p>{html.escape(text)}</p>")
+
+    def add_table(self, table: pd.DataFrame, caption: str) -> None:
+        """Adds a table without its index; cells are shown as `str` shows them."""
+        head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in table.columns)
+        rows = [
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in table.itertuples(index=False)
+        ]
+        self._parts.append(
+            f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(rows)}</tbody></table></div>"
+        )
+
+    def add_picture(self, name: str, picture: Figure | NDArray[np.uint8], caption: str) -> None:
+        """Adds a picture and writes it as `<name>.png`.
+
+        Args:
+            name: File name without its ending.
+            picture: A figure, or uint8 `(H, W)` or RGB `(H, W, 3)`.
+            caption: What it shows; also what is read out where the picture cannot be seen.
+        """
+        if isinstance(picture, Figure):
+            buffer = BytesIO()
+            picture.savefig(buffer, format="png", dpi=110)
+            png = buffer.getvalue()
+        else:
+            png = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])[1].tobytes()
+        (self._folder / f"{name}.png").write_bytes(png)
+        text = html.escape(caption)
+        data = base64.b64encode(png).decode()
+        self._parts.append(
+            f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+        )
+
+    def write(self) -> Path:
+        """Writes `index.html` and says where it is."""
+        path = self._folder / "index.html"
+        path.write_text(
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
+            f"<body><h1>{self._title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n",
+            encoding="utf-8",
+        )
+        return path

@@ -1,0 +1,165 @@
+"""PNG masks and index maps against what Pillow reads and writes, and as CVAT writes them."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from formats.fakes import assert_same, draw_masks, pack, separate, unpack, write_blank, write_names
+from steel.data.formats.png_masks import read_index, read_masks, write_index, write_masks
+from steel.errors import InputError
+
+
+def test_masks_and_maps_on_disk(tmp_path: Path) -> None:
+    masks = separate(draw_masks(1))
+    write_masks(pack(masks), tmp_path)
+    assert write_index(pack(masks), tmp_path, "refuse") == {}
+    expected = {f"{Path(name).stem}_{c + 1}.png": mask[c] for name, mask in masks.items() for c in range(3)}
+    expected = {name: mask for name, mask in expected.items() if mask.any()}
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == set(expected)
+    for name, one in expected.items():
+        values = np.asarray(Image.open(tmp_path / "masks" / name))
+        np.testing.assert_array_equal(values, one * 255, err_msg=name)
+    for name, mask in masks.items():
+        values = np.asarray(Image.open(tmp_path / "index" / f"{Path(name).stem}.png"))
+        np.testing.assert_array_equal(values, (mask * np.array([1, 2, 3])[:, None, None]).sum(axis=0), err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "1"])
+def test_masks_of_other_tools(tmp_path: Path, mode: str) -> None:
+    mask = np.zeros((6, 5), bool)
+    mask[1:3, 2:] = True
+    write_blank(tmp_path / "images" / "line_1.jpg", mask.shape)
+    picture = Image.fromarray(mask.astype(np.uint8) * (1 if mode == "P" else 255))
+    if mode == "P":
+        picture.putpalette([0, 0, 0, 250, 50, 50])
+    else:
+        picture = picture.convert(mode)
+    (tmp_path / "masks").mkdir()
+    picture.save(tmp_path / "masks" / "line_1_2.PNG")
+    labels = read_masks(tmp_path, None)
+    assert labels.classes == ("1", "2")
+    assert_same(unpack(labels), {"line_1.jpg": np.stack([mask & False, mask])})
+
+
+def test_two_masks_of_one_defect_are_refused(tmp_path: Path) -> None:
+    write_blank(tmp_path / "images" / "a.png", (3, 5))
+    for path in ("masks/a_1.png", "masks/more/a_1.png"):
+        write_blank(tmp_path / path, (3, 5))
+    with pytest.raises(InputError, match=r'masks/a_1.png and .*more/a_1.png have the same stem "a_1"'):
+        read_masks(tmp_path, None)
+
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\npit:250,50,83::\nnever:1,2,3::\nscratch:51,221,255::\n"
+
+
+def write_cvat(root: Path, labelmap: str, as_palette: bool) -> NDArray[np.uint8]:
+    """A data set with the images a, which gets the index map that is returned, and b, which is clean."""
+    index = np.array([[0, 0, 1], [3, 3, 1]], np.uint8)
+    for folder in ("SegmentationClass", "SegmentationObject"):
+        (root / folder).mkdir()
+    (root / "labelmap.txt").write_text(labelmap)
+    for name in ("a", "b"):
+        write_blank(root / "JPEGImages" / f"{name}.png", index.shape)
+    picture = Image.fromarray(index)
+    picture.putpalette([0, 0, 0, 250, 50, 83, 1, 2, 3, 51, 221, 255])
+    (picture if as_palette else picture.convert("RGB")).save(root / "SegmentationClass" / "a.png")
+    return index
+
+
+@pytest.mark.parametrize("as_palette", [False, True])
+def test_segmentation_masks_of_cvat(tmp_path: Path, as_palette: bool) -> None:
+    index = write_cvat(tmp_path, LABELMAP, as_palette)
+    labels = read_index(tmp_path, None)
+    assert labels.classes == ("pit", "never", "scratch")
+    expected = np.stack([index == 1, index == 2, index == 3])
+    assert_same(unpack(labels), {"a.png": expected, "b.png": expected & False})
+
+
+def test_the_background_may_stand_anywhere_or_nowhere(tmp_path: Path) -> None:
+    write_cvat(tmp_path, LABELMAP, as_palette=True)
+    before = unpack(read_index(tmp_path, None))
+    for text in (LABELMAP.replace("background:0,0,0::\n", "") + "background:0,0,0::\n", LABELMAP.replace("back", "#")):
+        (tmp_path / "labelmap.txt").write_text(text)
+        labels = read_index(tmp_path, None)
+        assert labels.classes == ("pit", "never", "scratch")
+        assert_same(unpack(labels), before)
+
+
+@pytest.mark.parametrize(
+    ("labelmap", "sentence"),
+    [
+        (LABELMAP.replace("51", "52"), r"a.png has the colour \(51, 221, 255\), which is not in labelmap.txt"),
+        (LABELMAP + "dent:1,2,3::\n", r"labelmap.txt, line 6: the colour \(1, 2, 3\) has another label, too"),
+        (LABELMAP + "dent:1,2::\n", "labelmap.txt, line 6: it needs name:red,green,blue::"),
+    ],
+)
+def test_labelmap_refusals(tmp_path: Path, labelmap: str, sentence: str) -> None:
+    write_cvat(tmp_path, labelmap, as_palette=False)
+    with pytest.raises(InputError, match=sentence):
+        read_index(tmp_path, None)
+
+
+@pytest.mark.parametrize("overlap", ["lowest", "highest"])
+def test_overlap_is_refused_or_decided_and_counted(tmp_path: Path, overlap: Literal["lowest", "highest"]) -> None:
+    masks = draw_masks(3)
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(InputError, match=r"class \d of a.png overlaps another on .* --overlap"):
+        write_index(pack(masks), tmp_path / "refused", "refuse")
+    changed = write_index(pack(masks), tmp_path, overlap)
+    for name, mask in masks.items():
+        ids = np.where(mask, np.arange(1, 4)[:, None, None], 99 if overlap == "lowest" else 0)
+        winner = ids.min(axis=0) if overlap == "lowest" else ids.max(axis=0)
+        values = np.asarray(Image.open(tmp_path / "index" / f"{Path(name).stem}.png"))
+        np.testing.assert_array_equal(values, np.where(winner == 99, 0, winner))
+        assert changed[name] == mask.sum() - mask.any(axis=0).sum()
+    assert "clean.png" not in changed
+
+
+def draw(value: int, *shape: int) -> NDArray[np.uint8]:
+    return np.full(shape, value, np.uint8)
+
+
+RAMP = np.arange(15, dtype=np.uint8).reshape(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "values", "classes", "sentence"),
+    [
+        ("masks", "a_1.png", draw(1, 4, 5), None, "a_1.png is 5 x 4 pixels, but its image a.png is 5 x 3"),
+        ("masks", "a_9.png", draw(1, 3, 5), None, "a_9.png: a mask is called"),
+        ("masks", "b_1.png", draw(1, 3, 5), None, 'no image has the stem "b"'),
+        ("masks", "task-1-by-2-0.png", draw(1, 3, 5), None, "export COCO instead"),
+        ("masks", "a_1.png", RAMP, None, "the values 1 and 2 beside 0"),
+        ("masks", "a_3.png", draw(1, 3, 5), "p,q", "a_3.png has class 3, but .*classes.csv names 2"),
+        ("index", "a.png", draw(9, 3, 5), None, "a.png has the value 9, but at most 8"),
+        ("index", "a.png", draw(3, 3, 5), "p,q", "a.png has class 3, but .*classes.csv names 2"),
+        ("index", "a.png", draw(0, 5, 3), None, "a.png is 3 x 5 pixels, but its image a.png is 5 x 3"),
+        ("index", "b.png", draw(0, 3, 5), None, "b.png: there is no image with the stem b"),
+        ("index", "a.png", np.dstack([RAMP, RAMP, draw(0, 3, 5)]), None, r"a.png is in colour \(RGB\)"),
+        ("index", "a.png", draw(0, 3, 5, 4), None, r"a.png is in colour \(RGBA\)"),
+    ],
+)
+def test_refusals(
+    tmp_path: Path, form: str, name: str, values: NDArray[np.uint8], classes: str | None, sentence: str
+) -> None:
+    write_blank(tmp_path / "images" / "a.png", (3, 5))
+    (tmp_path / form).mkdir()
+    Image.fromarray(values).save(tmp_path / form / name)
+    if classes:
+        write_names(tmp_path, classes)
+    with pytest.raises(InputError, match=sentence):
+        (read_masks if form == "masks" else read_index)(tmp_path, None)
+
+
+def test_a_damaged_png_is_refused(tmp_path: Path) -> None:
+    write_blank(tmp_path / "images" / "a.png", (30, 50))
+    (tmp_path / "index").mkdir()
+    data = (tmp_path / "images" / "a.png").read_bytes()
+    for broken in (b"", b"text", data[: len(data) // 2]):
+        (tmp_path / "index" / "a.png").write_bytes(broken)
+        with pytest.raises(InputError, match=r"index/a.png is not an image that can be read"):
+            read_index(tmp_path, None)

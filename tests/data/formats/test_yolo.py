@@ -1,0 +1,112 @@
+"""YOLO against a naive even-odd rule, and as CVAT, Ultralytics and Label Studio write it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from formats.fakes import BAD_OUTLINE, HOLED, assert_same, draw_masks, fill_even_odd, pack, unpack, write_blank
+from steel.data.formats import outlines
+from steel.data.formats.yolo import read_yolo, write_yolo
+from steel.errors import InputError
+
+
+def write_data(root: Path, text: str, names: str = "names: [pit, scratch]\n", subset: str = "") -> Path:
+    write_blank(root / "images" / subset / "a.png", (10, 20))
+    (root / "labels" / subset).mkdir(parents=True)
+    (root / "labels" / subset / "a.txt").write_text(text)
+    (root / ("classes.txt" if ":" not in names else "data.yaml")).write_text(names)
+    return root
+
+
+def test_what_is_written_as_other_tools_read_it(tmp_path: Path) -> None:
+    masks = draw_masks(4)
+    assert write_yolo(pack(masks), tmp_path) == {}
+    content = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert content == {"train": "images", "val": "images", "names": {0: "pit", 1: "Riß", 2: "a: b"}}
+    assert (tmp_path / "labels" / "clean.txt").read_text() == ""
+    for name, mask in masks.items():
+        drawn = np.zeros_like(mask)
+        for line in (tmp_path / "labels" / f"{Path(name).stem}.txt").read_text().splitlines():
+            c, *numbers = line.split()
+            points = np.array(numbers, float).reshape(-1, 2)
+            assert 0 <= points.min() <= points.max() <= 1
+            drawn[int(c)] |= fill_even_odd(points * mask.shape[:0:-1], mask.shape[1:])
+        np.testing.assert_array_equal(drawn, mask, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "subset"),
+    [
+        ("path: ./\ntrain: train.txt\nnames:\n  0: pit\n  1: scratch\n", "train"),  # CVAT
+        ("names: [pit, scratch]\nnc: 2\n", ""),  # Ultralytics
+        ("pit\nscratch\n", ""),  # Label Studio
+    ],
+)
+def test_what_other_tools_write(tmp_path: Path, names: str, subset: str) -> None:
+    text = "1 0.1 0.2 0.3 0.2 0.3 0.5 0.1 0.5\n\n1 0 0 0.1 0 0.1 0.1 0 0.1 \n0 1 1 1 0.9 0.95 0.9 0.95 1\n"
+    root = write_data(tmp_path, text, names, subset)
+    write_blank(root / "images" / "clean.png", (2, 3))  # without a text file
+    labels = read_yolo(root, None)
+    assert labels.classes == ("pit", "scratch")
+    expected = np.zeros((2, 10, 20), bool)
+    expected[1, 2:5, 2:6] = expected[1, 0, :2] = expected[0, 9, 19] = True
+    assert_same(unpack(labels), {"a.png": expected, "clean.png": np.zeros((2, 2, 3), bool)})
+
+
+def test_what_covers_no_pixel_is_counted(tmp_path: Path) -> None:
+    labels = read_yolo(write_data(tmp_path, "1 0.1 0.2 0.3 0.2 0.3 0.5\n0 0.5 0.5 0.5 0.5 0.51 0.5\n"), None)
+    assert (labels.num_empty, list(labels.images[0].codes)) == (1, [1])
+
+
+def test_the_loss_is_measured_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlines, "trace", lambda runs, size: BAD_OUTLINE)
+    assert write_yolo(pack({"a.png": HOLED}), tmp_path) == {"a.png": 10}
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "sentence"),
+    [
+        ("\n0 0.1 0.1 0.2 0.2 0.3\n", "names: [a]", "a.txt, line 2: it has a polygon of 5 numbers"),
+        ("0 0.1 0.1 0.2 0.2\n", "names: [a]", "line 1: it is a box"),
+        ("0 0.1 0.1\n", "names: [a]", "line 1: it has a polygon of 1 points"),
+        ("0 0.1 0.1 0.2 0.2 0.3 1.01\n", "names: [a]", "line 1: it has the coordinate 1.01"),
+        ("0 0.1 0.1 0.2 0.2 0.3 nan\n", "names: [a]", "line 1: it has the coordinate nan"),
+        ("0 0.1 0.1 0.2 0.2 0.3 x\n", "names: [a]", "line 1: it holds something else"),
+        ("1 0.1 0.1 0.2 0.2 0.3 0.4\n", "names: [a]", "line 1: it has class 1, but the classes are 0 to 0"),
+        ("", "names: {1: a, 2: b}", "data.yaml needs names, a list or 0: name"),
+        ("", "nc: 3", "data.yaml needs names"),
+        ("", "names: [a", "data.yaml: it cannot be read"),
+    ],
+)
+def test_refusals(tmp_path: Path, text: str, names: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as error:
+        read_yolo(write_data(tmp_path, text, names), None)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_labels_and_images_have_to_match(tmp_path: Path) -> None:
+    root = write_data(tmp_path, "")
+    (root / "labels" / "b.txt").write_text("")
+    with pytest.raises(InputError, match=r"b.txt: there is no image with the stem b"):
+        read_yolo(root, None)
+    (root / "labels" / "b.txt").unlink()
+    write_blank(root / "images" / "a.jpg")
+    with pytest.raises(InputError, match='have the same stem "a"'):
+        read_yolo(root, None)
+    (root / "data.yaml").unlink()
+    with pytest.raises(InputError, match=r"no file .*data.yaml \(or classes.txt\)"):
+        read_yolo(root, None)
+
+
+def test_folders_have_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("pit\n")
+    with pytest.raises(InputError, match=r"no folder .*images; put the images there"):
+        read_yolo(tmp_path, None)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InputError, match=r"no image in .*images; images end in"):
+        read_yolo(tmp_path, None)
+    write_blank(tmp_path / "images" / "a.png")
+    with pytest.raises(InputError, match=r"no folder .*labels; the labels belong there"):
+        read_yolo(tmp_path, None)

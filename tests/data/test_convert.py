@@ -1,0 +1,152 @@
+"""Every format there and back, and the command around them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from formats.fakes import assert_same, draw_masks, separate, unpack, write_blank, write_root
+from steel import cli
+from steel.data.annotations import read_annotations
+from steel.data.convert import Format, convert, read_labels
+from steel.errors import InputError
+
+LOSSLESS: tuple[Format, ...] = ("severstal", "coco", "coco-polygons", "yolo", "masks")
+
+
+@pytest.mark.parametrize("form", [*LOSSLESS, "index"])
+@pytest.mark.parametrize("seed", range(3))
+def test_there_and_back(tmp_path: Path, form: Format, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = separate(draw_masks(seed)) if form == "index" else draw_masks(seed)
+    root = write_root(tmp_path / "data", masks)
+    (root / "groups.csv").write_text("ImageId,group\na.png,coil 7\nclean.png,coil 7\n")
+    (root / "splits.csv").write_text("ImageId,split\nclean.png,test\n")
+    convert(str(root), str(tmp_path / "there"), **{"from": "severstal", "to": form})
+    printed = capsys.readouterr().out
+    num_pixels = sum(int(mask.sum()) for mask in masks.values())
+    assert f"none of {num_pixels:,} labelled pixels changed" in printed
+    assert "5 images, 1 clean" in printed
+    convert(str(tmp_path / "there"), str(tmp_path / "back"), **{"from": form, "to": "severstal"})
+    back = read_annotations(tmp_path / "back")
+    before = read_annotations(root)
+    assert back.digest == before.digest  # names, sizes, groups, classes and codes
+    assert back.classes == ("pit", "Riß", "a: b")
+    for i, name in enumerate(back.names.tolist()):
+        plane = sum(mask.astype(int) << c for c, mask in enumerate(masks[name]))
+        np.testing.assert_array_equal(back.draw_plane(i), plane, err_msg=name)
+    for path in ["groups.csv", "splits.csv", *(f"train_images/{name}" for name in masks)]:
+        assert (tmp_path / "back" / path).read_bytes() == (root / path).read_bytes()
+    # Nothing of a draft stays.
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "there", "back"}
+
+
+def test_real_labels_there_and_back_by_way_of_every_format(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    before = read_annotations(real_data("severstal-mini"))
+    at, known_as = before.root, "severstal"
+    for form in [*LOSSLESS[1:], "index", "severstal"]:
+        convert(str(at), str(tmp_path / form), **{"from": known_as, "to": form})  # type: ignore[typeddict-item]
+        at, known_as = tmp_path / form, form
+    assert read_annotations(at).digest == before.digest
+
+
+def write_coco(root: Path, names: list[str]) -> Path:
+    """Images of 10 x 14 of one class, each with a square of 6 pixels and an outline that covers none."""
+    outlines = [[1, 1, 4, 1, 4, 3, 1, 3], [2, 2, 2.2, 2, 2.2, 2.2]]
+    annotations = [{"image_id": i, "category_id": 1, "segmentation": [o]} for i in range(len(names)) for o in outlines]
+    for name in names:
+        write_blank(root / "images" / name)
+    content = {
+        "images": [{"id": i, "file_name": name, "height": 10, "width": 14} for i, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "pit"}],
+        "annotations": annotations,
+    }
+    (root / "result.json").write_text(json.dumps(content))
+    return root
+
+
+def test_labels_without_images_convert_where_the_format_tells_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "data", ["a.png"])
+    (root / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r'no image "a.png" .* --images, or --copy_images=false'):
+        convert(str(root), str(tmp_path / "out"), **{"from": "coco", "to": "yolo"})
+    assert not (tmp_path / "out").exists()
+    convert(str(root), str(tmp_path / "out"), copy_images=False, **{"from": "coco", "to": "yolo"})
+    printed = capsys.readouterr().out
+    assert f"the images belong into {tmp_path / 'out' / 'images'}" in printed
+    assert "1 annotations cover no pixel and are left out" in printed
+    assert not (tmp_path / "out" / "images").exists()
+    labels = read_labels(tmp_path / "out", "yolo", tmp_path / "elsewhere")
+    assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [6]
+    convert(str(root), str(tmp_path / "full"), str(tmp_path / "elsewhere"), **{"from": "coco", "to": "yolo"})
+    assert (tmp_path / "full" / "images" / "a.png").is_file()
+
+
+def test_images_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r'two images are called "a.png" in different folders'):
+        read_labels(write_coco(tmp_path, ["b.png", "1/a.png", "2/a.png"]), "coco")
+
+
+@pytest.mark.parametrize("num_classes", [0, 9])
+def test_the_number_of_classes_is_bounded(tmp_path: Path, num_classes: int) -> None:
+    root = write_coco(tmp_path, ["a.png"])
+    categories = [{"id": i, "name": str(i)} for i in range(30, 30 + num_classes)]
+    content = {**json.loads((root / "result.json").read_text()), "categories": categories, "annotations": []}
+    (root / "result.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{tmp_path}: {num_classes} classes, but 1 to 8 are possible"):
+        read_labels(root, "coco")
+
+
+@pytest.mark.parametrize("form", ["yolo", "masks", "index"])
+def test_stems_that_would_overwrite_each_other_are_refused(tmp_path: Path, form: Format) -> None:
+    masks = {"a.png": np.ones((1, 3, 3), bool), "a.jpg": np.zeros((1, 3, 3), bool)}
+    root = write_root(tmp_path / "data", masks, "pit")
+    with pytest.raises(InputError, match='have the same stem "a"'):
+        convert(str(root), str(tmp_path / "out"), **{"from": "severstal", "to": form})
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_changed_pixels_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = draw_masks(3)
+    root = write_root(tmp_path / "data", masks)
+    with pytest.raises(InputError, match="--overlap"):
+        convert(str(root), str(tmp_path / "out"), **{"from": "severstal", "to": "index"})
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    convert(str(root), str(tmp_path / "out"), overlap="highest", **{"from": "severstal", "to": "index"})
+    after = unpack(read_labels(tmp_path / "out", "index"))
+    changed = {name: int((after[name] != mask).sum()) for name, mask in masks.items()}
+    total = sum(int(mask.sum()) for mask in masks.values())
+    printed = capsys.readouterr().out
+    assert f"{sum(changed.values()):,} of {total:,} labelled pixels changed" in printed
+    assert f"on {sum(num > 0 for num in changed.values())} images, most on a.png ({changed['a.png']:,})" in printed
+
+
+def test_steel_convert(tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    masks = draw_masks()
+    root, out = write_root(tmp_path / "data", masks), tmp_path / "deep" / "out"
+    assert cli.main(["convert", str(root), str(out), "--from", "severstal", "--to=coco-polygons"]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert_same(unpack(read_labels(out, "coco")), masks)
+    before = sorted(out.rglob("*"))
+    assert f"{out} is there already" in refused("convert", root, out, "--from=severstal", "--to=masks")
+    assert sorted(out.rglob("*")) == before
+    other = tmp_path / "other"
+    other.mkdir()  # empty, so it may be filled
+    assert cli.main(["convert", str(out), str(other), "--from=coco", "--to=masks", "--copy_images=false"]) == 0
+    assert sorted(path.name for path in other.iterdir()) == ["classes.csv", "masks"]
+    assert "from" in refused("convert", root, tmp_path / "new", "--to=coco")
+    assert "voc" in refused("convert", root, tmp_path / "new", "--from=severstal", "--to=voc")
+    assert "no file or folder" in refused("convert", tmp_path / "no", tmp_path / "new", "--from=coco", "--to=yolo")
+    assert "--images goes with a file" in refused(
+        "convert", root, tmp_path / "new", "--from=severstal", "--to=yolo", f"--images={other}"
+    )
+    assert "is a file, but yolo is a folder" in refused(
+        "convert", root / "train.csv", tmp_path / "new", "--from=yolo", "--to=coco"
+    )
+    assert "no folder" in refused(
+        "convert", root, tmp_path / "new", "--from=coco", "--to=yolo", f"--images={tmp_path / 'no'}"
+    )
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,68 @@
+"""Work on all cores: in order, stopped by an exception, and stopped by whoever takes the results."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from steel.progress import map_on_all_cores
+
+
+def test_results_come_in_order() -> None:
+    delays = [0.02, 0.0, 0.01, 0.0, 0.015, 0.0, 0.0]
+
+    def work(i: int) -> int:
+        time.sleep(delays[i])
+        return i * i
+
+    assert list(map_on_all_cores(work, range(7), "working")) == [i * i for i in range(7)]
+    assert list(map_on_all_cores(work, [], "working")) == []
+
+
+def test_items_are_worked_on_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    together = threading.Barrier(3, timeout=10)  # breaks unless three wait for each other
+    assert len({*map_on_all_cores(lambda _: together.wait(), range(3), "working")}) == 3
+
+
+def test_the_first_exception_comes_out_and_later_items_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    started = []
+
+    def work(i: int) -> int:
+        started.append(i)
+        time.sleep(0.01)
+        if i == 3:
+            raise ValueError("the fourth is bad")
+        return i
+
+    results = map_on_all_cores(work, range(500), "working")
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the fourth is bad"):
+        next(results)
+    count = len(started)
+    assert count < 100
+    time.sleep(0.05)
+    assert len(started) == count
+
+
+def test_who_stops_taking_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    before = threading.active_count()
+    started, ended = [], []
+
+    def work(i: int) -> int:
+        started.append(i)
+        time.sleep(0.01)
+        ended.append(i)
+        return i
+
+    results = map_on_all_cores(work, range(500), "working")
+    assert isinstance(results, Iterator)
+    assert next(results) == 0
+    results.close()
+    assert len(started) < 100
+    assert sorted(started) == sorted(ended)  # what was begun is finished, and nothing runs on
+    assert threading.active_count() == before
