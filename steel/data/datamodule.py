@@ -27,9 +27,13 @@ class SteelDataModule(LightningDataModule):
         num_classes: int | None = None,
         crop: tuple[int, int] | None = None,
         defect_share: float = 0.8,
+        shares: tuple[float, ...] | None = None,
+        blackout: float = 0.0,
+        paste: float = 0.0,
         batch_size: int = 8,
         fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
         split_seed: int = 0,
+        fold: int | None = None,
         seed: int = 0,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
@@ -42,10 +46,16 @@ class SteelDataModule(LightningDataModule):
             root: Folder with train.csv and train_images.
             num_classes: Number of classes; by default what classes.csv names, or else the largest in train.csv.
             crop: Height and width in pixels that training cuts out of an image; by default whole images.
-            defect_share: Share of crops (0 to 1) that hold a defect for certain, among those of images with one.
+            defect_share: Share of crops (0 to 1) that hold a defect for certain, among those of images with one; the
+                rarest class of the image, or the one that it was drawn for.
+            shares: Shares of clean images and of each class in an epoch, which sum to 1, as [0.4,0.2,0.2,0.1,0.1]; by
+                default every image comes once.
+            blackout: Share of training images (0 to 1) of which the defects of one class are painted over with steel.
+            paste: Share of training images (0 to 1) into which a defect of another is blended, rare classes more often.
             batch_size: Images in a batch, on each device.
             fractions: Shares of train, val and test; used when there is no splits.csv.
             split_seed: Seed of the split; used when there is no splits.csv.
+            fold: The fold that judges, where splits.csv has folds; the next one chooses, the others train.
             seed: Seed of order and augmentation.
             num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
             pin_memory: Load into page-locked memory; by default where a GPU is.
@@ -56,8 +66,9 @@ class SteelDataModule(LightningDataModule):
         require_at_least(1, **{"data.batch_size": batch_size, "data.num_classes": num_classes})
         require_at_least(0, **{"data.seed": seed, "data.split_seed": split_seed, "data.num_workers": num_workers})
         require_at_least(1, **{"data.prefetch_factor": prefetch_factor})
-        if not 0 <= defect_share <= 1:
-            raise InputError(f"data.defect_share lies between 0 and 1, but {defect_share} came")
+        for name, share in (("defect_share", defect_share), ("blackout", blackout), ("paste", paste)):
+            if not 0 <= share <= 1:
+                raise InputError(f"data.{name} lies between 0 and 1, but {share} came")
         if crop and min(crop) < 1:
             raise InputError(f"data.crop is height and width in pixels, but {list(crop)} came")
         self.root = Path(root)
@@ -66,8 +77,12 @@ class SteelDataModule(LightningDataModule):
         self._num_classes = num_classes
         self._crop = crop
         self._defect_share = defect_share
+        self._shares = shares
+        self._blackout = blackout
+        self._paste = paste
         self._fractions = fractions
         self._split_seed = split_seed
+        self._fold = fold
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._num_workers = min(8, cores - 1) if num_workers is None else num_workers
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -91,7 +106,7 @@ class SteelDataModule(LightningDataModule):
     def split(self) -> Split:
         """Who trains, chooses and judges: `recall`'s, else splits.csv, else a new one."""
         if self._split is None:
-            self._split = choose_split(self.annotations, self._fractions, self._split_seed)
+            self._split = choose_split(self.annotations, self._fractions, self._split_seed, self._fold)
         return self._split
 
     def recall(self, data: Mapping[str, Any], source: Path) -> None:
@@ -107,7 +122,7 @@ class SteelDataModule(LightningDataModule):
                 f"{source} knows the classes {', '.join(data['classes'])}, but {self.root} has "
                 f"{', '.join(self.annotations.classes)}; set --data.num_classes or give the other one"
             )
-        self._split = recall_split(self.annotations, data, source)
+        self._split = recall_split(self.annotations, data, source, self._fold)
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: enough to rebuild the split and to notice another data set."""
@@ -117,6 +132,7 @@ class SteelDataModule(LightningDataModule):
             "digest": self.annotations.digest,
             "split": self.split.digest,
             "members": self.split.members(),
+            "fold": self._fold,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
@@ -130,11 +146,21 @@ class SteelDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled, augmented batches; on resume from where the run stopped."""
-        augmentation = Augmentation(self._crop, self._defect_share)
-        batches = ShuffledBatches(
-            self.split.indices("train"), self.batch_size, self.seed, self._progress, *self._rank_and_world()
+        annotations, train = self.annotations, self.split.indices("train")
+        augmentation = Augmentation(
+            self._crop, self._defect_share, self._blackout, self._paste, annotations.num_classes
         )
-        return self._loader(Samples(self.annotations, augmentation, self.seed), batches)
+        donors = [train[annotations.labels[train, c]] for c in range(annotations.num_classes)] if self._paste else []
+        batches = ShuffledBatches(
+            train,
+            self.batch_size,
+            self.seed,
+            self._progress,
+            *self._rank_and_world(),
+            labels=annotations.labels,
+            shares=self._shares,
+        )
+        return self._loader(Samples(annotations, augmentation, self.seed, donors), batches)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Whole images of val, one size a batch."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from steel.data.annotations import Annotations
-from steel.data.transforms import Augmentation, pad_to
+from steel.data.transforms import Augmentation, Donor, pad_to
 from steel.errors import InputError
 
 
@@ -41,21 +41,37 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which image stands where in which epoch: all that decides how it is augmented."""
+    """Which image stands where in which epoch, and for which class: all that decides how it is augmented."""
 
     index: int
     epoch: int
     position: int
+    focus: int = -1  # the class it was drawn for, -1 for none
 
 
 class Samples(Dataset[Sample]):
     """Reads, draws and augments single samples; asked for by `Place`, since chance belongs to the sample."""
 
-    def __init__(self, annotations: Annotations, augmentation: Augmentation | None, seed: int) -> None:
-        """Takes the data set, what to do to a sample (None: nothing), and the seed of its chance."""
+    def __init__(
+        self,
+        annotations: Annotations,
+        augmentation: Augmentation | None,
+        seed: int,
+        donors: Sequence[NDArray[np.int64]] = (),
+    ) -> None:
+        """Takes what a sample is made of.
+
+        Args:
+            annotations: The data set.
+            augmentation: What to do to a sample; None for nothing.
+            seed: Of its chance.
+            donors: For each class the rows of the table that a defect may be taken from.
+        """
         self._annotations = annotations
         self._augmentation = augmentation
         self._seed = seed
+        self._donors = donors
+        self._rarity = _weigh_rarity(np.array([len(rows) for rows in donors]))
 
     def __getitem__(self, place: Place) -> Sample:
         """Reads one sample.
@@ -63,20 +79,40 @@ class Samples(Dataset[Sample]):
         Raises:
             InputError: Its image is gone, broken, or not of the size that it had when the labels were read.
         """
-        image = self._annotations.read_image(place.index)
-        plane = self._annotations.draw_plane(place.index)
+        image, plane = self._read(place.index)
+        if self._augmentation:
+            seed = self._seed, place.epoch, place.position
+            donate = self._donate if self._rarity.any() else None
+            image, plane = self._augmentation(image, plane, seed, place.focus, donate)
+        return Sample(image, plane, place.index)
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image, plane = self._annotations.read_image(index), self._annotations.draw_plane(index)
         if image.shape != plane.shape:
             raise InputError(
-                f"{self._annotations.path(place.index)} has {image.shape[1]} x {image.shape[0]} pixels, but had "
+                f"{self._annotations.path(index)} has {image.shape[1]} x {image.shape[0]} pixels, but had "
                 f"{plane.shape[1]} x {plane.shape[0]} when the labels were read; start again"
             )
-        if self._augmentation:
-            image, plane = self._augmentation(image, plane, (self._seed, place.epoch, place.position))
-        return Sample(image, plane, place.index)
+        return image, plane
+
+    def _donate(self, rng: np.random.Generator) -> Donor:
+        """An image with a class, rare ones more often."""
+        c = int(rng.choice(len(self._rarity), p=self._rarity))
+        return *self._read(int(rng.choice(self._donors[c]))), c
+
+
+def _weigh_rarity(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The chance of each class, the inverse of its count; 0 for one without an image."""
+    weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
+    chances: NDArray[np.float64] = weights / max(weights.sum(), 1e-12)
+    return chances
 
 
 class ShuffledBatches(Sampler[list[Place]]):
-    """Every image once an epoch, in an order that seed and epoch decide, in batches of one size.
+    """An epoch of as many images as there are, in an order that seed and epoch decide, in batches of one size.
+
+    By default every image once, for its rarest class. With shares, each class and the clean images come as often as was
+    asked: a share is filled from the images that have the class, each once before any comes again.
 
     A rank takes every `world`-th image of the same order. What is left over behind the last full batch of an epoch is
     dropped, another remainder each time, since batch normalisation suffers from a small batch.
@@ -90,6 +126,8 @@ class ShuffledBatches(Sampler[list[Place]]):
         progress: Callable[[], tuple[int, int]],
         rank: int = 0,
         world: int = 1,
+        labels: NDArray[np.bool_] | None = None,
+        shares: Sequence[float] | None = None,
     ) -> None:
         """Builds the sampler.
 
@@ -101,6 +139,11 @@ class ShuffledBatches(Sampler[list[Place]]):
                 so that a resumed run goes on where it stopped.
             rank: This process's number.
             world: How many processes there are.
+            labels: Bool `(n, C)`, which classes stand on each image of the table; none where only the order matters.
+            shares: The share of clean images and of each class in an epoch, `(1 + C,)`, which sum to 1.
+
+        Raises:
+            InputError: The shares are none, or one is of a class without an image.
         """
         self._indices = indices
         self._batch_size = min(batch_size, max(1, len(indices) // world))
@@ -108,16 +151,56 @@ class ShuffledBatches(Sampler[list[Place]]):
         self._progress = progress
         self._rank = rank
         self._world = world
+        labels = np.zeros((len(indices), 1), bool) if labels is None else labels[indices]
+        rarest = np.where(labels, labels.sum(axis=0), len(labels) + 1).argmin(axis=1)
+        self._focus = np.where(labels.any(axis=1), rarest, -1)
+        self._quotas: list[tuple[int, NDArray[np.int64], int]] = []  # class, images, how many
+        if shares is not None:
+            members = [np.flatnonzero(~labels.any(axis=1)), *(np.flatnonzero(column) for column in labels.T)]
+            self._quotas = _fill_quotas(shares, members, len(indices))
 
     def __len__(self) -> int:
         return len(self._indices) // self._world // self._batch_size
 
     def __iter__(self) -> Iterator[list[Place]]:
         epoch, done = self._progress()
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._indices)
+        rows, focus = self._draw(epoch)
         for batch in range(done, len(self)):
             positions = (np.arange(self._batch_size) + batch * self._batch_size) * self._world + self._rank
-            yield [Place(int(order[position]), epoch, int(position)) for position in positions]
+            yield [Place(int(rows[p]), epoch, int(p), int(focus[p])) for p in positions]
+
+    def _draw(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of an epoch in order, and the class that each was drawn for."""
+        rng = np.random.default_rng((self._seed, epoch))
+        if not self._quotas:
+            order = rng.permutation(len(self._indices))
+            return self._indices[order], self._focus[order]
+        drawn, focus = [], []
+        for c, images, quota in self._quotas:
+            rounds = [rng.permutation(images) for _ in range(-(-quota // len(images)))]
+            drawn.append(np.concatenate(rounds)[:quota])
+            focus.append(np.full(quota, c))
+        order = rng.permutation(len(self._indices))
+        return self._indices[np.concatenate(drawn)[order]], np.concatenate(focus)[order]
+
+
+def _fill_quotas(
+    shares: Sequence[float], members: Sequence[NDArray[np.int64]], total: int
+) -> list[tuple[int, NDArray[np.int64], int]]:
+    """How many images each share gets of a total, with whole numbers that sum to it: class, its images, how many."""
+    asked = np.asarray(shares, float)
+    if asked.shape != (len(members),) or not (asked >= 0).all() or abs(asked.sum() - 1) > 1e-6:
+        raise InputError(
+            f"data.shares are {len(members)} shares that sum to 1, of clean images and of each class, "
+            f"but {list(shares)} came"
+        )
+    for c, images in enumerate(members):
+        if asked[c] and not len(images):
+            name = f"class {c}" if c else "clean images"
+            raise InputError(f"data.shares asks for {name}, but no training image is such; set that share to 0")
+    edges = np.rint(np.cumsum(asked) * total).astype(int)
+    quotas = np.diff(np.concatenate([[0], edges])).tolist()
+    return [(c - 1, images, quota) for c, (images, quota) in enumerate(zip(members, quotas, strict=True)) if quota]
 
 
 class SizedBatches(Sampler[list[Place]]):
