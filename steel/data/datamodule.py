@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
 
 from steel.data.annotations import Annotations, read_annotations
-from steel.data.loader import Batch, Sample, Samples, ShuffledBatches, SizedBatches, collate, start_worker
+from steel.data.loader import Batch, Loader, Samples, ShuffledBatches, SizedBatches, collate, start_worker
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation
 from steel.errors import InputError, require_at_least
@@ -144,7 +143,7 @@ class SteelDataModule(LightningDataModule):
             if len(self.split.indices(part)) == 0:
                 raise InputError(f"no image of {self.root} is in the part {part}; give it some in splits.csv")
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> Loader:
         """Shuffled, augmented batches; on resume from where the run stopped."""
         annotations, train = self.annotations, self.split.indices("train")
         augmentation = Augmentation(
@@ -162,23 +161,23 @@ class SteelDataModule(LightningDataModule):
         )
         return self._loader(Samples(annotations, augmentation, self.seed, donors), batches)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> Loader:
         """Whole images of val, one size a batch."""
         return self.part_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> Loader:
         """Whole images of test, one size a batch."""
         return self.part_dataloader("test")
 
-    def part_dataloader(self, part: str) -> DataLoader[Sample]:
+    def part_dataloader(self, part: str) -> Loader:
         """Whole images of any part, as they are, one size a batch."""
         indices = self.split.indices(part)
         batches = SizedBatches(indices, self.annotations.sizes, self.batch_size, *self._rank_and_world())
         return self._loader(Samples(self.annotations, None, self.seed), batches)
 
-    def _loader(self, samples: Samples, batches: ShuffledBatches | SizedBatches) -> DataLoader[Sample]:
+    def _loader(self, samples: Samples, batches: ShuffledBatches | SizedBatches) -> Loader:
         has_workers = self._num_workers > 0
-        return DataLoader(
+        return Loader(
             samples,
             batch_sampler=batches,
             collate_fn=collate,

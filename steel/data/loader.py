@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steel.data.annotations import Annotations
 from steel.data.transforms import Augmentation, Donor, pad_to
@@ -240,6 +240,17 @@ class SizedBatches(Sampler[list[Place]]):
 
     def __iter__(self) -> Iterator[list[Place]]:
         return iter(self._batches)
+
+
+class Loader(DataLoader[Sample]):
+    """A DataLoader that begins an epoch when its first batch is asked for.
+
+    With workers torch's own begins when it is iterated over, which Lightning does before it restores a resumed run, so
+    that the first epoch would have the order of epoch 0 (Lightning issue 21938).
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

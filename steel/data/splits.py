@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -208,9 +209,12 @@ def recall_split(annotations: Annotations, data: Mapping[str, object], source: P
             with are among those to judge it by.
     """
     path = annotations.root / "splits.csv"
-    if fold is None:
-        fold = data.get("fold")  # type: ignore[assignment]
-    given = read_split(path, annotations, fold) if path.is_file() else None
+    given = None
+    if path.is_file():
+        # New images may be in parts, whatever the network was trained with.
+        is_folds = read_parts(path, annotations)[1]
+        judge: Any = data.get("fold") if fold is None and is_folds else fold
+        given = read_split(path, annotations, judge)
     members: Mapping[str, Sequence[str]] = data["members"]  # type: ignore[assignment]
     if data["digest"] == annotations.digest:
         parts = np.full(len(annotations), "", dtype="<U5")

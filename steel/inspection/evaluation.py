@@ -15,7 +15,7 @@ from sklearn.metrics import classification_report
 from steel import plots
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
-from steel.inspection.assemble import Assembly, assemble
+from steel.inspection.assemble import Assembly, assemble, recall_part
 from steel.inspection.run import SubmissionWriter, choose_device
 from steel.progress import track
 from steel.training.metrics import (
@@ -143,8 +143,9 @@ def _write_markdown(path: Path, summary: dict[str, Any], about: dict[str, Any]) 
 {summary["num_images"]:,} images ({about["part"]} of {about["root"]}), {summary["num_defective"]:,} of them defective.
 Data {data["digest"]}, split {data["split"]}, steel {versions["steel"]} at commit {versions["commit"]}.
 
-Encoders started from: classifier {_name_weights(about["classifier"])}, segmenter {_name_weights(about["segmenter"])}.
+Encoders started from: classifier {_name_weights(about["classifiers"])}; segmenter {_name_weights(about["segmenters"])}.
 Operating point: gate {point["gate"]}, pixels {point["pixel"]}, smallest areas {point["smallest_area"]}.
+Flips: {"each image as it is and mirrored, four probabilities averaged" if about["flips"] else "none"}.
 
 ## Masks, both stages together
 
@@ -176,8 +177,9 @@ Pictures, truth in green and prediction in red: `pictures/`.
     path.write_text(text, encoding="utf-8")
 
 
-def _name_weights(about: dict[str, Any]) -> str:
-    return about["init"]["weights"] or "random weights"
+def _name_weights(networks: Sequence[dict[str, Any]]) -> str:
+    names = ", ".join(dict.fromkeys(about["init"]["weights"] or "random weights" for about in networks))
+    return names if len(networks) == 1 else f"{names} (mean of {len(networks)} networks)"
 
 
 def _choose_pictures(judged: _Judged, gate: float, limit: int) -> list[int]:
@@ -244,10 +246,11 @@ def _list_areas(masks: NDArray[np.bool_], classes: Sequence[str]) -> str:
 
 def evaluate(
     *,
-    classifier: str,
-    segmenter: str,
+    classifier: str | list[str],
+    segmenter: str | list[str],
     root: str,
     split: Literal["train", "val", "test"] = "test",
+    flips: bool = False,
     out: str = "evaluation",
     batch_size: int = 8,
     num_workers: int | None = None,
@@ -260,10 +263,11 @@ def evaluate(
     prediction in red.
 
     Args:
-        classifier: Checkpoint of the classifier.
-        segmenter: Checkpoint of the segmenter.
+        classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
         root: Folder with train.csv and train_images.
         split: The part to judge by.
+        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         out: Folder for the report.
         batch_size: Images that the networks see at once.
         num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
@@ -271,7 +275,7 @@ def evaluate(
         num_pictures: How many images to show at the most.
     """
     where = choose_device(device)
-    assembly = assemble(classifier, segmenter)
+    assembly = assemble(classifier, segmenter, flips)
     data = SteelDataModule(
         root,
         num_classes=len(assembly.classes),
@@ -279,15 +283,7 @@ def evaluate(
         num_workers=num_workers,
         persistent_workers=False,
     )
-    digests = set()
-    for path, about in ((classifier, assembly.classifier), (segmenter, assembly.segmenter)):
-        data.recall(about["data"], Path(path))
-        digests.add(data.split.digest)
-    if len(digests) > 1:
-        raise InputError(
-            f"{classifier} and {segmenter} were trained with different splits, so one has seen images that the other "
-            f"is judged by; train both with the same splits.csv"
-        )
+    recall_part(assembly, data, split)
     if len(data.split.indices(split)) == 0:
         raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
 

@@ -13,6 +13,7 @@ from steel.errors import InputError
 from steel.inspection import bundle
 from steel.inspection.assemble import assemble
 from steel.inspection.inspector import Inspector
+from steel.progress import track
 from steel.versions import describe_versions
 
 # Probabilities of the two may differ by this: the compiler may sum in another order. Seen on the CPU: 0.
@@ -45,7 +46,7 @@ def compare(eager: Inspector, exported: torch.nn.Module) -> tuple[float, int]:
         `TOLERANCE` of their threshold.
     """
     worst, differing = 0.0, 0
-    for images in _draw_images():
+    for images in track(_draw_images(), "comparing", len(_BATCH_SIZES) * len(_SIZES)):
         ours, theirs = eager.probabilities(images), exported.probabilities(images)  # type: ignore[operator]
         worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
         undecided = (ours.pixels - eager.pixel[:, None, None]).abs() <= TOLERANCE
@@ -57,18 +58,21 @@ def compare(eager: Inspector, exported: torch.nn.Module) -> tuple[float, int]:
     return worst, differing
 
 
-def export(*, classifier: str, segmenter: str, out: str = "inspector.pt") -> None:
+def export(
+    *, classifier: str | list[str], segmenter: str | list[str], flips: bool = False, out: str = "inspector.pt"
+) -> None:
     """Writes both networks and the decision as one file that needs only libtorch.
 
     The file is compared with the trained networks over batch sizes and image sizes before it gets its name; where they
     differ, nothing is written.
 
     Args:
-        classifier: Checkpoint of the classifier.
-        segmenter: Checkpoint of the segmenter.
+        classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         out: File to write.
     """
-    assembly = assemble(classifier, segmenter)
+    assembly = assemble(classifier, segmenter, flips)
     metadata = assembly.describe() | {"versions": describe_versions(), "license": "Apache-2.0"}
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,7 @@ def export(*, classifier: str, segmenter: str, out: str = "inspector.pt") -> Non
         if worst > TOLERANCE or differing:
             raise InputError(
                 f"the exported file differs from the trained networks (probabilities by up to {worst:.2g}, allowed "
-                f"{TOLERANCE:.0e}; {differing} pixels), so {path} was not written; report this with both checkpoints"
+                f"{TOLERANCE:.0e}; {differing} pixels), so {path} was not written; report this with the checkpoints"
             )
         os.replace(unproved, path)
     finally:

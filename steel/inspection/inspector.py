@@ -4,6 +4,7 @@ Needs torch alone and scripts to TorchScript. Evaluation, `steel inspect` and th
 they cannot disagree.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -63,6 +64,31 @@ class Inspection(NamedTuple):
     areas: Tensor
 
 
+class Ensemble(nn.Module):
+    """Several networks of one stage as one: the logit of the mean of their probabilities."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        """Joins networks that know the same classes.
+
+        Args:
+            networks: All uint8 `(N, 1, H, W)` -> logits `(N, C)`, or all -> logits `(N, C, H, W)`.
+        """
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 `(N, 1, H, W)` -> float32 logits, shaped as each network gives them, finite."""
+        present = torch.zeros(1, device=images.device)
+        absent = torch.zeros(1, device=images.device)
+        for network in self.networks:
+            logits = network(images).float()
+            present = present + logits.sigmoid()
+            # Not 1 - sigmoid, which is 0 from a logit of 17 on.
+            absent = absent + (-logits).sigmoid()
+        # The smallest normal float32 keeps the logarithms finite.
+        return present.clamp_min(1.18e-38).log() - absent.clamp_min(1.18e-38).log()
+
+
 class Inspector(nn.Module):
     """Classifier as the gate, then the segmenter on the images that it lets through.
 
@@ -73,17 +99,20 @@ class Inspector(nn.Module):
     pixel: Tensor
     smallest_area: Tensor
 
-    def __init__(self, classifier: nn.Module, segmenter: nn.Module, point: OperatingPoint) -> None:
+    def __init__(self, classifier: nn.Module, segmenter: nn.Module, point: OperatingPoint, flips: bool = False) -> None:
         """Joins two networks.
 
         Args:
             classifier: uint8 `(N, 1, H, W)` -> logits `(N, C)`.
             segmenter: uint8 `(N, 1, H, W)` -> logits `(N, C, H, W)`.
             point: The operating point, with C thresholds and areas.
+            flips: Whether both networks look at each image as it is, mirrored left to right, top to bottom, and both,
+                and their probabilities are averaged; four times the work.
         """
         super().__init__()
         self.classifier = classifier
         self.segmenter = segmenter
+        self.flips = flips
         self.register_buffer("gate", torch.tensor(point.gate))
         self.register_buffer("pixel", torch.tensor(point.pixel))
         self.register_buffer("smallest_area", torch.tensor(point.smallest_area, dtype=torch.int64))
@@ -101,12 +130,12 @@ class Inspector(nn.Module):
             ValueError: The images have another type or shape.
         """
         grey = self._to_grey(images)
-        classes = self.classifier(grey).float().sigmoid()
+        classes = self._classify(grey)
         passed = torch.nonzero(self._gate_of(classes) >= self.gate).squeeze(1)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
         pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
         if len(passed) > 0:
-            pixels[passed] = self.segmenter(grey[passed]).float().sigmoid()
+            pixels[passed] = self._segment(grey[passed])
         return self.decide(Probabilities(classes, pixels))
 
     @torch.jit.export
@@ -117,10 +146,7 @@ class Inspector(nn.Module):
             images: As `forward` takes them.
         """
         grey = self._to_grey(images)
-        return Probabilities(
-            self.classifier(grey).float().sigmoid(),
-            self.segmenter(grey).float().sigmoid(),
-        )
+        return Probabilities(self._classify(grey), self._segment(grey))
 
     @torch.jit.export
     def decide(self, probabilities: Probabilities) -> Inspection:
@@ -132,6 +158,25 @@ class Inspector(nn.Module):
         areas = masks.flatten(2).sum(2)
         large = areas >= self.smallest_area
         return Inspection(gate, classes, masks & large[:, :, None, None], areas * large)
+
+    def _classify(self, grey: Tensor) -> Tensor:
+        views = self._views()
+        total = torch.zeros(1, device=grey.device)
+        for axes in views:
+            total = total + self.classifier(grey.flip(axes)).float().sigmoid()
+        return total / len(views)
+
+    def _segment(self, grey: Tensor) -> Tensor:
+        views = self._views()
+        total = torch.zeros(1, device=grey.device)
+        for axes in views:
+            total = total + self.segmenter(grey.flip(axes)).float().sigmoid().flip(axes)
+        return total / len(views)
+
+    def _views(self) -> list[list[int]]:
+        """The axes along which images are mirrored, for each look at them."""
+        as_they_are: list[int] = []
+        return [as_they_are, [3], [2], [2, 3]] if self.flips else [as_they_are]
 
     def _gate_of(self, classes: Tensor) -> Tensor:
         return classes.amax(1)

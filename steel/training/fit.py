@@ -10,19 +10,31 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+)
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from steel.data.datamodule import SteelDataModule
-from steel.data.splits import write_split
 from steel.errors import InputError
+from steel.training.callbacks import (
+    BestCheckpoint,
+    History,
+    LastCheckpoint,
+    LossLog,
+    RunRecord,
+    StepSeeds,
+    StopSignals,
+)
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 _TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
@@ -85,61 +97,6 @@ def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Tas
     return task.eval(), about
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best weights by a score of val, as best.ckpt."""
-
-    def __init__(self, monitor: str, mode: Literal["min", "max"]) -> None:
-        """Takes the score.
-
-        Args:
-            monitor: Logged key that decides.
-            mode: Whether it is better small (min) or large (max).
-        """
-        super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps the newest state as last.ckpt: after every epoch, at the end, and on Ctrl-C, SIGTERM or a crash."""
-
-    def __init__(self, every_n_train_steps: int | None = None) -> None:
-        """Takes the interval.
-
-        Args:
-            every_n_train_steps: Write after so many steps instead of after every epoch.
-        """
-        super().__init__(
-            filename="last",
-            every_n_train_steps=every_n_train_steps,
-            save_on_exception=True,
-            enable_version_counter=False,
-        )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what came after the last interval."""
-        super().on_train_end(trainer, pl_module)
-        if self._every_n_train_steps and self.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
-
-
-class _RunRecord(Callback):
-    """Keeps the split in the run's folder, and says where the run went."""
-
-    _folder: Path | None = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Every process asks, since `log_dir` waits until all of them have.
-        log_dir = trainer.log_dir
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and log_dir and isinstance(data, SteelDataModule):
-            self._folder = Path(log_dir)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_split(data.split, self._folder / "splits.csv")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._folder:
-            print(f"run: {self._folder}")
-
-
 class SteelCLI(LightningCLI):
     """LightningCLI with this project's loggers, checkpoints and errors."""
 
@@ -187,6 +144,9 @@ class SteelCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_argument(
+            "--ema_decay", type=float | None, help="Judge and keep a moving average of the weights, such as 0.999."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, holds the options against the checkpoint that they come with, and takes the rest from it."""
@@ -246,30 +206,56 @@ class SteelCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the loggers, both in one folder; a logger from the config takes their place."""
+        """Adds the loggers, both in one folder, and the callbacks; a logger from the config takes their place."""
         assert self.subcommand
         config = self.config[self.subcommand]
-        extra: list[Callback] = []
-        if self.subcommand == "fit":
-            folder = _log_dir(config.trainer.default_root_dir)
-            if config.trainer.logger in (None, True):
-                version = _next_version(folder / self.model.name)
-                kwargs["logger"] = [
-                    TensorBoardLogger(folder, name=self.model.name, version=version),
-                    CSVLogger(folder, name=self.model.name, version=version, flush_logs_every_n_steps=10),
-                ]
-            extra = [_RunRecord()]
-            if config.trainer.logger is not False:
-                extra.append(LearningRateMonitor(logging_interval="step"))
-        else:
+        if self.subcommand != "fit":
             kwargs["logger"] = False
             self.save_config_callback = None
+        elif config.trainer.logger in (None, True):
+            kwargs["logger"] = self._build_loggers(_log_dir(config.trainer.default_root_dir), config.ckpt_path)
         try:
             trainer: Trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"the trainer cannot be set up so: {' '.join(str(error).split())}") from error
-        trainer.callbacks[:0] = extra  # type: ignore[attr-defined]
+        if self.subcommand == "fit":
+            self._add_callbacks(trainer, config.ema_decay)
         return trainer
+
+    def _build_loggers(self, folder: Path, checkpoint: str | None) -> list[TensorBoardLogger | History]:
+        """Those of a new run, or of the run that goes on."""
+        name = self.model.name
+        version, num_kept, step = _next_version(folder / name), 0, None
+        run = Path(checkpoint).resolve().parent.parent if checkpoint else None
+        if self._checkpoint and run in {path.resolve() for _, path in _versions(folder / name)}:
+            assert run is not None
+            version, num_kept = int(run.name.removeprefix("version_")), self._checkpoint.get("num_rows", 0)
+            step = self._checkpoint["global_step"]
+            self.save_config_kwargs["config_filename"] = "config_resumed.yaml"
+        return [
+            TensorBoardLogger(folder, name=name, version=version, purge_step=step),
+            History(folder, name, version, num_kept),
+        ]
+
+    def _add_callbacks(self, trainer: Trainer, ema_decay: float | None) -> None:
+        """Those of every run: averages first, since checkpoints hold them; the stop behind all that it waits for."""
+        saved = self._checkpoint
+        if saved and ("averaging_state" in saved) != (ema_decay is not None):
+            had = "with" if "averaging_state" in saved else "without"
+            raise InputError(f"the run began {had} --ema_decay; a resumed run is the same run, so give what it had")
+        first = [StepSeeds(), RunRecord(), LossLog()]
+        if ema_decay is not None:
+            first.append(EMAWeightAveraging(decay=ema_decay))
+        if trainer.loggers:
+            first.append(LearningRateMonitor(logging_interval="step"))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        bar = trainer.progress_bar_callback
+        if bar and torch.cuda.is_available():
+            # Each refresh reads the loss, for which the GPU has to finish the step.
+            callbacks[callbacks.index(bar)] = type(bar)(refresh_rate=20)  # type: ignore[call-arg]
+        at = next(i for i, callback in enumerate(callbacks) if isinstance(callback, BestCheckpoint | LastCheckpoint))
+        callbacks[at:at] = [StopSignals()]
+        callbacks[:0] = first
 
 
 def _refuse_contradiction(path: Path, keys: set[str], asked: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -362,6 +348,11 @@ def run_cli(args: Sequence[str]) -> None:
         SteelCLI(_expand_configs(args))
     except (ArgumentError, argparse.ArgumentError) as error:
         raise InputError(_shorten(str(error))) from error
+    except SystemExit as error:
+        # Lightning's answer to Ctrl-C; the command line has its own.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _shorten(message: str) -> str:
@@ -388,7 +379,7 @@ def _silence_chatter() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Judging needs no optimizer, no early stopping and no checkpoint callbacks.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-    # A resumed run opens a new folder, where the best of the old one is not to be overwritten.
+    # Where the checkpoint was moved, a resumed run opens a new folder.
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # they are the same here
     # The scores are computed over all processes before they are logged.
@@ -396,6 +387,7 @@ def _silence_chatter() -> None:
     warnings.filterwarnings("ignore", message=".* does not have many workers which may be a bottleneck")
     # It asks for a loader with a state; ours has none and needs none, since the sampler asks the trainer where it is.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback with a model that overrides")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)
 
 

@@ -13,6 +13,7 @@ from conftest import Trained
 from steel.cli import main
 from steel.data import rle
 from steel.data.annotations import read_annotations
+from steel.data.splits import read_split
 from steel.inspection.assemble import assemble
 
 
@@ -28,7 +29,7 @@ def reference(trained: Trained) -> tuple[dict[str, float], dict[tuple[str, int],
     """Accuracy, both Dice and the codes, image by image from the files."""
     table = read_annotations(trained.root)
     assembly = assemble(str(trained.classifier), str(trained.segmenter))
-    members = assembly.classifier["data"]["members"]["val"]
+    members = assembly.classifiers[str(trained.classifier)]["data"]["members"]["val"]
     right, kaggle, on_defects, codes = [], [], [], {}
     for name in members:
         i = table.names.tolist().index(name)
@@ -65,8 +66,10 @@ def test_the_report_says_what_it_judged(trained: Trained, evaluated: Path) -> No
     assert np.sum(report["confusion"]) == report["num_images"]
     assert report["predict_nothing"]["dice_on_defects"] == 0
     assert report["predict_everything"]["false_alarm_rate"] == 1
+    assert report["flips"] is False
     text = (evaluated / "evaluation.md").read_text()
-    assert "random weights" in text
+    assert "started from: classifier random weights; segmenter random weights.\n" in text
+    assert "Flips: none." in text
     assert f"| Kaggle Dice | {report['kaggle_dice']:.4f} |" in text
 
 
@@ -115,12 +118,90 @@ def test_new_images_with_a_split_of_their_own_can_judge(trained: Trained, root: 
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
 
 
+def put_elsewhere(checkpoint: Path, path: Path, **members: list[str]) -> Path:
+    """The checkpoint as if it had been trained with other parts of the same data."""
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["steel"]["data"]["members"] |= members
+    torch.save(saved, path)
+    return path
+
+
+def members_of(trained: Trained) -> dict[str, list[str]]:
+    members: dict[str, list[str]] = torch.load(trained.segmenter, weights_only=True)["steel"]["data"]["members"]
+    return members
+
+
 def test_networks_trained_with_different_splits_are_refused(
     trained: Trained, root: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    checkpoint = torch.load(trained.segmenter, weights_only=True)
-    members = checkpoint["steel"]["data"]["members"]
-    members["train"], members["test"] = members["test"], members["train"]
-    torch.save(checkpoint, tmp_path / "other.ckpt")
-    args = [f"--classifier={trained.classifier}", f"--segmenter={tmp_path / 'other.ckpt'}", f"--root={root}"]
-    assert "different splits" in refused("evaluate", *args, f"--out={tmp_path / 'out'}")
+    parts = members_of(trained)
+    other = put_elsewhere(trained.segmenter, tmp_path / "b.ckpt", train=parts["test"], test=parts["train"])
+    args = [f"--classifier={trained.classifier}", f"--root={root}", f"--out={tmp_path / 'out'}"]
+    assert "different splits" in refused("evaluate", *args, f"--segmenter={other}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_one_of_several_has_trained_with_does_not_judge(
+    trained: Trained, root: Path, tmp_path: Path, refused: Refused
+) -> None:
+    parts = members_of(trained)
+    seen = parts["test"][-1]
+    other = put_elsewhere(
+        trained.segmenter, tmp_path / "b.ckpt", train=[*parts["train"], seen], test=parts["test"][:-1]
+    )
+    args = [f"--classifier={trained.classifier}", f"--root={root}", f"--out={tmp_path / 'out'}"]
+    for listed in (f"[{trained.segmenter},{other}]", f"[{other},{trained.segmenter}]"):
+        sentence = refused("evaluate", *args, f"--segmenter={listed}")
+        assert f"{seen} is in test of the one, but in train of the other" in sentence
+        assert sentence.startswith(f"steel: {trained.classifier} and {other} were trained with different splits")
+        assert "new images with a splits.csv" in sentence
+
+
+def test_different_training_images_are_no_matter_where_the_judges_are_the_same(
+    trained: Trained, root: Path, tmp_path: Path, refused: Refused
+) -> None:
+    parts = members_of(trained)
+    swapped = {"train": parts["train"][2:] + parts["val"], "val": parts["train"][:2]}
+    other = put_elsewhere(trained.segmenter, tmp_path / "b.ckpt", **swapped)
+    args = [f"--classifier={trained.classifier}", f"--segmenter=[{trained.segmenter},{other}]", f"--root={root}"]
+    args += [f"--out={tmp_path / 'out'}", "--num_workers=0", "--num_pictures=1", "--flips"]
+    assert "in val of the one, but in train of the other" in refused("evaluate", *args, "--split=val")
+    assert main(["evaluate", *args]) == 0
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert report["num_images"] == len(parts["test"])
+    assert [len(report[key]) for key in ("classifiers", "segmenters")] == [1, 2]
+    assert report["flips"] is True
+    text = (tmp_path / "out" / "evaluation.md").read_text()
+    assert "segmenter random weights (mean of 2 networks)" in text
+    assert "four probabilities averaged" in text
+
+
+def test_networks_of_folds_are_judged_by_new_images(
+    trained: Trained, root: Path, tmp_path: Path, refused: Refused
+) -> None:
+    digest = read_annotations(root).digest
+    assert main(["split", str(root), "--folds=4"]) == 0
+    members = [read_split(root / "splits.csv", read_annotations(root), fold).members() for fold in range(2)]
+    paths = {}
+    for task, checkpoint in (("classifier", trained.classifier), ("segmenter", trained.segmenter)):
+        for fold in range(2):
+            saved = torch.load(checkpoint, weights_only=True)
+            saved["steel"]["data"] |= {"fold": fold, "members": members[fold], "digest": digest}
+            paths[task, fold] = tmp_path / f"{task}_{fold}.ckpt"
+            torch.save(saved, paths[task, fold])
+    args = [f"--{task}=[{paths[task, 0]},{paths[task, 1]}]" for task in ("classifier", "segmenter")]
+    args += [f"--root={root}", f"--out={tmp_path / 'out'}", "--num_workers=0", "--num_pictures=1"]
+    assert "different folds have no test images in common" in refused("evaluate", *args)
+
+    # The networks of one fold have its test images in common.
+    one = [f"--{task}={paths[task, 1]}" for task in ("classifier", "segmenter")]
+    assert main(["evaluate", *one, *args[2:]]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == len(members[1]["test"])
+
+    for path in (root / "train_images").iterdir():
+        shutil.move(path, path.with_name(f"new_{path.name}"))
+    (root / "train.csv").write_text((root / "train.csv").read_text().replace("synthetic_", "new_synthetic_"))
+    names = sorted(path.name for path in (root / "train_images").iterdir())[:5]
+    (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names))
+    assert main(["evaluate", *args]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steel.inspection.inspector import Inspector, OperatingPoint
+from steel.inspection.inspector import Ensemble, Inspector, OperatingPoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 
@@ -128,3 +128,155 @@ def test_luma_is_that_of_opencv() -> None:
 def test_rubbish_is_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="images"):
         build()(images)
+
+
+class Constant(nn.Module):
+    """The same logits whatever the image: `(N, C)`."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+        self.logits: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(images.shape[0], -1)
+
+
+class Slope(nn.Module):
+    """Pixels' logits that depend on grey value, row and column, and so on how the image is held."""
+
+    def __init__(self, down: float, across: float) -> None:
+        super().__init__()
+        self.down = down
+        self.across = across
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = torch.arange(images.shape[2])[:, None] * self.down
+        columns = torch.arange(images.shape[3]) * self.across
+        logits = (images[:, 0].float() - 128) / 64 + rows - columns
+        return torch.stack([logits, -logits], dim=1)
+
+
+class Corner(nn.Module):
+    """Class 0 by the grey value of the top left pixel, class 1 by that of the top right one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images[:, 0, 0, :: images.shape[3] - 1].float() - 128) / 64
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def random_images(n: int, height: int, width: int) -> Tensor:
+    return torch.randint(0, 256, (n, 1, height, width), dtype=torch.uint8)
+
+
+SLOPES = [Slope(0.3, 0.1), Slope(-0.2, 0.4), Slope(0.0, -0.5)]
+
+
+@pytest.mark.parametrize("networks", [SLOPES, SLOPES[:2], [Corner(), Constant(3.0, -2.0), BrightnessGate()]])
+def test_an_ensemble_is_the_mean_of_probabilities(networks: list[nn.Module]) -> None:
+    images = random_images(3, 5, 9)
+    expected = np.mean([sigmoid(network(images).numpy()) for network in networks], axis=0)
+    logits = Ensemble(networks)(images)
+    assert np.allclose(sigmoid(logits.numpy()), expected, atol=1e-7)
+    assert np.allclose(logits.numpy(), np.log(expected / (1 - expected)), atol=1e-5)
+    # Not the mean of the logits, which is another thing.
+    assert np.abs(sigmoid(np.mean([network(images).numpy() for network in networks], axis=0)) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("logit", [-1000.0, -90.0, -30.0, -1.5, 0.0, 1.5, 20.0, 90.0, 1000.0])
+def test_an_ensemble_of_one_or_of_equals_changes_nothing(logit: float) -> None:
+    images = random_images(2, 3, 4)
+    for k in (1, 2, 5):
+        logits = Ensemble([Constant(logit, 0.25)] * k)(images)
+        assert torch.isfinite(logits).all()
+        assert torch.allclose(logits[:, 0].clamp(-80, 80), torch.tensor(logit).clamp(-80, 80), rtol=1e-6)
+        assert torch.allclose(logits.sigmoid(), torch.tensor([logit, 0.25]).sigmoid(), rtol=1e-6, atol=1e-37)
+
+
+def test_an_ensemble_stays_exact_where_all_are_certain() -> None:
+    logits = Ensemble([Constant(20.0), Constant(24.0)])(random_images(1, 2, 2)).double()
+    expected = -np.log((np.exp(-20.0) + np.exp(-24.0)) / 2)  # 1 - sigmoid in float32 is 0 here
+    assert float(logits[0, 0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_ensemble_of_half_precision_answers_in_float32() -> None:
+    class Half(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.full((images.shape[0], 2), 3.0, dtype=torch.bfloat16)
+
+    logits = Ensemble([Half(), Constant(3.0, 3.0)])(random_images(1, 2, 2))
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, torch.tensor(3.0))
+
+
+def test_the_order_of_an_ensemble_does_not_matter() -> None:
+    images = random_images(2, 6, 7)
+    one, other = Ensemble(SLOPES)(images).sigmoid(), Ensemble(SLOPES[::-1])(images).sigmoid()
+    assert torch.allclose(one, other, atol=1e-6, rtol=0)
+
+
+def flipped_reference(images: np.ndarray, network: nn.Module, has_pixels: bool) -> np.ndarray:
+    """The mean over the four views, image by image, in NumPy; probabilities of pixels are turned back."""
+    total = 0
+    for turn in (lambda a: a, np.fliplr, np.flipud, lambda a: np.flipud(np.fliplr(a))):
+        for_each = []
+        for image in images:
+            logits = network(torch.from_numpy(turn(image).copy())[None, None])[0].numpy()
+            probabilities = sigmoid(logits)
+            for_each.append(np.stack([turn(p) for p in probabilities]) if has_pixels else probabilities)
+        total = total + np.stack(for_each)
+    return total / 4
+
+
+@pytest.mark.parametrize("segmenter", [SLOPES[0], Ensemble(SLOPES)])
+@pytest.mark.parametrize("classifier", [Corner(), Ensemble([Corner(), BrightnessGate()])])
+@pytest.mark.parametrize("shape", [(1, 5, 8), (4, 3, 2), (2, 2, 7)])
+def test_flips_are_the_mean_over_four_views(
+    classifier: nn.Module, segmenter: nn.Module, shape: tuple[int, int, int]
+) -> None:
+    images = random_images(*shape)[:, 0]
+    found = Inspector(classifier, segmenter, OperatingPoint.untuned(2), flips=True).probabilities(images)
+    plain = Inspector(classifier, segmenter, OperatingPoint.untuned(2)).probabilities(images)
+    for ours, without, network in zip(found, plain, (classifier, segmenter), strict=True):
+        expected = flipped_reference(images.numpy(), network, has_pixels=ours.dim() == 4)
+        assert np.allclose(ours.numpy(), expected, atol=1e-6)
+        assert not torch.allclose(ours, without, atol=1e-3)
+
+
+def test_flips_change_nothing_where_networks_do_not_mind() -> None:
+    point = OperatingPoint(0.5, (0.5, 0.5), (0, 0))
+    flipping = Inspector(BrightnessGate(), BrightPixels(), point, flips=True)
+    for one, other in zip(flipping(draw()), build()(draw()), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    # Once for each of four views, and only what the gate lets through.
+    assert int(flipping.segmenter.seen) == 8
+
+
+def test_the_gate_decides_by_the_flipped_mean() -> None:
+    image = torch.full((1, 4, 4), 70, dtype=torch.uint8)
+    image[0, 0, 0] = 255  # in the corner that class 0 looks at in one view of four, likewise for class 1
+    point = OperatingPoint.untuned(2)
+    assert Inspector(Corner(), SLOPES[0], point)(image).masks.any()
+    flipping = Inspector(Corner(), SLOPES[0], point, flips=True)(image)
+    expected = (sigmoid(np.array(127 / 64)) + 3 * sigmoid(np.array(-58 / 64))) / 4
+    assert flipping.gate_probability.numpy() == pytest.approx(expected, abs=1e-6)
+    assert not flipping.masks.any()
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 6), (3, 7, 5), (2, 1, 1), (0, 4, 4)])
+def test_a_scripted_inspector_is_the_eager_one(flips: bool, shape: tuple[int, int, int]) -> None:
+    classifier, segmenter = Ensemble([BrightnessGate(), Constant(1.0, -1.0)]), Ensemble(SLOPES)
+    eager = Inspector(classifier, segmenter, OperatingPoint(0.4, (0.5, 0.3), (2, 0)), flips).eval()
+    scripted = torch.jit.script(eager)
+    assert scripted.flips is flips
+    images = random_images(*shape)
+    for one, other in zip(
+        (*eager(images), *eager.probabilities(images)),
+        (*scripted(images), *scripted.probabilities(images)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)

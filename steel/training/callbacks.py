@@ -1,0 +1,262 @@
+"""What happens around the training steps: checkpoints, logs and signals, so that a resumed run is the same run.
+
+Lightning can go on exactly from a state that was saved at the end of a batch that is not the last of its epoch, or
+after the validation at the end of one. Checkpoints are written at these moments only; what came after is done again.
+"""
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from steel.data.datamodule import SteelDataModule
+from steel.data.splits import write_split
+from steel.errors import InputError
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop and did so between two batches."""
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best weights by a score of val, as best.ckpt."""
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"]) -> None:
+        """Takes the score.
+
+        Args:
+            monitor: Logged key that decides.
+            mode: Whether it is better small (min) or large (max).
+        """
+        super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state as last.ckpt: after every epoch, at intervals, and on Ctrl-C and SIGTERM."""
+
+    def __init__(self, every_n_train_steps: int | None = None, every_n_minutes: float = 10.0) -> None:
+        """Takes the intervals.
+
+        Args:
+            every_n_train_steps: Also write after so many steps.
+            every_n_minutes: Also write when so many minutes have passed since the last time.
+        """
+        super().__init__(filename="last", enable_version_counter=False)
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise InputError(f"last.every_n_train_steps is 1 or more, but {every_n_train_steps} came")
+        self._interval = every_n_train_steps
+        self._seconds = 60 * every_n_minutes
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes where a step or time interval ends."""
+        # Behind the last batch of an epoch Lightning would resume without that epoch's validation, and between the
+        # batches of one step without the gradients of those before.
+        if trainer.is_last_batch or trainer.fast_dev_run or not _ends_step(trainer, batch_idx):  # type: ignore[attr-defined]
+            return
+        is_due = self._interval is not None and trainer.global_step % self._interval == 0
+        # The clocks of several processes differ, and all of them have to save.
+        is_late = time.monotonic() - self._written > self._seconds and trainer.world_size == 1
+        if is_due or is_late:
+            self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes where the run stopped between two batches; in mid-batch the state is none to go on from."""
+        if isinstance(exception, Stopped | SIGTERMException) and trainer.training:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if self.dirpath:
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            self._written = time.monotonic()
+
+
+def _ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a batch, not the last of its epoch, completes an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class StepSeeds(Callback):
+    """Gives every step its own chance (dropout), by seed, epoch, batch and rank: the same after a resume."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seeds torch on all devices."""
+        place = trainer.datamodule.seed, trainer.current_epoch, batch_idx, trainer.global_rank  # type: ignore[attr-defined]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+
+class LossLog(Callback):
+    """Logs the training loss.
+
+    Lightning's own row for a step comes after the checkpoint of that step, and would be missing after a resume.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs every `log_every_n_steps` steps."""
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 and _ends_step(trainer, batch_idx):  # type: ignore[attr-defined]
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/loss": loss, "epoch": trainer.current_epoch}, step - 1)
+
+
+class StopSignals(Callback):
+    """Turns Ctrl-C and SIGTERM into a stop between two batches; the second time they stop at once."""
+
+    def __init__(self) -> None:
+        """Nothing was asked yet."""
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens; several processes leave it to Lightning, which lets all of them stop at the same batch."""
+        if trainer.world_size == 1:
+            try:
+                self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            except ValueError:
+                self._previous = {}  # not in the main thread, where Python hears no signals
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("\nstopping after this batch, or after a validation that runs (once more: at once)", flush=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops, but not where Lightning could not go on from."""
+        if self._asked and not trainer.is_last_batch and _ends_step(trainer, batch_idx):
+            raise Stopped
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops after the checkpoint of the epoch before."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stops listening."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stops listening."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class _Writer(ExperimentWriter):
+    """Writes every row at once, and never leaves less on the disk than there was."""
+
+    def __init__(self, log_dir: str, num_kept: int) -> None:
+        super().__init__(log_dir)
+        self.num_rows = 0
+        path = Path(self.metrics_file_path)
+        if num_kept and path.is_file():
+            # What is behind the rows of the checkpoint will be done again.
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row, _ in zip(reader, range(num_kept), strict=False)]
+                self.metrics_keys = list(reader.fieldnames or [])
+            self.num_rows = len(rows)
+            self._replace(rows, self.metrics_keys)
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        self.num_rows += 1
+        self.save()
+
+    def _check_log_dir_exists(self) -> None:
+        pass  # Lightning deletes what an earlier process wrote here
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(newline="") as file:
+            self._replace(list(csv.DictReader(file)), fieldnames)
+
+    def _replace(self, rows: list[dict[str, Any]], fieldnames: list[str]) -> None:
+        part = Path(f"{self.metrics_file_path}.part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, self.metrics_file_path)
+
+
+class History(CSVLogger):
+    """metrics.csv with what earlier processes of the run have written up to the checkpoint it goes on from."""
+
+    def __init__(self, folder: Path, name: str, version: int, num_kept: int = 0) -> None:
+        """Takes the place.
+
+        Args:
+            folder: The folder `lightning_logs`.
+            name: The task's name.
+            version: The run's number.
+            num_kept: How many rows the checkpoint knows of.
+        """
+        super().__init__(folder, name=name, version=version)
+        self._num_kept = num_kept
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """What writes the rows."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir, self._num_kept)
+        return self._experiment
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows have been written."""
+        return self._experiment.num_rows if isinstance(self._experiment, _Writer) else 0
+
+
+class RunRecord(Callback):
+    """Keeps the split in the run's folder and the length of metrics.csv in checkpoints; says where the run went."""
+
+    _folder: Path | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes splits.csv."""
+        # Every process asks, since `log_dir` waits until all of them have.
+        log_dir = trainer.log_dir
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and log_dir and isinstance(data, SteelDataModule):
+            self._folder = Path(log_dir)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_split(data.split, self._folder / "splits.csv")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds how many rows metrics.csv has by now."""
+        rows = [logger.num_rows for logger in trainer.loggers if isinstance(logger, History)]
+        checkpoint["num_rows"] = rows[0] if rows else 0
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says how to go on."""
+        last = self._folder / "checkpoints" / "last.ckpt" if self._folder else None
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and last:
+            print(f"stopped: {self._folder}; the same command with --ckpt_path {last} goes on")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Says where the run is."""
+        if self._folder:
+            print(f"run: {self._folder}")

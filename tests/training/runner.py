@@ -1,0 +1,68 @@
+"""A process that has imported everything once and forks a child for each run of `steel`, so that runs start at once.
+
+It reads a JSON line for each run (`args` of steel, `log`: a file for what it prints, `pace`: a file) and answers with
+the child's process id, then with its status when it has ended. A child writes its epoch and batch into `pace` at the
+start of each batch and sleeps a little there, so that a kill finds it in mid-epoch.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+
+from steel.cli import main
+from steel.training import fit
+
+
+class Pace(Callback):
+    """Says where the run is."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path = path
+        self._seconds = seconds
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        part = self._path.with_suffix(".part")
+        part.write_text(f"{trainer.current_epoch} {batch_idx} {trainer.num_training_batches}")
+        part.replace(self._path)
+        time.sleep(self._seconds)
+
+
+def run(job: dict[str, Any]) -> int:
+    """Runs `steel` in this process."""
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["steel"]
+    if job["pace"]:
+        add = fit.SteelCLI._add_callbacks
+
+        def add_pace(self: Any, trainer: Any, *rest: Any) -> None:
+            add(self, trainer, *rest)
+            trainer.callbacks.insert(0, Pace(Path(job["pace"]), job.get("seconds", 0.02)))
+
+        fit.SteelCLI._add_callbacks = add_pace  # type: ignore[method-assign]
+    return main(job["args"])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            status = 70
+            try:
+                status = run(json.loads(line))
+            except SystemExit as error:
+                status = int(error.code or 0)
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

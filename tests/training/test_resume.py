@@ -1,0 +1,166 @@
+"""A run that was killed anywhere and resumed is the run that was never stopped: the same bits, the same metrics.csv."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import SMALL
+from steel.data.synthetic import write_synthetic
+from steel.training.fit import read_checkpoint
+
+EPOCHS, BATCHES = 2, 13  # 27 images of train, two in a batch
+
+
+class Runner:
+    """Runs of `steel fit` that can be killed; see runner.py."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._root = root
+        self._folder = folder
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("runner.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._read() == "ready"
+
+    def _read(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def start(self, name: str, *more: str, pace: bool = False) -> int:
+        """Starts a run in a folder of its own and says its process id."""
+        job = {
+            "args": [
+                "fit", "--config=conf/classifier.yaml", "--config=conf/smoke.yaml", f"--data.root={self._root}",
+                f"--trainer.default_root_dir={self._folder / name}", f"--trainer.max_epochs={EPOCHS}",
+                "--trainer.limit_train_batches=1.0", "--model.dropout=0.3", "--model.lr=0.003", "--ema_decay=0.8",
+                "--data.shares=[0.4,0.2,0.1,0.2,0.1]", "--data.blackout=0.3", "--data.paste=0.3",
+                "--trainer.log_every_n_steps=2", "--last.every_n_train_steps=4", *more,
+            ],
+            "log": str(self._folder / f"{name}.log"),
+            "pace": str(self.pace(name)) if pace else "",
+        }  # fmt: skip
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return int(self._read())
+
+    def wait(self) -> int:
+        """The exit status of the run; negative where a signal ended it."""
+        return int(self._read())
+
+    def pace(self, name: str) -> Path:
+        return self._folder / f"{name}.pace"
+
+    def version(self, name: str) -> Path:
+        return self._folder / name / "lightning_logs" / "classifier" / "version_0"
+
+    def kill(self, name: str, process: int, epoch: int, batch: int, delay: float, number: int) -> None:
+        """Sends a signal soon after a batch has begun."""
+        deadline = time.monotonic() + 60
+        while True:
+            assert time.monotonic() < deadline, (self._folder / f"{name}.log").read_text()
+            if self.pace(name).exists():
+                now = [int(word) for word in self.pace(name).read_text().split()]
+                assert now[2] == BATCHES
+                if (now[0], now[1]) >= (epoch, batch):
+                    break
+            time.sleep(0.002)
+        time.sleep(delay)
+        os.kill(process, 0)  # it is alive
+        os.kill(process, number)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """A runner, and a run "whole" of it that was never stopped and loaded without workers."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_synthetic(folder / "data", num_images=40, seed=0, size=SMALL)
+    started = Runner(folder / "data", folder)
+    started.start("whole", "--data.num_workers=0")
+    assert started.wait() == 0, (folder / "whole.log").read_text()
+    yield started
+    started.close()
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from flatten(inner, f"{path}/{i}")
+    else:
+        yield path, value
+
+
+def assert_same_run(whole: Path, resumed: Path, name: str) -> None:
+    """Weights, average, optimizer, schedule, callbacks and metrics.csv, bit for bit."""
+    for kind in ("last", "best"):
+        one, other = (read_checkpoint(folder / "checkpoints" / f"{kind}.ckpt") for folder in (whole, resumed))
+        for key in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers",
+                    "global_step", "epoch", "num_rows"):  # fmt: skip
+            left, right = dict(flatten(one[key])), dict(flatten(other[key]))
+            assert left.keys() == right.keys()
+            for path, value in left.items():
+                same = torch.equal(value, right[path]) if isinstance(value, torch.Tensor) else value == right[path]
+                assert same, (kind, key, path)
+        states = [
+            {path.replace(f"/{name}/", "/whole/"): str(value).replace(f"/{name}/", "/whole/") for path, value in items}
+            for items in (flatten(one["callbacks"]), flatten(other["callbacks"]))
+        ]
+        assert states[0] == states[1]
+    tables = [pd.read_csv(folder / "metrics.csv") for folder in (whole, resumed)]
+    assert len(tables[0]) > 15
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+
+
+def kill_and_compare(runner: Runner, name: str, kills: int, number: int, workers: int) -> None:
+    """Stops a run so many times, each time going on from the last checkpoint, and holds it against the whole one."""
+    more = [f"--data.num_workers={workers}"]
+    chance = random.Random(name)
+    moments = sorted((chance.randrange(EPOCHS), chance.randrange(1, BATCHES - 1)) for _ in range(kills))
+    for i, (epoch, batch) in enumerate(moments):
+        runner.pace(name).unlink(missing_ok=True)
+        resume = ["--ckpt_path=last"] if (runner.version(name) / "checkpoints" / "last.ckpt").exists() else []
+        process = runner.start(name, *more, *resume, pace=True)
+        runner.kill(name, process, epoch, batch, chance.uniform(0, 0.05), number)
+        status = runner.wait()
+        assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130), f"stop {i} came too late"
+    runner.start(name, *more, "--ckpt_path=last")
+    assert runner.wait() == 0
+    assert [path.name for path in runner.version(name).parent.iterdir()] == ["version_0"]
+    assert_same_run(runner.version("whole"), runner.version(name), name)
+
+
+STOPS = [
+    pytest.param(signal.SIGKILL, 2, id="kill"),
+    pytest.param(signal.SIGTERM, 0, id="term"),
+]
+
+
+@pytest.mark.parametrize(("number", "workers"), STOPS)
+def test_a_stopped_run_is_the_same_run(runner: Runner, number: int, workers: int) -> None:
+    kill_and_compare(runner, f"stopped{number}", 1, number, workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_kills_leave_the_same_run(runner: Runner, workers: int) -> None:
+    kill_and_compare(runner, f"killed{workers}", 10, signal.SIGKILL, workers)
