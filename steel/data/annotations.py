@@ -7,12 +7,13 @@ Nothing above this file knows CSV columns, or that classes count from 1 in files
                        or ImageId_ClassId,EncodedPixels   the contest's first form; empty codes are normal
     ROOT/train_images/    every image here without a row is clean
     ROOT/classes.csv      optional: ClassId,name
+    ROOT/unknown.csv      optional: ImageId,EncodedPixels. Regions that nobody has labelled, for at most 7 classes
     ROOT/groups.csv       optional: ImageId,group. Images of one group (a coil, a scene) stay on one side of a split
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,7 @@ class Annotations:
         runs: int32, the numbers of all codes, image after image and class after class.
         offsets: int64 `(n * C + 1,)`: the runs of class c on image i are
             `runs[offsets[i * C + c] : offsets[i * C + c + 1]]`.
+        unknown: The runs of what nobody has labelled, by the image's row; they count in no loss and no score.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Annotations:
     classes: tuple[str, ...]
     runs: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    unknown: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,11 +93,13 @@ class Annotations:
         return images.read_grey(self.path(index))
 
     def draw_plane(self, index: int) -> NDArray[np.uint8]:
-        """Draws an image's labels as a bit plane: uint8 `(H, W)`, bit c set where class c is."""
+        """Draws an image's labels as a bit plane: uint8 `(H, W)`, bit c set where class c is, bit 7 where unknown."""
         height, width = self.sizes[index]
         plane = np.zeros((int(height), int(width)), np.uint8)
         for c in np.flatnonzero(self.labels[index]):
             rle.add(plane, self.runs_of(index, int(c)), int(c))
+        if index in self.unknown:
+            rle.add(plane, self.unknown[index], rle.UNKNOWN_BIT)
         return plane
 
     def draw_masks(self, index: int) -> NDArray[np.bool_]:
@@ -113,6 +118,8 @@ class Annotations:
         groups = pd.factorize(self.groups)[0].astype(np.int64)
         for array in (self.sizes, groups, self.runs, self.offsets):
             sha.update(np.ascontiguousarray(array).tobytes())
+        for index, runs in sorted(self.unknown.items()):
+            sha.update(np.array([index, *runs], np.int64).tobytes())
         return sha.hexdigest()[:16]
 
 
@@ -177,6 +184,8 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     findings += more
     groups, more = _read_groups(root / "groups.csv", names)
     findings += more
+    unknown, more = _read_unknown(root / "unknown.csv", names, sizes, len(classes))
+    findings += more
     if not classes:
         # Rows that nothing else names are named by this.
         if rows.lines or not any(finding.is_error for finding in findings):
@@ -191,7 +200,9 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         return Reading(None, findings, num_rows, num_used)
     counts = np.diff(offsets).reshape(len(names), len(classes))[good]
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    table = Annotations(root, names[good], sizes[good], groups[good], classes, runs, offsets)
+    row = np.cumsum(good) - 1
+    unknown = {int(row[i]): region for i, region in unknown.items() if good[i]}
+    table = Annotations(root, names[good], sizes[good], groups[good], classes, runs, offsets, unknown)
     return Reading(table, findings, num_rows, num_used)
 
 
@@ -306,6 +317,28 @@ def _read_groups(path: Path, names: NDArray[np.str_]) -> tuple[NDArray[np.int64]
         elif i >= 0:
             group[i] = text
     return pd.factorize(np.array(group))[0].astype(np.int64), findings
+
+
+def _read_unknown(
+    path: Path, names: NDArray[np.str_], sizes: NDArray[np.int32], num_classes: int
+) -> tuple[dict[int, NDArray[np.int32]], list[Finding]]:
+    if not path.is_file():
+        return {}, []
+    table, positions, findings = read_named(path, ("EncodedPixels",), names)
+    if num_classes > rle.UNKNOWN_BIT:
+        message = (
+            f"regions without labels need one of the {MAX_CLASSES} bits of a mask, which {num_classes} classes fill"
+        )
+        findings.append(Finding(path, None, "class", f"{message}; merge some or take the file out"))
+        return {}, findings
+    rows = [row for row, i in enumerate(positions) if i >= 0 and sizes[i, 0] > 0]
+    image = [positions[row] for row in rows]
+    parsed = rle.parse_all([table.columns["EncodedPixels"][row] for row in rows], sizes[image])
+    for k, fault in parsed.faults.items():
+        message = f"{fault.text} ({names[image[k]]}); mend the code"
+        findings.append(Finding(path, table.lines[rows[k]], fault.kind, message))
+    regions = {i: parsed.runs[parsed.offsets[k] : parsed.offsets[k + 1]] for k, i in enumerate(image)}
+    return {i: runs for i, runs in regions.items() if len(runs)}, findings
 
 
 def read_named(path: Path, columns: Sequence[str], names: NDArray[np.str_]) -> tuple[Table, list[int], list[Finding]]:

@@ -23,6 +23,7 @@ from steel.errors import InputError
 Runs = NDArray[np.integer]
 Mask = NDArray[np.uint8]
 
+UNKNOWN_BIT = 7  # of a bit plane, where there are at most 7 classes: nobody has labelled this pixel
 _BLOCK = 128  # codes that are parsed as one text
 
 

@@ -29,6 +29,7 @@ from steel.training.metrics import (
     score_labels,
     score_masks,
     unpack,
+    unpack_unknown,
 )
 from steel.versions import describe_versions
 
@@ -42,6 +43,7 @@ class _Judged(NamedTuple):
     counts: Counts
     probabilities: torch.Tensor
     labels: torch.Tensor
+    decided: torch.Tensor  # bool, whether it is known if the image has a defect
     masks: dict[int, NDArray[np.uint8]]  # row in the table -> bit-packed prediction, for the pictures and the codes
 
 
@@ -50,18 +52,28 @@ def _judge(assembly: Assembly, data: SteelDataModule, part: str, device: torch.d
     inspector = assembly.inspector.to(device)
     mask_scores, label_scores = MaskScores(), LabelScores()
     packed: dict[int, NDArray[np.uint8]] = {}
+    undecided: set[int] = set()
     loader = data.part_dataloader(part)
     for batch in track(loader, "inspecting", len(loader)):
         inspection = inspector(batch["image"].to(device))
         masks = inspection.masks.cpu()
         truth = unpack(batch["mask"], len(assembly.classes))
-        mask_scores.update(masks, truth, batch["index"])
+        if data.annotations.unknown:
+            unknown = unpack_unknown(batch["mask"])
+            # Whether an image is clean that nobody has looked at in full is not known either.
+            open_cases = unknown.flatten(1).any(1) & ~truth.flatten(1).any(1)
+            undecided.update(batch["index"][open_cases].tolist())
+            truth &= ~unknown[:, None]
+            mask_scores.update(masks & ~unknown[:, None], truth, batch["index"])
+        else:
+            mask_scores.update(masks, truth, batch["index"])
         label_scores.update(inspection.class_probabilities.cpu(), truth.flatten(2).any(2), batch["index"])
         for i, mask in zip(batch["index"].tolist(), masks.numpy(), strict=True):
             packed[i] = np.packbits(mask, axis=-1)
     indices, counts = mask_scores.counts()
     _, probabilities, labels = label_scores.results()
-    return _Judged(indices.numpy(), counts, probabilities, labels, packed)
+    decided = torch.tensor([i not in undecided for i in indices.tolist()])
+    return _Judged(indices.numpy(), counts, probabilities, labels, decided, packed)
 
 
 def _unpack_masks(judged: _Judged, row: int, width: int) -> NDArray[np.bool_]:
@@ -71,9 +83,9 @@ def _unpack_masks(judged: _Judged, row: int, width: int) -> NDArray[np.bool_]:
 def _summarise(judged: _Judged, gate: float) -> dict[str, Any]:
     """All the numbers, the headline ones first."""
     masks = score_masks(judged.counts)
-    called = judged.probabilities.amax(1) >= gate
-    defective = judged.labels.any(1)
-    labels = score_labels(judged.probabilities, judged.labels, gate)
+    probabilities, truth = judged.probabilities[judged.decided], judged.labels[judged.decided]
+    called, defective = probabilities.amax(1) >= gate, truth.any(1)
+    labels = score_labels(probabilities, truth, gate)
     report = classification_report(
         defective, called, labels=[False, True], target_names=_VERDICTS, output_dict=True, zero_division=0.0
     )

@@ -8,19 +8,23 @@ import csv
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
 
+from steel import plots
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import write_split
 from steel.errors import InputError
@@ -260,3 +264,58 @@ class RunRecord(Callback):
         """Says where the run is."""
         if self._folder:
             print(f"run: {self._folder}")
+
+
+class Compile(Callback):
+    """Compiles the network, and leaves it as it is where that does not work on this machine."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tries it on two small images."""
+        network = cast(nn.Module, pl_module.network)
+        # One graph for each size: of sizes left open torch 2.15's compiler fails on the padding.
+        network.compile(dynamic=False)
+        try:
+            with torch.no_grad():
+                network(torch.zeros(2, 1, 64, 64, dtype=torch.uint8, device=pl_module.device))
+        except Exception as error:  # a missing compiler, driver or operator: as many types as there are reasons
+            network._compiled_call_impl = None
+            reason = " ".join(str(error).split())[:200]
+            print(f"torch.compile does not work here, so the network runs as it is ({type(error).__name__}: {reason})")
+
+
+class Pictures(Callback):
+    """Draws a few defective images of val into TensorBoard after every epoch: truth in green, prediction in red."""
+
+    def __init__(self, num_images: int = 4) -> None:
+        """Takes how many."""
+        self._num_images = num_images
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws with the weights that were just judged."""
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or not boards or not trainer.is_global_zero:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        annotations = data.annotations
+        val = data.split.indices("val")
+        for i in val[annotations.labels[val].any(axis=1)][: self._num_images].tolist():
+            image, truth = annotations.read_image(i), annotations.draw_masks(i)
+            with torch.no_grad():
+                logits = pl_module(torch.from_numpy(image)[None, None].to(pl_module.device))[0].float()
+            picture = _draw(image, truth, logits.cpu(), annotations.classes)
+            for board in boards:
+                board.add_image(f"val/{annotations.names[i]}", picture, trainer.global_step, dataformats="HWC")
+
+
+def _draw(
+    image: NDArray[np.uint8], truth: NDArray[np.bool_], logits: Tensor, classes: Sequence[str]
+) -> NDArray[np.uint8]:
+    """The truth above the prediction; of a classifier the probability of each class is written above the truth."""
+    chances = logits.sigmoid().numpy()
+    true_ones = ", ".join(name for name, mask in zip(classes, truth, strict=True) if mask.any())
+    if chances.ndim == 1:
+        called = ", ".join(f"{name} {chance:.2f}" for name, chance in zip(classes, chances, strict=True))
+        return plots.draw_overlay(image, truth, [""] * len(truth), f"truth: {true_ones}; found: {called}")
+    above = plots.draw_masks(image, list(truth), [plots.TRUTH] * len(truth))
+    below = plots.draw_masks(image, list(chances >= 0.5), [plots.PREDICTION] * len(truth))
+    return np.vstack([above, below])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -28,9 +28,11 @@ from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
 from steel.training.callbacks import (
     BestCheckpoint,
+    Compile,
     History,
     LastCheckpoint,
     LossLog,
+    Pictures,
     RunRecord,
     StepSeeds,
     StopSignals,
@@ -144,6 +146,7 @@ class SteelCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_argument("--compile", type=bool, default=False, help="Compile the network (torch.compile).")
         parser.add_argument(
             "--ema_decay", type=float | None, help="Judge and keep a moving average of the weights, such as 0.999."
         )
@@ -219,7 +222,7 @@ class SteelCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"the trainer cannot be set up so: {' '.join(str(error).split())}") from error
         if self.subcommand == "fit":
-            self._add_callbacks(trainer, config.ema_decay)
+            self._add_callbacks(trainer, config)
         return trainer
 
     def _build_loggers(self, folder: Path, checkpoint: str | None) -> list[TensorBoardLogger | History]:
@@ -237,13 +240,15 @@ class SteelCLI(LightningCLI):
             History(folder, name, version, num_kept),
         ]
 
-    def _add_callbacks(self, trainer: Trainer, ema_decay: float | None) -> None:
+    def _add_callbacks(self, trainer: Trainer, config: Namespace) -> None:
         """Those of every run: averages first, since checkpoints hold them; the stop behind all that it waits for."""
-        saved = self._checkpoint
+        saved, ema_decay = self._checkpoint, config.ema_decay
         if saved and ("averaging_state" in saved) != (ema_decay is not None):
             had = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run began {had} --ema_decay; a resumed run is the same run, so give what it had")
-        first = [StepSeeds(), RunRecord(), LossLog()]
+        first: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), Pictures()]
+        if config.compile:
+            first.append(Compile())
         if ema_decay is not None:
             first.append(EMAWeightAveraging(decay=ema_decay))
         if trainer.loggers:

@@ -5,6 +5,7 @@ in the batch, so false alarms on clean steel would cost nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import segmentation_models_pytorch as smp
@@ -16,26 +17,29 @@ LossName = Literal["bce_dice", "focal_tversky", "bce", "focal", "lovasz"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_loss(name: LossName) -> Loss:
+def build_loss(name: LossName, positive_weight: Tensor | None = None) -> Loss:
     """Builds a loss.
 
     Args:
         name: "bce_dice": cross-entropy + Dice, half and half. "focal_tversky": as the original notebook, beside a focal
             term. "bce", "focal": one term alone. "lovasz": Lovasz hinge beside cross-entropy.
+        positive_weight: How much more a positive weighs in cross-entropy, for each class, as it is broadcast against
+            the logits; "focal" and "focal_tversky" have no such term.
 
     Returns:
         A function of logits and targets, both `(N, C, ...)` (targets 0 or 1), to a scalar. It computes in fp32: a full
         256 x 1600 mask has 409,600 pixels, and fp16 ends at 65,504.
     """
+    bce: Loss = partial(F.binary_cross_entropy_with_logits, pos_weight=positive_weight)
     match name:
         case "bce":
-            loss: Loss = F.binary_cross_entropy_with_logits
+            loss: Loss = bce
         case "focal":
             loss = smp.losses.FocalLoss("multilabel", alpha=0.5, gamma=2.0)
         case "bce_dice":
-            loss = _mix(F.binary_cross_entropy_with_logits, smp.losses.DiceLoss("multilabel", smooth=1.0))
+            loss = _mix(bce, smp.losses.DiceLoss("multilabel", smooth=1.0))
         case "lovasz":
-            loss = _mix(F.binary_cross_entropy_with_logits, smp.losses.LovaszLoss("multilabel", per_image=False))
+            loss = _mix(bce, smp.losses.LovaszLoss("multilabel", per_image=False))
         case "focal_tversky":
             loss = _mix(smp.losses.FocalLoss("multilabel", alpha=0.5, gamma=2.0), _focal_tversky)
 

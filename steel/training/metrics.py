@@ -15,11 +15,18 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
+from steel.data.rle import UNKNOWN_BIT
+
 
 def unpack(plane: Tensor, num_classes: int) -> Tensor:
     """Bit planes `(N, H, W)` uint8 -> masks `(N, C, H, W)` bool."""
     bits = 1 << torch.arange(num_classes, dtype=torch.uint8, device=plane.device)
     return (plane[:, None] & bits[:, None, None]) != 0
+
+
+def unpack_unknown(plane: Tensor) -> Tensor:
+    """Bit planes `(N, H, W)` of at most 7 classes -> the pixels that nobody has labelled, bool `(N, H, W)`."""
+    return plane >= 1 << UNKNOWN_BIT
 
 
 class Counts(NamedTuple):

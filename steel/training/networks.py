@@ -96,8 +96,14 @@ class ClassifierNetwork(nn.Module):
         if weights:
             _load_backbone(self.resnet, backbone, weights)
         self.resnet.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.resnet.fc.in_features, num_classes))
+        if weights and Path(weights).is_file():
+            _load_rest(self, Path(weights))
         # Convolutions run 1.2 to 1.5 times faster with channels last, on a CPU and with tensor cores.
         self.to(memory_format=torch.channels_last)
+
+    def encoder(self) -> list[nn.Module]:
+        """The parts that pretrained weights are for."""
+        return [part for name, part in self.resnet.named_children() if name != "fc"]
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 `(N, 1, H, W)` of any size -> logits `(N, C)`."""
@@ -153,7 +159,13 @@ class SegmenterNetwork(nn.Module):
             _load_file(self.unet.encoder, Path(weights))
         if decoder == "resunet":
             self.unet.decoder.blocks = nn.ModuleList(_ResidualBlock(block) for block in self.unet.decoder.blocks)
+        if weights and Path(weights).is_file():
+            _load_rest(self, Path(weights))
         self.to(memory_format=torch.channels_last)  # as in the classifier
+
+    def encoder(self) -> list[nn.Module]:
+        """The parts that pretrained weights are for."""
+        return [self.unet.encoder]
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 `(N, 1, H, W)` of any size -> logits `(N, C, H, W)`."""
@@ -290,3 +302,32 @@ def _load_file(module: nn.Module, path: Path) -> None:
             f"({len(missing)} missing, {len(shapes)} of another shape, {len(unknown)} unknown)"
         )
     module.load_state_dict(state, strict=False)
+
+
+def _load_rest(network: nn.Module, path: Path) -> None:
+    """Goes on from a checkpoint of the same task: what fits of decoder and last layer is taken over too.
+
+    Of a last layer for other classes the rows of those that both have are taken, the first ones.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if "steel" not in state:
+        return
+    theirs = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
+    own = network.state_dict()
+    encoder = {id(tensor) for part in network.encoder() for tensor in part.state_dict(keep_vars=True).values()}  # type: ignore[operator]
+    rest = [key for key, tensor in network.state_dict(keep_vars=True).items() if id(tensor) not in encoder]
+    if not theirs.keys() & set(rest):
+        return  # of the other task
+    fresh = []
+    for key in rest:
+        value = theirs.get(key)
+        if value is not None and value.shape[1:] == own[key].shape[1:] and value.ndim:
+            rows = min(len(value), len(own[key]))
+            own[key][:rows] = value[:rows]
+        elif value is None or value.shape != own[key].shape:
+            fresh.append(key)
+    network.load_state_dict(own)
+    if fresh:
+        print(
+            f"{path}: {len(fresh)} tensors of the decoder have another shape there and start from random, as {fresh[0]}"
+        )

@@ -9,8 +9,10 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -18,12 +20,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from steel.data.annotations import Annotations
 from steel.data.datamodule import Batch, SteelDataModule
-from steel.errors import InputError
+from steel.errors import InputError, require_at_least
 from steel.training.losses import LossName, build_loss
-from steel.training.metrics import LabelScores, MaskScores, unpack
+from steel.training.metrics import LabelScores, MaskScores, unpack, unpack_unknown
 from steel.training.networks import Backbone, ClassifierNetwork, SegmenterNetwork
 from steel.versions import describe_versions
+
+_SURELY_NOT = -1e4  # a logit of which every loss and its gradient are 0 where the target is 0, also in half precision
 
 OptimizerName = Literal["adamw", "adam", "nadam"]
 ScheduleName = Literal["cosine", "constant"]
@@ -46,11 +51,16 @@ class Task(LightningModule, ABC):
         super().__init__()
         if not 0 <= init["warmup"] < 1:
             raise InputError(f"model.warmup is a share of the run, 0 to below 1, but {init['warmup']} came")
+        if not 0 <= init["balance"] <= 1:
+            raise InputError(f"model.balance lies between 0 and 1, but {init['balance']} came")
+        require_at_least(0, **{"model.freeze_epochs": init["freeze_epochs"]})
         self.init: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in init.items()
         }
         # Not Lightning's own mean: over processes whose batches differ in size it was off by a sixth.
         self._mean_loss = MeanMetric()
+        self.register_buffer("positive_weight", None, persistent=False)
+        self.positive_weight: Tensor | None
         if init["num_classes"] is not None:
             self.network = self._build_network(init["num_classes"])
 
@@ -65,9 +75,31 @@ class Task(LightningModule, ABC):
     def _targets(self, batch: Batch) -> Tensor:
         """What the logits are compared with, bool."""
 
+    def _drop_unknown(self, logits: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Makes a sure and true "nothing" of what nobody has labelled, so that it counts in no loss and no score."""
+        data = self._data()
+        if data is None or not data.annotations.unknown:
+            return logits, targets
+        unknown = self._spread_unknown(unpack_unknown(batch["mask"]), targets)
+        return logits.masked_fill(unknown, _SURELY_NOT), targets & ~unknown
+
+    @abstractmethod
+    def _spread_unknown(self, unknown: Tensor, targets: Tensor) -> Tensor:
+        """Which targets are not known, from the pixels `(N, H, W)` that are not labelled."""
+
     @abstractmethod
     def _score(self, logits: Tensor, targets: Tensor, index: Tensor) -> None:
         """Adds a batch to the scores."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at its highest; Lightning's finder sets it."""
+        rate: float = self.init["lr"]
+        return rate
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.init["lr"] = float(rate)
 
     @property
     def num_classes(self) -> int:
@@ -89,6 +121,13 @@ class Task(LightningModule, ABC):
                 f"the network has {self.init['num_classes']} classes, but {data.root} has {count}; "
                 f"set --data.num_classes or train a new one"
             )
+        ratio = self._count_negatives(data.annotations, data.split.indices("train"))
+        weight = (ratio ** self.init["balance"]).float().to(self.device)
+        self.positive_weight = weight if self.init["balance"] else None
+
+    @abstractmethod
+    def _count_negatives(self, annotations: Annotations, train: NDArray[np.int64]) -> Tensor:
+        """How many negatives there are for each positive of each class, as it is broadcast against the logits."""
 
     def _data(self) -> SteelDataModule | None:
         data = getattr(self._trainer, "datamodule", None) if self._trainer else None
@@ -101,7 +140,8 @@ class Task(LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        loss = self.loss(self(batch["image"]), self._targets(batch).float())
+        logits, targets = self._drop_unknown(self(batch["image"]), self._targets(batch), batch)
+        loss = self.loss(logits, targets.float())
         self.log("train/loss", loss, prog_bar=True, logger=False)
         return loss
 
@@ -122,7 +162,7 @@ class Task(LightningModule, ABC):
         self._log_scores("test")
 
     def _judge(self, batch: Batch) -> None:
-        logits, targets = self(batch["image"]), self._targets(batch)
+        logits, targets = self._drop_unknown(self(batch["image"]), self._targets(batch), batch)
         self._mean_loss.update(self.loss(logits, targets.float()), len(targets))
         self._score(logits, targets, batch["index"])
 
@@ -140,6 +180,7 @@ class Task(LightningModule, ABC):
         optimizer = self._build_optimizer()
         total = max(1, int(self.trainer.estimated_stepping_batches))
         warm: int = math.ceil(self.init["warmup"] * total)
+        frozen = round(total * self.init["freeze_epochs"] / max(1, self.trainer.max_epochs or 1))
         is_constant = self.init["schedule"] == "constant"
 
         def factor(step: int) -> float:
@@ -149,16 +190,22 @@ class Task(LightningModule, ABC):
                 return 1.0
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        # Frozen by its rate rather than by `requires_grad`, which DDP wants to stay as it was.
+        factors = [(lambda step: factor(step) if step >= frozen else 0.0) if group["is_encoder"] else factor
+                   for group in optimizer.param_groups]  # fmt: skip
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
 
     def _build_optimizer(self) -> Optimizer:
-        # Norms and biases are not decayed: pulling them to zero only costs accuracy.
-        weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [
-            {"params": weights, "weight_decay": self.init["weight_decay"]},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        encoder = {id(p) for part in self._encoder() for p in part.parameters()}
+        groups = []
+        for is_encoder in (True, False):
+            members = [p for p in self.parameters() if p.requires_grad and (id(p) in encoder) == is_encoder]
+            # Norms and biases are not decayed: pulling them to zero only costs accuracy.
+            for decay, params in (
+                (self.init["weight_decay"], [p for p in members if p.ndim > 1]),
+                (0.0, [p for p in members if p.ndim <= 1]),
+            ):
+                groups.append({"params": params, "weight_decay": decay, "is_encoder": is_encoder})
         lr, eps = self.init["lr"], self.init["eps"]
         match self.init["optimizer"]:
             case "adamw":
@@ -167,6 +214,15 @@ class Task(LightningModule, ABC):
                 return torch.optim.Adam(groups, lr=lr, eps=eps)
             case _:
                 return torch.optim.NAdam(groups, lr=lr, eps=eps)
+
+    def _encoder(self) -> list[nn.Module]:
+        parts: list[nn.Module] = self.network.encoder()  # type: ignore[operator]
+        return parts
+
+    def on_train_epoch_start(self) -> None:
+        """Keeps the statistics of a frozen encoder's norms as they are."""
+        for part in self._encoder():
+            part.train(self.current_epoch >= self.init["freeze_epochs"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the task without a config, and what it was trained on."""
@@ -196,6 +252,7 @@ class DefectClassifier(Task):
         input_size: tuple[int, int] | None = None,
         dropout: float = 0.0,
         balance: float = 0.5,
+        freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 3e-4,
         weight_decay: float = 0.01,
@@ -214,6 +271,7 @@ class DefectClassifier(Task):
             input_size: Height and width to squeeze every image to instead of scaling it.
             dropout: Share of the pooled features that training drops.
             balance: How much more a positive of a rare class weighs, 0 (as any other) to 1 (as all its negatives).
+            freeze_epochs: Epochs at the beginning in which the pretrained encoder stays as it is.
             optimizer: Optimizer.
             lr: Learning rate at its highest.
             weight_decay: Weight decay, not applied to norms and biases.
@@ -223,21 +281,12 @@ class DefectClassifier(Task):
             num_classes: Number of classes; by default the data set's.
         """
         super().__init__(_drop_own(locals()))
-        if not 0 <= balance <= 1:
-            raise InputError(f"model.balance lies between 0 and 1, but {balance} came")
         self._scores = LabelScores()
-        self.register_buffer("positive_weight", None, persistent=False)
-        self.positive_weight: Tensor | None
 
-    def configure_model(self) -> None:
-        """Also takes the weights of the classes from how many training images have them."""
-        super().configure_model()
-        data = self._data()
-        if data is not None:
-            labels = data.annotations.labels[data.split.indices("train")]
-            positives = labels.sum(axis=0).clip(1)
-            ratio = torch.from_numpy((len(labels) - positives).clip(1) / positives)
-            self.positive_weight = (ratio ** self.init["balance"]).float().to(self.device)
+    def _count_negatives(self, annotations: Annotations, train: NDArray[np.int64]) -> Tensor:
+        labels = annotations.labels[train]
+        positives = labels.sum(axis=0).clip(1)
+        return torch.from_numpy((len(labels) - positives).clip(1) / positives)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, a positive of a rare class weighing more."""
@@ -251,9 +300,15 @@ class DefectClassifier(Task):
         # From the mask after augmentation, so a defect that was cut away is no longer claimed.
         return unpack(batch["mask"], self.num_classes).flatten(2).any(2)
 
+    def _spread_unknown(self, unknown: Tensor, targets: Tensor) -> Tensor:
+        # What is seen of a class is known; what is not seen may lie where nobody has looked.
+        return unknown.flatten(1).any(1)[:, None] & ~targets
+
     def _score(self, logits: Tensor, targets: Tensor, index: Tensor) -> None:
         assert isinstance(self._scores, LabelScores)
-        self._scores.update(logits.float().sigmoid(), targets, index)
+        # An image of which nothing is known is neither clean nor defective.
+        known = (logits > _SURELY_NOT).any(1)
+        self._scores.update(logits[known].float().sigmoid(), targets[known], index[known])
 
 
 class DefectSegmenter(Task):
@@ -270,6 +325,8 @@ class DefectSegmenter(Task):
         scale: float = 1.0,
         input_size: tuple[int, int] | None = None,
         loss: LossName = "bce_dice",
+        balance: float = 0.0,
+        freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -289,6 +346,9 @@ class DefectSegmenter(Task):
             scale: The network looks at the image reduced by this factor, over 0 to 1.
             input_size: Height and width to squeeze every image to instead of scaling it.
             loss: Loss on the pixel logits.
+            balance: How much more a pixel of a rare class weighs in cross-entropy, 0 (as any other) to 1 (as all its
+                negatives).
+            freeze_epochs: Epochs at the beginning in which the pretrained encoder stays as it is.
             optimizer: Optimizer.
             lr: Learning rate at its highest.
             weight_decay: Weight decay, not applied to norms and biases.
@@ -298,11 +358,18 @@ class DefectSegmenter(Task):
             num_classes: Number of classes; by default the data set's.
         """
         super().__init__(_drop_own(locals()))
+        if balance and loss in ("focal", "focal_tversky"):
+            raise InputError(f"model.balance weighs cross-entropy, which {loss} has not; set it to 0 or take bce_dice")
         self._scores = MaskScores()
+
+    def _count_negatives(self, annotations: Annotations, train: NDArray[np.int64]) -> Tensor:
+        positives = annotations.areas[train].sum(axis=0).clip(1)
+        pixels = annotations.sizes[train].astype(np.int64).prod(axis=1).sum()
+        return torch.from_numpy((pixels - positives).clip(1) / positives)[:, None, None]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss that was named."""
-        return build_loss(self.init["loss"])(logits, targets)
+        return build_loss(self.init["loss"], self.positive_weight)(logits, targets)
 
     def _build_network(self, num_classes: int) -> nn.Module:
         names = ("encoder", "weights", "decoder", "decoder_channels", "scale", "input_size")
@@ -310,6 +377,9 @@ class DefectSegmenter(Task):
 
     def _targets(self, batch: Batch) -> Tensor:
         return unpack(batch["mask"], self.num_classes)
+
+    def _spread_unknown(self, unknown: Tensor, targets: Tensor) -> Tensor:
+        return unknown[:, None].expand_as(targets)
 
     def _score(self, logits: Tensor, targets: Tensor, index: Tensor) -> None:
         assert isinstance(self._scores, MaskScores)

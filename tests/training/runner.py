@@ -1,18 +1,20 @@
 """A process that has imported everything once and forks a child for each run of `steel`, so that runs start at once.
 
-It reads a JSON line for each run (`args` of steel, `log`: a file for what it prints, `pace`: a file) and answers with
-the child's process id, then with its status when it has ended. A child writes its epoch and batch into `pace` at the
-start of each batch and sleeps a little there, so that a kill finds it in mid-epoch.
+It reads a JSON line for each run (`args` of steel, `log`: a file for what it prints, `pace`: a file or nothing, and
+`die_in_write`) and answers with the child's process id, then with its status when it has ended. A child writes its epoch
+and batch into `pace` at the start of each batch and sleeps a little there, so that a kill finds it in mid-epoch.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileOpener
 from pytorch_lightning import Callback
 
 from steel.cli import main
@@ -33,6 +35,20 @@ class Pace(Callback):
         time.sleep(self._seconds)
 
 
+def die_in_write(number: int) -> None:
+    """Kills this process when so many checkpoints are written but not yet in their place."""
+    commit, left = LocalFileOpener.commit, number
+
+    def commit_or_die(self: LocalFileOpener) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self)
+
+    LocalFileOpener.commit = commit_or_die  # type: ignore[method-assign]
+
+
 def run(job: dict[str, Any]) -> int:
     """Runs `steel` in this process."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -47,6 +63,8 @@ def run(job: dict[str, Any]) -> int:
             trainer.callbacks.insert(0, Pace(Path(job["pace"]), job.get("seconds", 0.02)))
 
         fit.SteelCLI._add_callbacks = add_pace  # type: ignore[method-assign]
+    if job.get("die_in_write"):
+        die_in_write(job["die_in_write"])
     return main(job["args"])
 
 

@@ -1,4 +1,5 @@
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -101,10 +102,21 @@ def test_last_means_the_highest_version_that_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        (),  # Lightning starts the second process
+        ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617"),  # torchrun does
+    ],
+    ids=["Lightning", "torchrun"],
+)
+def test_two_processes_score_as_one(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], launcher: tuple[str, ...]
+) -> None:
     args = [*fit_args("classifier", root, tmp_path), "--trainer.limit_val_batches=1.0", "--data.batch_size=4"]
-    command = [sys.executable, "-m", "steel", *args, "--trainer.devices=2", "--trainer.strategy=ddp"]
-    subprocess.run(command, check=True, timeout=180)
+    command = [sys.executable, *launcher, "-m", "steel", *args, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    subprocess.run(command, check=True, timeout=180, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert [path.name for path in (tmp_path / "lightning_logs" / "classifier").iterdir()] == ["version_0"]
     run = tmp_path / "lightning_logs" / "classifier" / "version_0"
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     two = {key: float(value) for row in rows for key, value in row.items() if key.startswith("val/") and value}
