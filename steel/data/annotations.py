@@ -119,7 +119,7 @@ class Annotations:
         for array in (self.sizes, groups, self.runs, self.offsets):
             sha.update(np.ascontiguousarray(array).tobytes())
         for index, runs in sorted(self.unknown.items()):
-            sha.update(np.array([index, *runs], np.int64).tobytes())
+            sha.update(np.array([index, len(runs), *runs], np.int64).tobytes())
         return sha.hexdigest()[:16]
 
 

@@ -198,9 +198,12 @@ def _fill_quotas(
         if asked[c] and not len(images):
             name = f"class {c}" if c else "clean images"
             raise InputError(f"data.shares asks for {name}, but no training image is such; set that share to 0")
-    edges = np.rint(np.cumsum(asked) * total).astype(int)
-    quotas = np.diff(np.concatenate([[0], edges])).tolist()
-    return [(c - 1, images, quota) for c, (images, quota) in enumerate(zip(members, quotas, strict=True)) if quota]
+    exact = asked / asked.sum() * total
+    quotas = np.floor(exact).astype(int)
+    # The largest remainders get what rounding down leaves over.
+    quotas[np.argsort(quotas - exact, kind="stable")[: total - quotas.sum()]] += 1
+    pairs = zip(members, quotas.tolist(), strict=True)
+    return [(c - 1, images, quota) for c, (images, quota) in enumerate(pairs) if quota]
 
 
 class SizedBatches(Sampler[list[Place]]):

@@ -22,8 +22,10 @@ Donor = tuple[Plane, Plane, int]  # an image, its labels, and the class to take 
 
 # Reflected steel looks like steel and its mirrored labels are true; a black border would be a third kind of surface.
 _BORDER = cv2.BORDER_REFLECT_101
-_HALO = 9  # pixels around a label that look of the defect too
-_ATTEMPTS = 8  # places to try for steel that is large enough and clean
+_HALO = 4  # pixels around a label that look of the defect too
+_MARGIN = 9  # pixels around these that are compared with what is laid over, and hold the soft edge
+_ATTEMPTS = 32  # places to try for steel that is large enough, clean and alike
+_MOST_GAIN = 3.5  # what would have to be made brighter or darker than this is another surface, as beside the strip
 
 
 class Augmentation:
@@ -90,12 +92,14 @@ class Augmentation:
             Image and plane, both of the crop's size where a crop was asked for.
         """
         rng = np.random.default_rng(np.random.SeedSequence(seed))
-        # All are drawn, whatever comes of them, so that one setting does not shift the chance of the next.
+        # All are drawn, whatever comes of them, and brush and glue draw from streams of their own, so that one setting
+        # does not shift the chance of the next.
+        brush, glue = rng.spawn(2)
         wants_blackout, wants_paste, wants_defect = rng.random(3) < (self._blackout, self._paste, self._defect_share)
         if wants_blackout:
-            image, plane = _paint_over(image, plane, self._num_classes, rng)
+            image, plane = _paint_over(image, plane, self._num_classes, brush)
         if wants_paste and donate:
-            image, plane = _paste(image, plane, *donate(rng), rng)
+            image, plane = _paste(image, plane, *donate(glue), glue)
         if self._crop:
             wanted = self._find_wanted(plane, focus) if wants_defect else np.zeros_like(plane)
             image, plane = _cut(image, plane, self._crop, wanted, rng)
@@ -146,16 +150,19 @@ def _paint_over(image: Plane, plane: Plane, num_classes: int, rng: np.random.Gen
     if len(present) == 0:
         return image, plane
     bit = np.uint8(1 << int(rng.choice(present)))
-    num_spots, spots = cv2.connectedComponents(cv2.dilate((plane & bit != 0).view(np.uint8), _disc(_HALO)))
+    grown = cv2.dilate((plane & bit != 0).view(np.uint8), _disc(_HALO))
+    num_spots, spots = cv2.connectedComponents(grown, connectivity=8)
     image, plane, labelled = image.copy(), plane.copy(), plane
     for spot in range(1, num_spots):
-        box = _box(spots == spot, margin=_HALO)
+        box = _box(spots == spot)
         region = spots[box] == spot
         for _ in range(_ATTEMPTS):
-            corner = rng.integers(0, np.array(plane.shape) - region.shape + 1).tolist()
-            source = tuple(slice(c, c + side) for c, side in zip(corner, region.shape, strict=True))
-            if not labelled[source].any():
-                image[box] = _blend(image[box], image[source], region)
+            source = _place(region.shape, plane.shape, rng)
+            if labelled[source].any():
+                continue
+            blended = _blend(image[box], image[source], region, plane[box], plane[source])
+            if blended is not None:
+                image[box] = blended
                 plane[box][region] = 0
                 break
     return image, plane
@@ -164,43 +171,86 @@ def _paint_over(image: Plane, plane: Plane, num_classes: int, rng: np.random.Gen
 def _paste(
     image: Plane, plane: Plane, donor: Plane, donor_plane: Plane, c: int, rng: np.random.Generator
 ) -> tuple[Plane, Plane]:
-    """Blends one spot of a donor's class into an image, and its label with it; one too large is left out."""
+    """Blends one spot of a donor's class into an image, and its label with it; one that fits nowhere is left out."""
     num_spots, spots = cv2.connectedComponents((donor_plane & (1 << c) != 0).view(np.uint8), connectivity=8)
-    if num_spots < 2:
+    # A spot that the donor's border cuts off would end at a straight edge in the middle of the steel.
+    cut = np.concatenate([spots[0], spots[-1], spots[:, 0], spots[:, -1]])
+    whole = np.setdiff1d(np.arange(1, num_spots), cut)
+    if len(whole) == 0:
         return image, plane
-    spot = (spots == rng.integers(1, num_spots)).view(np.uint8)
+    spot = (spots == rng.choice(whole)).view(np.uint8)
     grown = cv2.dilate(spot, _disc(_HALO)) != 0
-    source = _box(grown, margin=_HALO)
-    region = grown[source]
-    room = np.array(plane.shape) - region.shape
-    if (room < 0).any():
+    source = _box(grown)
+    region, donated = grown[source], donor_plane[source]
+    if region.shape[0] > plane.shape[0] or region.shape[1] > plane.shape[1]:
         return image, plane
-    corner = rng.integers(0, room + 1).tolist()
-    box = tuple(slice(start, start + side) for start, side in zip(corner, region.shape, strict=True))
-    image, plane = image.copy(), plane.copy()
-    image[box] = _blend(image[box], donor[source], region)
-    plane[box][region] = donor_plane[source][region]
+    for _ in range(_ATTEMPTS):
+        box = _place(region.shape, plane.shape, rng)
+        blended = _blend(image[box], donor[source], region, plane[box], donated)
+        if blended is not None:
+            image, plane = image.copy(), plane.copy()
+            image[box] = blended
+            plane[box][region] = donated[region]
+            break
     return image, plane
 
 
-def _blend(old: Plane, new: Plane, region: NDArray[np.bool_]) -> Plane:
-    """Lays new steel over a region of the old, as bright as the old is around it, its edges soft outside the region."""
-    around = ~region
-    if not around.any():
-        return new
-    gain = np.clip((old[around].mean() + 1) / (new[around].mean() + 1), 0.5, 2.0)
-    soft = cv2.GaussianBlur(cv2.dilate(region.view(np.uint8), _disc(5)).astype(np.float32), (0, 0), 1.5)
-    alpha = np.where(region, 1.0, soft)
-    blended: Plane = np.clip(alpha * gain * new + (1 - alpha) * old, 0, 255).astype(np.uint8)
+def _blend(old: Plane, new: Plane, region: NDArray[np.bool_], old_plane: Plane, new_plane: Plane) -> Plane | None:
+    """Lays new steel over a region of the old, as bright as the old is around it, its edges soft outside the region.
+
+    Labelled pixels outside the region stay as they are. None where the surroundings are another surface.
+    """
+    gain = _match(old, new, ~region & (old_plane == 0), ~region & (new_plane == 0))
+    if gain is None:
+        return None
+    soft = cv2.GaussianBlur(cv2.dilate(region.view(np.uint8), _disc(2)).astype(np.float32), (0, 0), 1.5)
+    alpha = np.where(region, np.float32(1), np.where(old_plane == 0, soft, np.float32(0)))
+    blended: Plane = np.clip(np.rint(alpha * gain * new + (1 - alpha) * old), 0, 255).astype(np.uint8)
     return blended
 
 
-def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
+def _match(
+    old: Plane, new: Plane, around_old: NDArray[np.bool_], around_new: NDArray[np.bool_]
+) -> NDArray[np.float32] | None:
+    """How many times brighter the old steel is than the new, everywhere, told from the pixels around.
+
+    Light falls off across an image, so that one number for all would leave an edge on either side. At an eighth of
+    the resolution, since it is smooth. None where old and new differ too much at any place.
+    """
+    small = -(-old.shape[1] // 8), -(-old.shape[0] // 8)
+    around = around_old & around_new
+    if not around.any():
+        return np.ones(old.shape, np.float32)
+    weights, old_sums, new_sums = (
+        cv2.resize(np.where(around, values, 0).astype(np.float32), small, interpolation=cv2.INTER_AREA)
+        for values in (np.ones_like(old), old, new)
+    )
+    ratio = (old_sums + weights) / (new_sums + weights + 1e-9)
+    known = ratio[weights > 0.25]
+    if (known > _MOST_GAIN).any() or (known < 1 / _MOST_GAIN).any():
+        return None
+    sigma = max(small) / 4 + 0.5
+    # A little of the mean of all, for where the blur does not reach.
+    old_sums, new_sums = (
+        cv2.GaussianBlur(sums + weights, (0, 0), sigma) + 1e-6 * float((sums + weights).mean())
+        for sums in (old_sums, new_sums)
+    )
+    gain = cv2.resize(old_sums / new_sums, old.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return gain  # type: ignore[return-value]
+
+
+def _place(shape: tuple[int, ...], room: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, ...]:
+    """A random window of a shape in an array that has room for it."""
+    corner = [int(rng.integers(whole - side + 1)) for side, whole in zip(shape, room, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(corner, shape, strict=True))
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
     """Rows and columns of a mask, with a margin where there is room."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    top, left = max(0, int(rows[0]) - margin), max(0, int(columns[0]) - margin)
-    return slice(top, int(rows[-1]) + margin + 1), slice(left, int(columns[-1]) + margin + 1)
+    top, left = max(0, int(rows[0]) - _MARGIN), max(0, int(columns[0]) - _MARGIN)
+    return slice(top, int(rows[-1]) + _MARGIN + 1), slice(left, int(columns[-1]) + _MARGIN + 1)
 
 
-def _disc(size: int) -> Plane:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))  # type: ignore[return-value]
+def _disc(radius: int) -> Plane:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))  # type: ignore[return-value]

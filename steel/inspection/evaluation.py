@@ -43,8 +43,13 @@ class _Judged(NamedTuple):
     counts: Counts
     probabilities: torch.Tensor
     labels: torch.Tensor
-    decided: torch.Tensor  # bool, whether it is known if the image has a defect
+    known: torch.Tensor  # bool (n, C), whether it is known if the class is on the image
     masks: dict[int, NDArray[np.uint8]]  # row in the table -> bit-packed prediction, for the pictures and the codes
+
+    @property
+    def decided(self) -> torch.Tensor:
+        """Bool `(n,)`, whether it is known if the image has a defect."""
+        return self.known.any(1)
 
 
 @torch.inference_mode()
@@ -52,28 +57,28 @@ def _judge(assembly: Assembly, data: SteelDataModule, part: str, device: torch.d
     inspector = assembly.inspector.to(device)
     mask_scores, label_scores = MaskScores(), LabelScores()
     packed: dict[int, NDArray[np.uint8]] = {}
-    undecided: set[int] = set()
+    num_unknown: dict[int, int] = {}  # row in the table -> its pixels that nobody has labelled
     loader = data.part_dataloader(part)
     for batch in track(loader, "inspecting", len(loader)):
         inspection = inspector(batch["image"].to(device))
         masks = inspection.masks.cpu()
         truth = unpack(batch["mask"], len(assembly.classes))
+        label_scores.update(inspection.class_probabilities.cpu(), truth.flatten(2).any(2), batch["index"])
         if data.annotations.unknown:
             unknown = unpack_unknown(batch["mask"])
-            # Whether an image is clean that nobody has looked at in full is not known either.
-            open_cases = unknown.flatten(1).any(1) & ~truth.flatten(1).any(1)
-            undecided.update(batch["index"][open_cases].tolist())
-            truth &= ~unknown[:, None]
-            mask_scores.update(masks & ~unknown[:, None], truth, batch["index"])
+            num_unknown |= dict(zip(batch["index"].tolist(), unknown.flatten(1).sum(1).tolist(), strict=True))
+            mask_scores.update(masks & ~unknown[:, None], truth & ~unknown[:, None], batch["index"])
         else:
             mask_scores.update(masks, truth, batch["index"])
-        label_scores.update(inspection.class_probabilities.cpu(), truth.flatten(2).any(2), batch["index"])
         for i, mask in zip(batch["index"].tolist(), masks.numpy(), strict=True):
             packed[i] = np.packbits(mask, axis=-1)
     indices, counts = mask_scores.counts()
     _, probabilities, labels = label_scores.results()
-    decided = torch.tensor([i not in undecided for i in indices.tolist()])
-    return _Judged(indices.numpy(), counts, probabilities, labels, decided, packed)
+    hidden = torch.tensor([num_unknown.get(i, 0) for i in indices.tolist()])
+    counts = counts._replace(pixels=counts.pixels - hidden)
+    # What is seen on an image is known; what is not seen may lie where nobody has looked.
+    known = labels | (hidden == 0)[:, None]
+    return _Judged(indices.numpy(), counts, probabilities, labels, known, packed)
 
 
 def _unpack_masks(judged: _Judged, row: int, width: int) -> NDArray[np.bool_]:
@@ -85,7 +90,7 @@ def _summarise(judged: _Judged, gate: float) -> dict[str, Any]:
     masks = score_masks(judged.counts)
     probabilities, truth = judged.probabilities[judged.decided], judged.labels[judged.decided]
     called, defective = probabilities.amax(1) >= gate, truth.any(1)
-    labels = score_labels(probabilities, truth, gate)
+    labels = score_labels(probabilities, truth, gate, judged.known[judged.decided])
     report = classification_report(
         defective, called, labels=[False, True], target_names=_VERDICTS, output_dict=True, zero_division=0.0
     )
@@ -198,7 +203,7 @@ def _choose_pictures(judged: _Judged, gate: float, limit: int) -> list[int]:
     """Rows to show, by turns: false alarms, missed images, and for each class its worst, middle and best masks."""
     called, defective = judged.probabilities.amax(1) >= gate, judged.labels.any(1)
     certainty = judged.probabilities.amax(1)
-    false_alarms = torch.nonzero(called & ~defective).squeeze(1)
+    false_alarms = torch.nonzero(called & ~defective & judged.decided).squeeze(1)
     missed = torch.nonzero(~called & defective).squeeze(1)
     queues = [
         false_alarms[certainty[false_alarms].argsort(descending=True)].tolist(),
@@ -325,5 +330,5 @@ def evaluate(
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
 
     print(tabulate_scores(summary, assembly.classes).to_string(na_rep="-"))
-    print(f"accuracy of defective-or-not: {summary['accuracy']:.4f} on {summary['num_images']:,} images")
+    print(f"accuracy of defective-or-not: {summary['accuracy']:.4f} on {int(judged.decided.sum()):,} images")
     print(f"wrote {folder / 'evaluation.md'}, evaluation.json, submission.csv, confusion.png, pictures/")

@@ -46,6 +46,11 @@ class BestCheckpoint(ModelCheckpoint):
         """
         super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also takes over the score of the newest best, which Lightning saves and forgets."""
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps the newest state as last.ckpt: after every epoch, at intervals, and on Ctrl-C and SIGTERM."""
@@ -114,7 +119,9 @@ class LossLog(Callback):
     ) -> None:
         """Logs every `log_every_n_steps` steps."""
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0 and _ends_step(trainer, batch_idx):  # type: ignore[attr-defined]
+        # The last step of an epoch may have fewer batches than the others.
+        is_whole = trainer.is_last_batch or _ends_step(trainer, batch_idx)
+        if step % trainer.log_every_n_steps == 0 and is_whole:  # type: ignore[attr-defined]
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             for logger in trainer.loggers:
                 logger.log_metrics({"train/loss": loss, "epoch": trainer.current_epoch}, step - 1)
@@ -175,7 +182,7 @@ class _Writer(ExperimentWriter):
         super().__init__(log_dir)
         self.num_rows = 0
         path = Path(self.metrics_file_path)
-        if num_kept and path.is_file():
+        if path.is_file():
             # What is behind the rows of the checkpoint will be done again.
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
@@ -231,7 +238,7 @@ class History(CSVLogger):
     @property
     def num_rows(self) -> int:
         """How many rows have been written."""
-        return self._experiment.num_rows if isinstance(self._experiment, _Writer) else 0
+        return self._experiment.num_rows if isinstance(self._experiment, _Writer) else self._num_kept
 
 
 class RunRecord(Callback):
@@ -272,6 +279,8 @@ class Compile(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tries it on two small images."""
         network = cast(nn.Module, pl_module.network)
+        # The norms take the two images for training data.
+        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         # One graph for each size: of sizes left open torch 2.15's compiler fails on the padding.
         network.compile(dynamic=False)
         try:
@@ -281,6 +290,8 @@ class Compile(Callback):
             network._compiled_call_impl = None
             reason = " ".join(str(error).split())[:200]
             print(f"torch.compile does not work here, so the network runs as it is ({type(error).__name__}: {reason})")
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 class Pictures(Callback):

@@ -176,6 +176,20 @@ class SteelCLI(LightningCLI):
             asked[key] = value
         config.ckpt_path = str(path)
 
+    def instantiate_classes(self) -> None:
+        """Builds what the settings name; what cannot be built, such as a logger that is not installed, is an error."""
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except (ValueError, ImportError) as error:
+            cause: BaseException = error
+            while (deeper := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, InputError):
+                cause = deeper
+            if isinstance(cause, InputError):
+                raise cause from error
+            raise InputError(f"what the settings name cannot be built: {' '.join(str(cause).split())[:300]}") from error
+
     def after_instantiate_classes(self) -> None:
         """Takes the split from the checkpoint, or makes sure that a resume sees the same data."""
         if self._checkpoint is None:

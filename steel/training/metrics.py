@@ -117,7 +117,9 @@ def predict_everything(counts: Counts) -> Counts:
     return counts._replace(hits=counts.truth, predicted=counts.pixels[:, None].expand_as(counts.truth))
 
 
-def score_labels(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, float]:
+def score_labels(
+    probabilities: Tensor, labels: Tensor, threshold: float = 0.5, known: Tensor | None = None
+) -> dict[str, float]:
     """Derives the scores of class probabilities.
 
     An image is called defective where its largest class probability reaches the threshold.
@@ -126,6 +128,7 @@ def score_labels(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) 
         probabilities: `(n, C)`, 0 to 1.
         labels: `(n, C)` bool.
         threshold: For defective-or-not and for each class.
+        known: `(n, C)` bool, the labels that count in the scores of the classes; all by default.
 
     Returns:
         accuracy, precision, recall, f1, auroc, average_precision: Of defective-or-not.
@@ -135,6 +138,8 @@ def score_labels(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) 
     table = confusion(gate >= threshold, defective)
     (clean_right, false_alarm), (missed, found) = table.tolist()
     called = probabilities >= threshold
+    if known is not None:
+        called, labels = called & known, labels & known
     hits, mistakes = (called & labels).sum(0), (called ^ labels).sum(0)
     f1 = torch.where(hits + mistakes > 0, 2 * hits / (2 * hits + mistakes).double(), torch.nan)
     both = bool(defective.any()) and not bool(defective.all())

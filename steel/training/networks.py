@@ -321,13 +321,17 @@ def _load_rest(network: nn.Module, path: Path) -> None:
     fresh = []
     for key in rest:
         value = theirs.get(key)
-        if value is not None and value.shape[1:] == own[key].shape[1:] and value.ndim:
+        is_last = key.startswith(("resnet.fc.", "unet.segmentation_head."))
+        if value is not None and value.shape == own[key].shape:
+            own[key].copy_(value)
+        elif value is not None and is_last and value.shape[1:] == own[key].shape[1:]:
             rows = min(len(value), len(own[key]))
             own[key][:rows] = value[:rows]
-        elif value is None or value.shape != own[key].shape:
+        else:
             fresh.append(key)
     network.load_state_dict(own)
     if fresh:
         print(
-            f"{path}: {len(fresh)} tensors of the decoder have another shape there and start from random, as {fresh[0]}"
+            f"{path}: {len(fresh)} tensors of the decoder are missing or of another shape there and start from random, "
+            f"as {fresh[0]}"
         )

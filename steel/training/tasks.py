@@ -28,7 +28,9 @@ from steel.training.metrics import LabelScores, MaskScores, unpack, unpack_unkno
 from steel.training.networks import Backbone, ClassifierNetwork, SegmenterNetwork
 from steel.versions import describe_versions
 
-_SURELY_NOT = -1e4  # a logit of which every loss and its gradient are 0 where the target is 0, also in half precision
+# A logit of which every loss and its gradient are 0 where the target is 0; a power of two, so that half precision and
+# bfloat16 hold it exactly.
+_SURELY_NOT = -8192.0
 
 OptimizerName = Literal["adamw", "adam", "nadam"]
 ScheduleName = Literal["cosine", "constant"]
@@ -180,7 +182,7 @@ class Task(LightningModule, ABC):
         optimizer = self._build_optimizer()
         total = max(1, int(self.trainer.estimated_stepping_batches))
         warm: int = math.ceil(self.init["warmup"] * total)
-        frozen = round(total * self.init["freeze_epochs"] / max(1, self.trainer.max_epochs or 1))
+        frozen = self._count_frozen_steps()
         is_constant = self.init["schedule"] == "constant"
 
         def factor(step: int) -> float:
@@ -194,6 +196,14 @@ class Task(LightningModule, ABC):
         factors = [(lambda step: factor(step) if step >= frozen else 0.0) if group["is_encoder"] else factor
                    for group in optimizer.param_groups]  # fmt: skip
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
+
+    def _count_frozen_steps(self) -> int:
+        """The steps of the epochs in which the encoder stays as it is, however the length of the run is given."""
+        if not self.init["freeze_epochs"]:
+            return 0
+        self.trainer.fit_loop.setup_data()  # nobody has counted the batches yet where only max_steps is given
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return steps * int(self.init["freeze_epochs"])
 
     def _build_optimizer(self) -> Optimizer:
         encoder = {id(p) for part in self._encoder() for p in part.parameters()}
@@ -218,6 +228,10 @@ class Task(LightningModule, ABC):
     def _encoder(self) -> list[nn.Module]:
         parts: list[nn.Module] = self.network.encoder()  # type: ignore[operator]
         return parts
+
+    def on_train_start(self) -> None:
+        """Freezes also where a run goes on in mid-epoch, since Lightning then leaves out `on_train_epoch_start`."""
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Keeps the statistics of a frozen encoder's norms as they are."""

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from steel.data import rle
 from steel.data.annotations import Annotations, Rows, parse, read_annotations, read_leniently
@@ -526,3 +527,104 @@ def test_a_missing_train_csv_beside_named_classes_is_an_error_and_no_clean_data_
     assert describe(reading.findings, root) == [("train.csv", None, "missing", True)]
     with pytest.raises(InputError, match="there is no such file"):
         read_annotations(root)
+
+
+def decode_naively(code: str, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask pixel by pixel: pixel p, from 1, lies in column (p - 1) // H and row (p - 1) % H."""
+    mask = np.zeros(size, bool)
+    numbers = [int(word) for word in code.split()]
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        for pixel in range(start - 1, start - 1 + length):
+            mask[pixel % size[0], pixel // size[0]] = True
+    return mask
+
+
+UNKNOWN = "ImageId,EncodedPixels\nc.png,3 4 9 1\na.png,2 5\n"
+
+
+def test_regions_that_nobody_has_labelled_are_the_highest_bit(tmp_path: Path) -> None:
+    table = read_annotations(write_set(tmp_path, PLAIN, unknown=UNKNOWN))
+    assert {i: runs.tolist() for i, runs in table.unknown.items()} == {0: [2, 5], 2: [3, 4, 9, 1]}
+    codes = {0: ("1 3", "", "2 5"), 1: ("", "", ""), 2: ("", "2 2 7 1", "3 4 9 1")}
+    for i, (first, second, unknown) in codes.items():
+        size = SIZES[str(table.names[i])]
+        masks = [decode_naively(code, size) for code in (first, second, unknown)]
+        np.testing.assert_array_equal(table.draw_plane(i), masks[0] * 1 + masks[1] * 2 + masks[2] * 128)
+        # They are no class, and take nothing away from what is labelled beneath them.
+        np.testing.assert_array_equal(table.draw_masks(i), masks[:2])
+    assert table.areas.tolist() == [[3, 0], [0, 0], [0, 3]]
+
+
+def test_regions_follow_their_image_past_one_that_cannot_be_read(tmp_path: Path) -> None:
+    root = write_set(tmp_path, HEADER + "a.png,1,1 3\n", unknown=UNKNOWN + "b.png,99 99\n")
+    (root / "train_images" / "b.png").write_bytes(b"")
+    reading = read_leniently(root)
+    assert describe(reading.findings, root) == [("train_images/b.png", None, "unreadable image", True)]
+    assert reading.annotations is not None
+    assert {i: runs.tolist() for i, runs in reading.annotations.unknown.items()} == {0: [2, 5], 1: [3, 4, 9, 1]}
+
+
+def test_without_the_file_nothing_is_unknown(tmp_path: Path) -> None:
+    plain = read_annotations(write_set(tmp_path / "plain", PLAIN))
+    assert plain.unknown == {}
+    for name, text in (("header", "ImageId,EncodedPixels\n"), ("empty", "ImageId,EncodedPixels\na.png,\n")):
+        assert_same(read_annotations(write_set(tmp_path / name, PLAIN, unknown=text)), plain)
+
+
+def test_each_region_changes_the_digest(tmp_path: Path) -> None:
+    eight = {f"{i}.png": (4, 6) for i in range(8)}
+    header = "ImageId,EncodedPixels\n"
+    regions = [
+        None,
+        "0.png,1 1\n",
+        "0.png,1 2\n",  # longer
+        "0.png,2 1\n",  # elsewhere
+        "1.png,1 1\n",  # on another image
+        "0.png,1 1\n3.png,1 5\n7.png,12 1\n",
+        "0.png,1 1 3 1 5 7 12 1\n",  # the same numbers in the same order, all on one image
+    ]
+    digests = {
+        read_annotations(
+            write_set(
+                tmp_path / str(i), HEADER + "0.png,1,1 3\n", eight, **({"unknown": header + text} if text else {})
+            )
+        ).digest
+        for i, text in enumerate(regions)
+    }
+    assert len(digests) == len(regions)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("a.png,1 2\nb.png,1 2 3\n", "unknown.csv, line 3: a code holds pairs of start and length"),  # odd
+        ("a.png,1 x\n", 'unknown.csv, line 2: a code holds whole numbers separated by blanks, but "x"'),
+        ("a.png,1 2\nc.png,14 3\n", "unknown.csv, line 3: the run of 3 pixels from pixel 14 goes beyond"),
+        ("a.png,1 3 2 2\n", "unknown.csv, line 2: the run from pixel 2 overlaps"),
+        ("a.png,0 3\n", "unknown.csv, line 2: a run starts at pixel 0"),
+        ("a.png,1 2\nz.png,1 2\n", 'unknown.csv, line 3: there is no image "z.png"'),
+        ("a.png,1 2\na.png,5 2\n", 'unknown.csv, line 3: image "a.png" stands in line 2 too'),
+        ("a.png,1 2,9\n", "unknown.csv, line 2: 3 cells stand in the row"),
+    ],
+)
+def test_faults_of_unknown_csv_are_named_with_their_line(tmp_path: Path, rows: str, sentence: str) -> None:
+    root = write_set(tmp_path, PLAIN, unknown=f"ImageId,EncodedPixels\n{rows}")
+    with pytest.raises(InputError) as refusal:
+        read_annotations(root)
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(("text", "word"), [("", "the file is empty"), ("ImageId\na.png\n", "EncodedPixels")])
+def test_an_unknown_csv_without_its_columns_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(InputError, match=rf"unknown\.csv: .*{word}"):
+        read_annotations(write_set(tmp_path, PLAIN, unknown=text))
+
+
+def test_eight_classes_leave_no_bit_for_unknown(tmp_path: Path) -> None:
+    root = write_set(tmp_path, HEADER + "a.png,8,1 2\n", unknown="ImageId,EncodedPixels\nb.png,1 2\n")
+    with pytest.raises(InputError, match=r"unknown\.csv: .* 8 bits of a mask, which 8 classes fill; merge some or"):
+        read_annotations(root)
+    (root / "train.csv").write_text(HEADER + "a.png,7,1 2\n")
+    table = read_annotations(root)
+    assert table.draw_plane(0).max() == 64
+    assert table.draw_plane(1).max() == 128

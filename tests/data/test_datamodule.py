@@ -109,6 +109,62 @@ def test_the_share_of_crops_with_a_defect_reaches_the_augmentation(root: Path) -
     assert hits[0] < 0.7
 
 
+def rows_of(root: Path, **settings: Any) -> tuple[list[int], list[int]]:
+    """The rows of train that an epoch draws, and the bits of its masks together."""
+    batches: list[Any] = list(build(root, batch_size=1, **settings).train_dataloader())
+    masks = np.concatenate([batch["mask"].numpy().ravel() for batch in batches])
+    return [int(batch["index"][0]) for batch in batches], [int((masks & 1 << c).any()) for c in range(8)]
+
+
+def test_shares_decide_what_an_epoch_draws(root: Path) -> None:
+    labels = read_annotations(root).labels
+    rows, _ = rows_of(root, shares=(0.0, 0.0, 1.0, 0.0, 0.0))
+    train = build(root).split.indices("train")
+    assert len(rows) == len(train)
+    assert set(rows) == set(train[labels[train, 1]].tolist())  # class 2 of files, each of its images
+    rows, bits = rows_of(root, shares=(1.0, 0.0, 0.0, 0.0, 0.0))
+    assert not labels[rows].any()
+    assert not any(bits)
+
+
+def test_wrong_shares_are_refused_when_batches_are_built(root: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.shares are 5 shares that sum to 1"):
+        build(root, shares=(0.5, 0.5)).train_dataloader()
+    with pytest.raises(InputError, match=r"data\.shares asks for class 5, but no training image is such"):
+        build(root, num_classes=5, shares=(0.5, 0.1, 0.1, 0.1, 0.1, 0.1)).train_dataloader()
+
+
+def test_donors_come_from_train_alone(root: Path) -> None:
+    """Defects of train reach clean images, those of val and test never: there a class of its own stands."""
+    labels = read_annotations(root).labels
+    names = np.array(names_of(root))
+    clean = names[~labels.any(axis=1)].tolist()
+    of_class = [names[labels[:, c] & (labels.sum(axis=1) == 1)].tolist() for c in range(4)]
+    put_into(root, train=[*clean, *of_class[2]], val=of_class[0], test=of_class[3])
+    only_clean = {"shares": (1.0, 0.0, 0.0, 0.0, 0.0)}
+    assert rows_of(root, **only_clean)[1] == [0] * 8
+    assert rows_of(root, **only_clean, paste=1.0)[1] == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_blackout_reaches_the_training_batches_alone(root: Path) -> None:
+    some = np.array(names_of(root))[~read_annotations(root).labels.any(axis=1)].tolist()
+    code = rle.encode(np.pad(np.ones((4, 4), bool), ((20, 40), (30, 94))))
+    (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n" + "".join(f"{name},1,{code}\n" for name in some))
+    put_into(root, train=some)
+    areas = []
+    for blackout in (0.0, 1.0):
+        batches: list[Any] = list(build(root, batch_size=1, blackout=blackout).train_dataloader())
+        areas.append(sum(int((batch["mask"] != 0).sum()) for batch in batches))
+    assert areas[0] == 16 * len(some)
+    assert areas[1] < 0.5 * areas[0]
+    put_into(root, val=some)
+    module = build(root, blackout=1.0, paste=1.0)
+    for batch in module.val_dataloader():
+        for image, mask, index in zip(batch["image"], batch["mask"], batch["index"].tolist(), strict=True):
+            np.testing.assert_array_equal(image[0].numpy(), module.annotations.read_image(index))
+            np.testing.assert_array_equal(mask.numpy(), module.annotations.draw_plane(index))
+
+
 def test_splits_csv_is_used_as_it_is(root: Path) -> None:
     names = names_of(root)
     put_into(root, train=names[:9], val=names[9:12], test=names[30:32])
@@ -240,6 +296,10 @@ def test_an_empty_part_is_refused_where_it_is_needed(
         ({"batch_size": -4}, "data.batch_size is 1 or more, but -4 came"),
         ({"defect_share": 1.5}, "data.defect_share lies between 0 and 1, but 1.5 came"),
         ({"defect_share": -0.1}, "data.defect_share lies between 0 and 1, but -0.1 came"),
+        ({"blackout": 1.1}, "data.blackout lies between 0 and 1, but 1.1 came"),
+        ({"blackout": -0.5}, "data.blackout lies between 0 and 1, but -0.5 came"),
+        ({"paste": 2.0}, "data.paste lies between 0 and 1, but 2.0 came"),
+        ({"paste": float("nan")}, "data.paste lies between 0 and 1, but nan came"),
         ({"crop": (0, 64)}, "data.crop is height and width in pixels, but [0, 64] came"),
         ({"crop": (64, -1)}, "data.crop is height and width in pixels, but [64, -1] came"),
         ({"fractions": (0.5, 0.5, 0.5)}, "sum to 1, but [0.5, 0.5, 0.5] came"),

@@ -290,6 +290,27 @@ def test_damage_of_groups_and_splits_is_named(root: Path) -> None:
     }
 
 
+def test_damage_of_unknown_regions_is_named(root: Path) -> None:
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    rows = [
+        (f"{names[0]},1 64", None),
+        (f"{names[1]},1 64 3", "odd code"),
+        (f"{names[2]},8192 2", "beyond the image"),  # 64 x 128 pixels
+        (f"{names[3]},9 3 2 2", "unsorted runs"),
+        (f"{names[0]},5 1", "duplicate row"),
+        ("nothing.png,1 1", "missing image"),
+        (f"{names[4]},100 3 103 2", None),  # runs that touch
+    ]
+    (root / "unknown.csv").write_text("ImageId,EncodedPixels\n" + "".join(f"{row}\n" for row, _ in rows))
+    report = examine(root)
+    expected = {("unknown.csv", line, kind, True) for line, (_, kind) in enumerate(rows, 2) if kind}
+    assert describe(report, root) == expected
+    assert report.num_errors == len(expected)
+    reading = read_leniently(root)
+    assert reading.annotations is not None
+    assert set(reading.annotations.unknown) == {0, 4}
+
+
 def test_classes_are_checked(root: Path) -> None:
     (root / "classes.csv").write_text("ClassId,name\n1,pits\n2,crack\n3,scratch\n4,patch\n5,lamination\n")
     assert describe(examine(root), root) == {("train.csv", None, "empty class", False)}

@@ -3,18 +3,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from conftest import Trained
 from steel.cli import main
 from steel.data import rle
 from steel.data.annotations import read_annotations
+from steel.data.datamodule import SteelDataModule
 from steel.data.splits import read_split
 from steel.inspection.assemble import assemble
+from steel.inspection.evaluation import _choose_pictures, _judge, _summarise
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +209,109 @@ def test_networks_of_folds_are_judged_by_new_images(
     (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names))
     assert main(["evaluate", *args]) == 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
+
+
+class Oracle:
+    """An inspector whose answers depend on nothing but the image's first pixels."""
+
+    def to(self, device: torch.device) -> "Oracle":
+        return self
+
+    def __call__(self, images: torch.Tensor) -> SimpleNamespace:
+        answers = [self.answer(image.numpy()) for image in images[:, 0]]
+        masks, probabilities = (np.stack(part) for part in zip(*answers, strict=True))
+        return SimpleNamespace(masks=torch.from_numpy(masks), class_probabilities=torch.from_numpy(probabilities))
+
+    @staticmethod
+    def answer(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(int(image[:8, :8].sum()))
+        return rng.random((4, *image.shape)) < 0.1, rng.random(4) * 0.7
+
+
+def write_unknown(root: Path) -> None:
+    """Regions of all sizes: an image's whole, all that is labelled on one and more, parts of others."""
+    table = read_annotations(root)
+    width = int(table.sizes[0, 1])
+    codes = {}
+    clean, *_ = np.flatnonzero(~table.labels.any(1)).tolist()
+    codes[clean] = f"1 {64 * width}"
+    covered, *rest = np.flatnonzero(table.labels.any(1)).tolist()
+    codes[covered] = f"1 {64 * width}"
+    for k, i in enumerate(rest[:12]):
+        codes[i] = f"{1 + 64 * k} {64 * (20 + k)}"
+    rows = "".join(f"{table.names[i]},{code}\n" for i, code in codes.items())
+    (root / "unknown.csv").write_text(f"ImageId,EncodedPixels\n{rows}")
+
+
+def test_what_nobody_has_labelled_counts_in_no_score(root: Path) -> None:
+    write_unknown(root)
+    data = SteelDataModule(str(root), batch_size=3, num_workers=0, fractions=(0.0, 0.0, 1.0))
+    assembly = SimpleNamespace(inspector=Oracle(), classes=("1", "2", "3", "4"))
+    judged = _judge(assembly, data, "test", torch.device("cpu"))  # type: ignore[arg-type]
+    summary = _summarise(judged, 0.5)
+
+    table = data.annotations
+    assert len(judged.indices) == len(table) == 40
+    kaggle, on_defects, everything, alarms, right = [], [], [], [], []
+    claimed, true = [[] for _ in range(4)], [[] for _ in range(4)]  # type: ignore[var-annotated]
+    for i in range(len(table)):
+        masks, probabilities = Oracle.answer(table.read_image(i))
+        truth = [rle.decode(table.runs_of(i, c), (64, 128)).astype(bool) for c in range(4)]
+        unknown = (
+            rle.decode(table.unknown[i], (64, 128)).astype(bool) if i in table.unknown else np.zeros((64, 128), bool)
+        )
+        known = ~unknown
+        for c in range(4):
+            said, is_true = masks[c][known], truth[c][known]
+            total = int(said.sum() + is_true.sum())
+            kaggle.append(2 * int((said & is_true).sum()) / total if total else 1.0)
+            if is_true.any():
+                on_defects.append(kaggle[-1])
+                everything.append(2 * int(is_true.sum()) / int(is_true.sum() + is_true.size))
+            # What is not seen may lie where nobody has looked.
+            if truth[c].any() or not unknown.any():
+                claimed[c].append(probabilities[c] >= 0.5)
+                true[c].append(truth[c].any())
+        if not any(mask[known].any() for mask in truth):
+            alarms.append(bool(masks[:, known].any()))
+        if any(mask.any() for mask in truth) or not unknown.any():
+            right.append((probabilities.max() >= 0.5) == any(mask.any() for mask in truth))
+    assert summary["kaggle_dice"] == pytest.approx(np.mean(kaggle))
+    assert summary["dice_on_defects"] == pytest.approx(np.mean(on_defects))
+    assert summary["predict_everything"]["dice_on_defects"] == pytest.approx(np.mean(everything))
+    assert summary["two_stage"]["false_alarm_rate"] == pytest.approx(np.mean(alarms))
+    assert len(right) == np.sum(summary["confusion"]) == 39
+    assert summary["accuracy"] == pytest.approx(np.mean(right))
+    assert summary["num_defective"] == int(table.labels.any(1).sum())
+    # An alarm on an image that may have a defect is none to show as false, though all are called defective here.
+    (undecided,) = (~judged.decided).nonzero().flatten().tolist()
+    shown = _choose_pictures(judged, 0.0, 100)
+    assert shown == [row for row in range(40) if row != undecided]
+    for c in range(4):
+        assert summary["defective_or_not"][f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
+
+
+def test_a_report_on_partly_labelled_images_equals_its_submission(trained: Trained, root: Path, tmp_path: Path) -> None:
+    # New images, since the regions make another data set of it.
+    for path in (root / "train_images").iterdir():
+        path.rename(path.with_name(f"new_{path.name}"))
+    (root / "train.csv").write_text((root / "train.csv").read_text().replace("synthetic_", "new_synthetic_"))
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names[:8]))
+    (root / "unknown.csv").write_text("ImageId,EncodedPixels\n" + "".join(f"{name},1 4096\n" for name in names[:6]))
+    assert main(evaluate_args(trained, root, tmp_path / "out")) == 0
+    table = read_annotations(root)
+    codes = csv.DictReader((tmp_path / "out" / "submission.csv").read_text().splitlines())
+    scores = []
+    for row in codes:
+        i, c = names.index(row["ImageId"]), int(row["ClassId"]) - 1
+        known = slice(64 if i < 6 else 0, None)  # the left half of an image is 64 columns of 64 pixels
+        said = rle.decode(row["EncodedPixels"], (64, 128)).astype(bool)[:, known]
+        true = table.draw_masks(i)[c][:, known]
+        total = int(said.sum() + true.sum())
+        scores.append(2 * int((said & true).sum()) / total if total else 1.0)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert len(scores) == 32
+    assert report["kaggle_dice"] == pytest.approx(np.mean(scores))
+    defective = table.labels[:8].any(1)
+    assert np.sum(report["confusion"]) == int(defective.sum()) + int((~defective[6:]).sum())

@@ -1,8 +1,8 @@
 """A process that has imported everything once and forks a child for each run of `steel`, so that runs start at once.
 
 It reads a JSON line for each run (`args` of steel, `log`: a file for what it prints, `pace`: a file or nothing, and
-`die_in_write`) and answers with the child's process id, then with its status when it has ended. A child writes its epoch
-and batch into `pace` at the start of each batch and sleeps a little there, so that a kill finds it in mid-epoch.
+`die_in_write`) and answers with the child's process id, then with its status when it has ended. A child writes its
+epoch and batch into `pace` at the start of each batch and sleeps a little there, so that a kill finds it in mid-epoch.
 """
 
 import json

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from steel.errors import InputError
 from steel.training import networks
@@ -162,3 +163,116 @@ def test_without_network_a_sentence_comes_soon(
 def test_wrong_settings_are_refused(arguments: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=re.escape(reason)):
         SegmenterNetwork(4, **arguments)  # type: ignore[arg-type]
+
+
+def save_run(network: nn.Module, path: Path) -> Path:
+    """A checkpoint of a task with this network."""
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"steel": {"task": "of no matter here"}, "state_dict": state}, path)
+    return path
+
+
+def shuffle(network: nn.Module) -> nn.Module:
+    """The network with other numbers everywhere, so that what was taken over is known by them."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return network
+
+
+def compare(one: nn.Module, other: nn.Module) -> set[str]:
+    """The weights that differ, but for the norms' counters, which nothing reads."""
+    theirs = other.state_dict()
+    return {
+        key
+        for key, value in one.state_dict().items()
+        if "num_batches" not in key and (theirs[key].shape != value.shape or not torch.equal(theirs[key], value))
+    }
+
+
+SMALL_UNET = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
+
+
+@pytest.mark.parametrize("decoder", ["unet", "resunet"])
+def test_a_segmenter_goes_on_from_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], decoder: Literal["unet", "resunet"]
+) -> None:
+    source = shuffle(SegmenterNetwork(3, **SMALL_UNET, decoder=decoder))  # type: ignore[arg-type]
+    path = save_run(source, tmp_path / "run.ckpt")
+    network = SegmenterNetwork(3, **SMALL_UNET, decoder=decoder, weights=str(path))  # type: ignore[arg-type]
+    assert compare(network, source) == set()
+    assert torch.equal(network.eval()(draw(1, (40, 72))), source.eval()(draw(1, (40, 72))))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 4), (4, 2)])
+def test_of_other_classes_the_rows_of_both_are_taken(tmp_path: Path, before: int, now: int) -> None:
+    both = min(before, now)
+    path = save_run(shuffle(SegmenterNetwork(before, **SMALL_UNET)), tmp_path / "segmenter.ckpt")  # type: ignore[arg-type]
+    theirs = torch.load(path, weights_only=True)["state_dict"]
+    torch.manual_seed(5)
+    fresh = SegmenterNetwork(now, **SMALL_UNET)  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    network = SegmenterNetwork(now, **SMALL_UNET, weights=str(path))  # type: ignore[arg-type]
+    head = network.unet.segmentation_head[0]
+    for name, own in head.named_parameters():
+        key = f"unet.segmentation_head.0.{name}"
+        assert torch.equal(own[:both], theirs[f"network.{key}"][:both])
+        assert torch.equal(own[both:], fresh.state_dict()[key][both:])
+    same = {key for key, value in network.state_dict().items() if "head" not in key and "num_batches" not in key}
+    assert all(torch.equal(network.state_dict()[key], theirs[f"network.{key}"]) for key in same)
+
+    path = save_run(shuffle(ClassifierNetwork(before)), tmp_path / "classifier.ckpt")
+    theirs = torch.load(path, weights_only=True)["state_dict"]
+    classifier = ClassifierNetwork(now, weights=str(path))
+    assert torch.equal(classifier.resnet.fc[1].weight[:both], theirs["network.resnet.fc.1.weight"][:both])
+    assert torch.equal(classifier.resnet.fc[1].bias[:both], theirs["network.resnet.fc.1.bias"][:both])
+    assert torch.equal(classifier.resnet.layer4[1].conv2.weight, theirs["network.resnet.layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "fitting"),
+    [
+        ({"decoder_channels": (32, 8, 8)}, ("unet.decoder.blocks.2", "unet.segmentation_head")),
+        ({"decoder": "resunet"}, ("unet.decoder.blocks.0.conv1", "unet.segmentation_head")),
+    ],
+    ids=["channels", "residual"],
+)
+def test_what_does_not_fit_of_a_decoder_starts_from_random_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, object], fitting: tuple[str, ...]
+) -> None:
+    source = shuffle(SegmenterNetwork(3, **SMALL_UNET))  # type: ignore[arg-type]
+    path = save_run(source, tmp_path / "run.ckpt")
+    torch.manual_seed(5)
+    fresh = SegmenterNetwork(3, **(SMALL_UNET | settings)).state_dict()  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    network = SegmenterNetwork(3, **(SMALL_UNET | settings), weights=str(path))  # type: ignore[arg-type]
+    theirs, random = source.state_dict(), []
+    for key, value in network.state_dict().items():
+        if key in theirs and theirs[key].shape == value.shape:
+            assert torch.equal(value, theirs[key]) or "num_batches" in key
+        else:
+            random.append(key)
+            assert torch.equal(value, fresh[key])  # not a part of another tensor
+    for part in fitting:
+        assert not any(key.startswith(part) for key in random)
+    told = capsys.readouterr().out
+    assert told.startswith(f"{path}: {len(random)} tensors of the decoder are missing or of another shape there")
+    assert random[0] in told
+
+
+def test_of_the_other_task_the_encoder_alone_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = shuffle(ClassifierNetwork(3))
+    segmenter = shuffle(SegmenterNetwork(3, **SMALL_UNET))  # type: ignore[arg-type]
+    to_classifier = ClassifierNetwork(3, weights=str(save_run(segmenter, tmp_path / "segmenter.ckpt")))
+    to_segmenter = SegmenterNetwork(3, **SMALL_UNET, weights=str(save_run(classifier, tmp_path / "c.ckpt")))  # type: ignore[arg-type]
+    encoder = segmenter.unet.encoder.state_dict()  # type: ignore[union-attr]
+    assert compare(to_classifier, classifier) >= {"resnet.fc.1.weight", "resnet.fc.1.bias"}
+    taken = to_classifier.resnet.state_dict()
+    assert all(torch.equal(taken[key], value) for key, value in encoder.items() if "num_batches" not in key)
+    encoder = classifier.resnet.state_dict()  # type: ignore[union-attr]
+    taken = to_segmenter.unet.encoder.state_dict()
+    assert all(torch.equal(value, encoder[key]) for key, value in taken.items() if "num_batches" not in key)
+    assert capsys.readouterr().out == ""

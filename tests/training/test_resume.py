@@ -157,15 +157,13 @@ def kill_and_compare(runner: Runner, name: str, kills: int, number: int, workers
     assert_same_run(runner.version("whole"), runner.version(name))
 
 
-STOPS = [
-    pytest.param(signal.SIGKILL, 2, id="kill"),
-    pytest.param(signal.SIGTERM, 0, id="term"),
-]
+def test_a_killed_run_is_the_same_run(runner: Runner) -> None:
+    kill_and_compare(runner, "killed", 1, signal.SIGKILL, workers=2)
 
 
-@pytest.mark.parametrize(("number", "workers"), STOPS)
-def test_a_stopped_run_is_the_same_run(runner: Runner, number: int, workers: int) -> None:
-    kill_and_compare(runner, f"stopped{number}", 1, number, workers)
+@pytest.mark.slow
+def test_a_run_that_was_asked_to_stop_is_the_same_run(runner: Runner) -> None:
+    kill_and_compare(runner, "asked", 2, signal.SIGTERM, workers=0)
 
 
 @pytest.mark.slow

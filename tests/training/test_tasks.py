@@ -1,13 +1,22 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from conftest import SMALL
+from steel.data import rle
 from steel.data.datamodule import Batch, SteelDataModule
+from steel.data.loader import Sample, collate
+from steel.data.transforms import Augmentation
 from steel.errors import InputError
+from steel.training.losses import LossName
+from steel.training.metrics import MaskScores, score_labels, unpack_unknown
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 TINY = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
@@ -114,3 +123,292 @@ def test_another_number_of_classes_than_the_data_is_refused(root) -> None:  # ty
 def test_wrong_settings_are_refused(argument: str, value: float) -> None:
     with pytest.raises(InputError, match=argument):
         DefectClassifier(**{argument: value}, num_classes=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["focal", "focal_tversky"])
+def test_balance_is_refused_where_the_loss_has_no_cross_entropy(name: LossName) -> None:
+    with pytest.raises(InputError, match=rf"model\.balance weighs cross-entropy, which {name} has not"):
+        DefectSegmenter(**TINY, loss=name, balance=0.5, num_classes=2)
+    assert DefectSegmenter(**TINY, loss=name, num_classes=2).positive_weight is None
+
+
+def test_a_pixel_of_a_rare_class_weighs_more(root: Path) -> None:
+    data = SteelDataModule(str(root), num_workers=0)
+    masks = np.stack([data.annotations.draw_masks(i) for i in data.split.indices("train")])
+    positives = masks.sum(axis=(0, 2, 3))
+    ratio = ((masks[:, 0].size - positives) / positives).tolist()
+    for balance, expected in ((1.0, ratio), (0.5, [math.sqrt(r) for r in ratio])):
+        task = attach(DefectSegmenter(**TINY, loss="bce", balance=balance), data)
+        assert task.positive_weight is not None
+        assert task.positive_weight.flatten().tolist() == pytest.approx(expected)
+        logits, targets = torch.randn(2, 4, 6, 5), torch.rand(2, 4, 6, 5) < 0.3
+        p = logits.sigmoid().double()
+        weight = torch.tensor(expected, dtype=torch.float64)[None, :, None, None]
+        by_hand = torch.where(targets, -weight * p.log(), -(1 - p).log()).mean()
+        assert float(task.loss(logits, targets.float())) == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_the_learning_rate_can_be_set_as_a_finder_does() -> None:
+    task = DefectClassifier(lr=0.1, num_classes=2)
+    assert task.lr == 0.1
+    task.lr = np.float64(0.02)
+    assert type(task.init["lr"]) is float  # what a checkpoint can hold
+    assert {group["lr"] for group in task._build_optimizer().param_groups} == {0.02}
+
+
+def attach(task: Task, data: SteelDataModule) -> Task:
+    """The task as it is when a run on the data begins."""
+    task._trainer = type("Fake", (), {"datamodule": data})()  # type: ignore[assignment]
+    task.configure_model()
+    return task
+
+
+@pytest.fixture
+def partly_labelled(root: Path) -> SteelDataModule:
+    """The synthetic data set with a region of its first image that nobody has labelled."""
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    (root / "unknown.csv").write_text(f"ImageId,EncodedPixels\n{names[0]},1 64\n")
+    return SteelDataModule(str(root), num_workers=0)
+
+
+def draw_unknown_batch(seed: int) -> Batch:
+    """Four images of four classes; of the first three a third, a half and nothing is unknown; the last one is clean."""
+    rng = np.random.default_rng(seed)
+    plane = (1 << rng.integers(0, 4, (4, *SMALL))).astype(np.uint8) * (rng.random((4, *SMALL)) < 0.2)
+    plane[0] &= 0b1001  # of two classes nothing is seen
+    plane[3] = 0
+    plane[0, :, :43] |= 128
+    plane[1, :32] |= 128
+    images = rng.integers(0, 256, (4, 1, *SMALL), np.uint8)
+    return {"image": torch.from_numpy(images), "mask": torch.from_numpy(plane), "index": torch.arange(4)}
+
+
+def find_unknown(task: Task, batch: Batch) -> Tensor:
+    """Which of the logits say something about what is not known, one by one."""
+    planes = batch["mask"].numpy()
+    if isinstance(task, DefectSegmenter):
+        return torch.from_numpy(planes >= 128)[:, None].expand(-1, 4, -1, -1)
+    cells = [[(p >= 128).any() and not (p & (1 << c)).any() for c in range(4)] for p in planes]
+    return torch.tensor(cells)
+
+
+LOSSES = [("classifier", "bce"), *(("segmenter", name) for name in get_args(LossName))]
+
+
+def build(task: str, loss: str, **settings: object) -> Task:
+    if task == "classifier":
+        return DefectClassifier(scale=0.25, **settings)  # type: ignore[arg-type]
+    return DefectSegmenter(**TINY, loss=loss, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "loss"), LOSSES)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_what_is_said_where_nobody_has_labelled_is_no_matter(
+    partly_labelled: SteelDataModule, name: str, loss: str, kind: torch.dtype
+) -> None:
+    balance = 0.5 if loss in ("bce", "bce_dice") else 0.0
+    task = attach(build(name, loss, balance=balance), partly_labelled)
+    for seed in range(3):
+        batch = draw_unknown_batch(seed)
+        unknown = find_unknown(task, batch)
+        assert unknown.any()
+        assert not unknown.all()
+        said = torch.randn(unknown.shape, generator=torch.Generator().manual_seed(seed)).to(kind)
+        losses, gradients = [], []
+        for other in (0.0, 30.0, -30.0, 60_000.0):
+            logits = torch.where(unknown, other, said).to(kind).requires_grad_()
+            hidden, targets = task._drop_unknown(logits, task._targets(batch), batch)
+            value = task.loss(hidden, targets.float())
+            value.backward()
+            assert logits.grad is not None
+            losses.append(value.item())
+            gradients.append(logits.grad)
+        assert len(set(losses)) == 1
+        assert math.isfinite(losses[0])
+        for gradient in gradients:
+            assert not gradient[unknown].any()
+            assert gradient[~unknown].any()
+            assert torch.equal(gradient, gradients[0])
+
+
+@pytest.mark.parametrize("name", ["classifier", "segmenter"])
+def test_cross_entropy_is_that_of_the_rest(partly_labelled: SteelDataModule, name: str) -> None:
+    task = attach(build(name, "bce", balance=0.0), partly_labelled)
+    batch = draw_unknown_batch(0)
+    unknown = find_unknown(task, batch)
+    logits = torch.randn(unknown.shape)
+    truth = task._targets(batch)
+    p = logits.double().sigmoid()
+    by_hand = -torch.where(truth, p.log(), (1 - p).log())[~unknown].sum() / unknown.numel()
+    hidden, targets = task._drop_unknown(logits, truth, batch)
+    assert float(task.loss(hidden, targets.float())) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+class Fixed(nn.Module):
+    """A network that has its answer ready."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits
+
+
+def test_mask_scores_are_counted_over_the_labelled_pixels(partly_labelled: SteelDataModule) -> None:
+    task = attach(build("segmenter", "bce"), partly_labelled)
+    batch = draw_unknown_batch(1)
+    logits = torch.randn(4, 4, *SMALL)
+    task.network = Fixed(logits)
+    with torch.no_grad():
+        task.validation_step(batch, 0)
+    assert isinstance(task._scores, MaskScores)
+    counts = task._scores.counts()[1]
+    for i, plane in enumerate(batch["mask"].numpy()):
+        labelled = plane < 128
+        for c in range(4):
+            said, true = logits[i, c].numpy()[labelled] >= 0, (plane[labelled] & (1 << c)) != 0
+            row = [int(column[i, c]) for column in (counts.hits, counts.predicted, counts.truth)]
+            assert row == [(said & true).sum(), said.sum(), true.sum()]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_label_scores_leave_out_what_is_not_known(partly_labelled: SteelDataModule, kind: torch.dtype) -> None:
+    task = attach(build("classifier", "bce"), partly_labelled)
+    batch = draw_unknown_batch(2)
+    batch["mask"][1] &= 128  # nothing is known of this one
+    logits = torch.tensor([[-2.0, 3.0, 3.0, 1.0], [5.0] * 4, [1.0, -1.0, 2.0, -3.0], [0.5, -1.0, -1.0, -1.0]])
+    task.network = Fixed(logits.to(kind))
+    with torch.no_grad():
+        task.validation_step(batch, 0)
+    index, probabilities, labels = task._scores.results()  # type: ignore[union-attr]
+    assert index.tolist() == [0, 2, 3]
+    # Of the first image two classes are not seen, so neither an alarm nor a miss counts there.
+    known = torch.sigmoid(torch.tensor([[-2.0, -math.inf, -math.inf, 1.0], *logits[2:].tolist()]))
+    truth = [[True, False, False, True], [True, True, True, True], [False] * 4]
+    assert labels.tolist() == truth
+    assert torch.allclose(probabilities, known)
+    scores = task._scores.compute()
+    assert scores == pytest.approx(score_labels(known, torch.tensor(truth)), nan_ok=True)
+    assert scores["accuracy"] == pytest.approx(2 / 3)  # the clean one is called defective
+    # Both are claimed of the first image; of the third, which has them, only class 3.
+    assert scores["f1_class_3"] == 1.0
+    assert scores["f1_class_2"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["classifier", "segmenter"])
+def test_without_the_file_the_highest_bit_is_nothing_special(root: Path, name: str) -> None:
+    task = attach(build(name, "bce"), SteelDataModule(str(root), num_workers=0))
+    batch = draw_unknown_batch(0)
+    logits, targets = torch.randn(find_unknown(task, batch).shape), task._targets(batch)
+    left = task._drop_unknown(logits, targets, batch)
+    assert left[0] is logits
+    assert left[1] is targets
+
+
+def test_flips_crops_and_padding_carry_the_region_along(root: Path) -> None:
+    # The image shows which pixels are unknown: what becomes of it has to become of the region.
+    rng = np.random.default_rng(0)
+    seen_both = set()
+    for size, crop in (((40, 60), (32, 32)), ((40, 60), (64, 96)), ((20, 30), None)):
+        augment = Augmentation(crop, num_classes=4)
+        for seed in range(12):
+            unknown = rng.random(size) < 0.3
+            image = np.where(unknown, 255, 0).astype(np.uint8)
+            plane = np.where(unknown, 128, 0).astype(np.uint8) | (rng.random(size) < 0.1)
+            after, carried = augment(image, plane, (seed, 0, 0))
+            assert carried.shape == (crop or size)
+            shown = after > 127  # brightness and contrast move it by a fifth each
+            np.testing.assert_array_equal(unpack_unknown(torch.from_numpy(carried)[None])[0].numpy(), shown)
+            seen_both.update(np.unique(carried >> 7).tolist())
+    assert seen_both == {0, 1}
+    small = Sample(np.zeros((4, 5), np.uint8), np.array([[128] * 5] * 4, np.uint8), 0)
+    large = Sample(np.zeros((6, 8), np.uint8), np.zeros((6, 8), np.uint8), 1)
+    assert unpack_unknown(collate([small, large])["mask"]).flatten(1).all(1).tolist() == [True, False]
+
+
+def test_unknown_is_the_highest_bit_alone() -> None:
+    planes = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    expected = [[value >= 2**rle.UNKNOWN_BIT for value in range(row, row + 16)] for row in range(0, 256, 16)]
+    assert unpack_unknown(planes).tolist() == [expected]
+
+
+class Watch(Callback):
+    """Notes of each step: the rates, which norms train, and whether the weights of encoder and decoder moved."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, bool, bool, bool, list[float]]] = []
+
+    def _copy(self, task: Task) -> tuple[list[Tensor], list[Tensor]]:
+        encoder = [t for part in task._encoder() for t in part.state_dict().values()]
+        ids = {t.data_ptr() for t in encoder}
+        rest = [t for t in task.network.state_dict().values() if t.data_ptr() not in ids]
+        return [t.clone() for t in encoder], [t.clone() for t in rest]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        assert isinstance(pl_module, Task)
+        self._before = self._copy(pl_module)
+        self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Task)
+        moved = [
+            any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            for before, after in zip(self._before, self._copy(pl_module), strict=True)
+        ]
+        norms = [m for part in pl_module._encoder() for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len({norm.training for norm in norms}) == 1
+        self.rows.append((trainer.current_epoch, norms[0].training, *moved, self._rates))
+
+
+@pytest.fixture
+def few(root: Path) -> SteelDataModule:
+    """The data set with a split of six images to train with and one to judge by."""
+    names = sorted(path.name for path in (root / "train_images").iterdir())
+    parts = ["train"] * 6 + ["val"]
+    rows = "".join(f"{name},{part}\n" for name, part in zip(names, parts, strict=False))
+    (root / "splits.csv").write_text(f"ImageId,split\n{rows}")
+    return SteelDataModule(str(root), batch_size=2, num_workers=0, crop=(32, 32))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [("classifier", {"max_epochs": 3}), ("segmenter", {"max_epochs": 3}), ("segmenter", {"max_steps": 9})],
+    ids=["classifier", "segmenter", "steps"],
+)
+def test_a_frozen_encoder_stays_bit_for_bit_and_goes_on_after(
+    few: SteelDataModule, name: str, length: dict[str, int]
+) -> None:
+    task = build(name, "bce_dice", freeze_epochs=1, warmup=0.5, lr=0.01, weight_decay=0.1)
+    watch = Watch()
+    trainer = Trainer(
+        accelerator="cpu", **length, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[watch],
+    )  # type: ignore[arg-type]  # fmt: skip
+    trainer.fit(task, datamodule=few)
+    assert [row[0] for row in watch.rows] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [row[1] for row in watch.rows] == [False] * 3 + [True] * 6  # its norms
+    assert [row[2] for row in watch.rows] == [False] * 3 + [True] * 6  # its weights and statistics
+    assert [row[3] for row in watch.rows] == [True] * 9  # those of the rest
+    # A warm-up over five of nine steps, then half a cosine; of the encoder as if it had been there all along.
+    factors = [(k + 1) / 6 for k in range(5)] + [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    rest = [0.01 * factor for factor in factors]
+    encoder = [0.0] * 3 + rest[3:]
+    for (*_, rates), first, second in zip(watch.rows, encoder, rest, strict=True):
+        assert rates == pytest.approx([first, first, second, second])
+
+
+def test_a_run_that_goes_on_in_mid_epoch_keeps_its_encoder_frozen() -> None:
+    task = build("classifier", "bce", num_classes=2, freeze_epochs=1).train()
+    task._trainer = type("Fake", (), {"current_epoch": 0})()  # type: ignore[assignment]
+    task.on_train_start()  # Lightning does not call on_train_epoch_start then
+    assert not any(part.training for part in task._encoder())
+    assert task.network.resnet.fc.training  # type: ignore[union-attr]
+    task._trainer.current_epoch = 1  # type: ignore[union-attr, misc]
+    task.on_train_start()
+    assert all(module.training for module in task.network.modules())

@@ -1,0 +1,149 @@
+"""What Lightning's Trainer costs over a bare PyTorch loop, and whether loading workers grow, on the real networks.
+
+    uv run python benchmarks/training.py [--root DIR] [--steps 40] [--task segmenter] [--memory]
+
+Both loops run the same task, loader, loss, optimizer and schedule, in turn, several rounds in one process; the Trainer
+with callbacks, logs and checkpoints as in `steel fit`. The figure is the median time of a step, without the first ones.
+`--memory` watches the loading workers over epochs instead. Without a root, synthetic steel of 256 x 1600 is drawn.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+
+from steel.data.datamodule import SteelDataModule
+from steel.data.synthetic import write_synthetic
+from steel.training.callbacks import LastCheckpoint, LossLog, RunRecord, StepSeeds, StopSignals
+from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+
+SKIPPED = 5  # steps at the beginning, while memory is laid out
+
+
+class Clock(Callback):
+    """The time at the end of each step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def build(args: argparse.Namespace, root: Path) -> tuple[Task, SteelDataModule]:
+    """A fresh task and its data."""
+    seed_everything(0, verbose=False)
+    crop = (256, 512) if args.task == "segmenter" else None
+    data = SteelDataModule(str(root), crop=crop, batch_size=args.batch_size, num_workers=args.workers)
+    count = data.annotations.num_classes
+    if args.task == "segmenter":
+        return DefectSegmenter(encoder=args.encoder, num_classes=count), data
+    return DefectClassifier(backbone=args.encoder, num_classes=count), data
+
+
+def run_trainer(args: argparse.Namespace, root: Path, folder: Path) -> list[float]:
+    """Step times under the Trainer, as `steel fit` sets it up."""
+    task, data = build(args, root)
+    clock = Clock()
+    callbacks: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), StopSignals(), LastCheckpoint(), clock]
+    trainer = Trainer(
+        max_steps=args.steps, accelerator=args.accelerator, devices=1, callbacks=callbacks, log_every_n_steps=10,
+        default_root_dir=folder, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,
+        enable_model_summary=False, precision=args.precision,
+    )  # fmt: skip
+    trainer.fit(task, data)
+    return clock.times
+
+
+def run_bare(args: argparse.Namespace, root: Path) -> list[float]:
+    """Step times of a plain loop over the same parts."""
+    task, data = build(args, root)
+    device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
+    task.to(device).train()
+    optimizer = task._build_optimizer()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    times: list[float] = []
+    while len(times) < args.steps:
+        for batch in data.train_dataloader():
+            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16-mixed"):
+                loss = task.loss(task(batch["image"]), task._targets(batch).float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            times.append(time.perf_counter())
+            if len(times) == args.steps:
+                break
+    return times
+
+
+def measure_step(times: list[float]) -> float:
+    """The median time of a step in milliseconds."""
+    steps = [1000 * (after - before) for before, after in pairwise(times)]
+    return statistics.median(steps[SKIPPED:])
+
+
+def compare(args: argparse.Namespace, root: Path, folder: Path) -> None:
+    """Runs both in turn."""
+    ratios, bare, trained = [], [], []
+    for round_ in range(args.rounds):
+        bare.append(measure_step(run_bare(args, root)))
+        trained.append(measure_step(run_trainer(args, root, folder)))
+        ratios.append(trained[-1] / bare[-1])
+        print(f"round {round_ + 1}: bare {bare[-1]:.1f} ms a step, Trainer {trained[-1]:.1f} ms, {ratios[-1]:.3f}")
+    print(f"Trainer over the bare loop: {statistics.median(ratios):.3f} (median of {args.rounds} rounds)")
+    print(f"best step: bare {min(bare):.1f} ms, Trainer {min(trained):.1f} ms, {min(trained) / min(bare):.3f}")
+
+
+def watch_memory(args: argparse.Namespace, root: Path) -> None:
+    """Resident memory of the loading workers at the end of each epoch, without what they share."""
+    data = SteelDataModule(str(root), batch_size=8, num_workers=2)
+    loader = data.train_dataloader()
+    print(f"{len(data.annotations):,} images, 2 workers; private memory in MiB after each epoch")
+    for epoch in range(args.epochs):
+        for _ in loader:
+            pass
+        workers = loader._iterator._workers  # type: ignore[union-attr]
+        print(f"  epoch {epoch}: {', '.join(f'{private_memory(worker.pid):.0f}' for worker in workers)}")
+
+
+def private_memory(process: int) -> float:
+    """MiB that a process has for itself (Linux)."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+def main() -> None:
+    """Prints the ratios, or the memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--task", choices=("segmenter", "classifier"), default="segmenter")
+    parser.add_argument("--encoder", default="resnet34")
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--epochs", type=int, default=6)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = args.root or Path(name) / "data"
+        if not args.root:
+            write_synthetic(root, num_images=2000 if args.memory else 100)
+        if args.memory:
+            watch_memory(args, root)
+        else:
+            compare(args, root, Path(name))
+
+
+if __name__ == "__main__":
+    main()
