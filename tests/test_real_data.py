@@ -34,8 +34,11 @@ def test_every_command_on_real_images(real_data: Callable[[str], Path], tmp_path
     def run(*args: object) -> None:
         assert main([str(arg) for arg in args]) == 0
 
+    run("check", root, f"--out={tmp_path / 'check.json'}")
     run("explore", root, f"--out={tmp_path / 'explored'}")
-    run("split", root, "--fractions=[0.5,0.25,0.25]")
+    run("split", root, "--fractions=[0.5,0.25,0.25]", "--near_duplicates")
+    run("audit", root, f"--out={tmp_path / 'audited'}")
+    run("convert", root, tmp_path / "coco", "--from=severstal", "--to=coco")
     checkpoints = {}
     for task, settings in FIT.items():
         common = [f"--config=conf/{task}.yaml", "--config=conf/smoke.yaml", *settings, "--model.scale=0.25"]
@@ -48,7 +51,7 @@ def test_every_command_on_real_images(real_data: Callable[[str], Path], tmp_path
         run("fit", *common, "--trainer.max_epochs=2", "--ckpt_path=last")
         run("validate", *common, "--ckpt_path=last")
         run("test", *common, "--ckpt_path=last")
-        checkpoints[task] = tmp_path / f"lightning_logs/{task}/version_1/checkpoints/last.ckpt"
+        checkpoints[task] = tmp_path / f"lightning_logs/{task}/version_0/checkpoints/last.ckpt"
     pair = [f"--{task}={path}" for task, path in checkpoints.items()]
     run("evaluate", *pair, f"--root={root}", f"--out={tmp_path / 'evaluation'}", "--num_workers=0")
     run("export", *pair, f"--out={tmp_path / 'inspector.pt'}")
