@@ -146,6 +146,9 @@ class SteelCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_argument(
+            "--pictures", type=int, default=4, help="Images of val to draw into TensorBoard after every epoch."
+        )
         parser.add_argument("--compile", type=bool, default=False, help="Compile the network (torch.compile).")
         parser.add_argument(
             "--ema_decay", type=float | None, help="Judge and keep a moving average of the weights, such as 0.999."
@@ -260,7 +263,7 @@ class SteelCLI(LightningCLI):
         if saved and ("averaging_state" in saved) != (ema_decay is not None):
             had = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run began {had} --ema_decay; a resumed run is the same run, so give what it had")
-        first: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), Pictures()]
+        first: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), Pictures(config.pictures)]
         if config.compile:
             first.append(Compile())
         if ema_decay is not None:
