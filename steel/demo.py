@@ -60,8 +60,6 @@ def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
             f"--data.root={root}",
             "--data.num_workers=0",
             f"--trainer.precision={precision}",
-            # last.ckpt at the end only: writing it after every epoch takes a tenth of the time.
-            "--last.every_n_train_steps=1000000",
             "--trainer.num_sanity_val_steps=0",
             "--trainer.enable_model_summary=false",
             f"--trainer.default_root_dir={out}",
