@@ -279,8 +279,8 @@ class DefectClassifier(Task):
 
         Args:
             backbone: Name of a torchvision ResNet.
-            weights: Pretrained weights: a name of torchvision's, a local file (also a checkpoint of either task, whose
-                encoder is taken), or null for random ones.
+            weights: Pretrained weights: a name of torchvision's, a local file, a checkpoint (of this task all that fits
+                is taken, of the other its encoder), or null for random ones.
             scale: The network looks at the image reduced by this factor, over 0 to 1.
             input_size: Height and width to squeeze every image to instead of scaling it.
             dropout: Share of the pooled features that training drops.
@@ -353,8 +353,8 @@ class DefectSegmenter(Task):
 
         Args:
             encoder: Name of an SMP encoder.
-            weights: Pretrained weights: a name of SMP's, a local file in torchvision's form (also a checkpoint of
-                either task, whose encoder is taken), or null for random ones.
+            weights: Pretrained weights: a name of SMP's, a local file in torchvision's form, a checkpoint (of this task
+                all that fits is taken, of the other its encoder), or null for random ones.
             decoder: U-Net's blocks, or residual ones as in the original project.
             decoder_channels: Channels of the decoder's blocks from the deepest on, 3 to 5 of them.
             scale: The network looks at the image reduced by this factor, over 0 to 1.
