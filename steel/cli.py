@@ -19,6 +19,7 @@ _COMMANDS = {
     "fit": "steel.training.fit:run_cli",
     "validate": "steel.training.fit:run_cli",
     "test": "steel.training.fit:run_cli",
+    "tune": "steel.inspection.operating_point:tune",
     "evaluate": "steel.inspection.evaluation:evaluate",
     "export": "steel.inspection.export:export",
     "inspect": "steel.inspection.run:inspect",
@@ -46,6 +47,7 @@ From a folder with train.csv and train_images/ to two trained networks
   test       scores of a trained network on test
 
 From two trained networks to decisions
+  tune       choose the operating point: thresholds, calibration, smallest sizes
   evaluate   judge both stages together on unseen images
   export     write both and the decision as one file
   inspect    run that file over images

@@ -20,7 +20,7 @@ NUM_IMAGES = 400
 _MADE = (
     "summary.json",
     "explored",
-    "evaluation/evaluation.md",
+    "evaluation/index.html",
     "evaluation/evaluation.json",
     "evaluation/submission.csv",
     "evaluation/pictures",

@@ -4,7 +4,7 @@ Truth is green and prediction red, as in the original project; a class has the s
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import matplotlib
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 # Names of classes and files are shown as they are: matplotlib would read $...$ as a formula, and fail at a bad one.
@@ -120,6 +120,80 @@ def plot_confusion(table: NDArray[np.int64], names: Sequence[str], title: str) -
     axes.set_xlabel("decision")
     axes.set_ylabel("truth")
     axes.set_title(title, fontsize=11)
+    return figure
+
+
+def plot_trade_off(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Shows what missing fewer defects costs in false alarms, and what that does to Dice.
+
+    Args:
+        curves: By their names, tables with the columns "false alarms" (a share of the clean images), "missed" (a share
+            of the defects), "Dice on defects" and "Kaggle Dice"; a table of one row is shown as a mark.
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axes, column in zip(figure.subplots(1, 3), ("missed", "Dice on defects", "Kaggle Dice"), strict=True):
+        for name, curve in curves.items():
+            form = {"marker": "X", "markersize": 11, "linestyle": ""} if len(curve) == 1 else {"marker": "."}
+            axes.plot(curve["false alarms"], curve[column], label=name, **form)
+        # Most of what matters lies below 1 %, and none at all is possible.
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlim(-0.001, 1.1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xticks([0, 0.01, 0.1, 1])
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("clean images with a false alarm")
+        axes.set_title("defects missed" if column == "missed" else column, fontsize=10)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def plot_curves(
+    curves: Mapping[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64], float, float]], title: str
+) -> Figure:
+    """Shows curves of two shares side by side, each with the point that was chosen.
+
+    Args:
+        curves: By the names of their axes, what goes across and up, and where on it the chosen point lies.
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(4.6 * len(curves), 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(1, len(curves), squeeze=False).ravel().tolist()
+    for axes, ((across, up), (x, y, *chosen)) in zip(panels, curves.items(), strict=True):
+        axes.plot(x, y)
+        axes.plot(*([value] for value in chosen), marker="X", markersize=11, linestyle="", label="chosen")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_reliability(
+    bins: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]],
+    names: Sequence[str],
+) -> Figure:
+    """Shows how often the classes are there at each probability that was given.
+
+    Args:
+        bins: By what gave the probabilities, for each class: mean probability, share and number of images of each bin.
+        names: Names of the classes.
+    """
+    figure, all_axes = _arrange(len(names), 1.0, 0.4, "how often a class is there, by the probability that was given")
+    for c, (axes, name) in enumerate(zip(all_axes, names, strict=True)):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+        for label, classes in bins.items():
+            mean, share, number = classes[c]
+            some = number > 0
+            axes.plot(mean[some], share[some], marker=".", label=label)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+    all_axes[0].legend(fontsize=9)
     return figure
 
 

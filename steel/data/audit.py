@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from steel import plots
 from steel.data.annotations import Annotations, read_annotations
@@ -18,6 +17,7 @@ from steel.data.duplicates import Pair, find_duplicates, join
 from steel.data.splits import PARTS, tabulate_parts
 from steel.data.tables import raise_first, read_table
 from steel.errors import InputError, require_new_folder
+from steel.intervals import wilson
 from steel.pages import Page
 
 NUM_PICTURES = 8  # of the worst pairs
@@ -209,7 +209,7 @@ def tabulate_claims(assignment: Assignment, annotations: Annotations) -> pd.Data
 def _show_interval(hits: int, n: int) -> str:
     if n == 0:
         return "nothing"
-    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    interval = wilson(hits, n)
     return f"recall {interval.low:.3f} to {interval.high:.3f}"
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -26,7 +26,7 @@ class SteelDataModule(LightningDataModule):
         num_classes: int | None = None,
         crop: tuple[int, int] | None = None,
         defect_share: float = 0.8,
-        shares: tuple[float, ...] | None = None,
+        shares: tuple[float, ...] | Literal["even"] | None = None,
         blackout: float = 0.0,
         paste: float = 0.0,
         batch_size: int = 8,
@@ -47,8 +47,8 @@ class SteelDataModule(LightningDataModule):
             crop: Height and width in pixels that training cuts out of an image; by default whole images.
             defect_share: Share of crops (0 to 1) that hold a defect for certain, among those of images with one; the
                 rarest class of the image, or the one that it was drawn for.
-            shares: Shares of clean images and of each class in an epoch, which sum to 1, as [0.4,0.2,0.2,0.1,0.1]; by
-                default every image comes once.
+            shares: Shares of clean images and of each class in an epoch, which sum to 1, as [0.4,0.2,0.2,0.1,0.1];
+                even: half of it clean, the other half as much of every class; by default every image comes once.
             blackout: Share of training images (0 to 1) of which the defects of one class are painted over with steel.
             paste: Share of training images (0 to 1) into which a defect of another is blended, rare classes more often.
             batch_size: Images in a batch, on each device.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import cv2
 import numpy as np
@@ -127,7 +127,7 @@ class ShuffledBatches(Sampler[list[Place]]):
         rank: int = 0,
         world: int = 1,
         labels: NDArray[np.bool_] | None = None,
-        shares: Sequence[float] | None = None,
+        shares: Sequence[float] | Literal["even"] | None = None,
     ) -> None:
         """Builds the sampler.
 
@@ -140,7 +140,8 @@ class ShuffledBatches(Sampler[list[Place]]):
             rank: This process's number.
             world: How many processes there are.
             labels: Bool `(n, C)`, which classes stand on each image of the table; none where only the order matters.
-            shares: The share of clean images and of each class in an epoch, `(1 + C,)`, which sum to 1.
+            shares: The share of clean images and of each class in an epoch, `(1 + C,)`, which sum to 1; "even": half
+                clean, half for the classes that there are, each as much.
 
         Raises:
             InputError: The shares are none, or one is of a class without an image.
@@ -157,7 +158,7 @@ class ShuffledBatches(Sampler[list[Place]]):
         self._quotas: list[tuple[int, NDArray[np.int64], int]] = []  # class, images, how many
         if shares is not None:
             members = [np.flatnonzero(~labels.any(axis=1)), *(np.flatnonzero(column) for column in labels.T)]
-            self._quotas = _fill_quotas(shares, members, len(indices))
+            self._quotas = _fill_quotas(_even(members) if shares == "even" else shares, members, len(indices))
 
     def __len__(self) -> int:
         return len(self._indices) // self._world // self._batch_size
@@ -182,6 +183,13 @@ class ShuffledBatches(Sampler[list[Place]]):
             focus.append(np.full(quota, c))
         order = rng.permutation(len(self._indices))
         return self._indices[np.concatenate(drawn)[order]], np.concatenate(focus)[order]
+
+
+def _even(members: Sequence[NDArray[np.int64]]) -> list[float]:
+    """Half for the first of the groups of images and half for all others, of those that are not empty."""
+    there = np.array([len(images) > 0 for images in members])
+    weights = np.where(np.arange(len(there)) == 0, max(1, there[1:].sum()), 1) * there
+    return (weights / weights.sum()).tolist()  # type: ignore[no-any-return]
 
 
 def _fill_quotas(

@@ -1,10 +1,13 @@
-"""An inspector from checkpoints that belong together, and the images that may judge it."""
+"""An inspector from checkpoints that belong together and an operating point, and the images that may judge it."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from torch import nn
 
 from steel.data.datamodule import SteelDataModule
@@ -23,6 +26,7 @@ class Assembly(NamedTuple):
         classes: The names of the C classes.
         classifiers: What the classifiers' checkpoints say of themselves, by their paths.
         segmenters: What the segmenters' checkpoints say of themselves, by their paths.
+        tuned: What `steel tune` says of the point: aim, promises and where it was chosen; None where it was not tuned.
     """
 
     inspector: Inspector
@@ -30,6 +34,7 @@ class Assembly(NamedTuple):
     classes: tuple[str, ...]
     classifiers: dict[str, dict[str, Any]]
     segmenters: dict[str, dict[str, Any]]
+    tuned: dict[str, Any] | None
 
     def describe(self) -> dict[str, Any]:
         """What stands beside every result: classes, operating point, flips, and all networks with data and split."""
@@ -41,22 +46,30 @@ class Assembly(NamedTuple):
         return {
             "classes": list(self.classes),
             "operating_point": self.point.to_dict(),
+            "tuned": self.tuned,
             "flips": self.inspector.flips,
             "classifiers": [summarise(about) for about in self.classifiers.values()],
             "segmenters": [summarise(about) for about in self.segmenters.values()],
         }
 
 
-def assemble(classifier: str | Sequence[str], segmenter: str | Sequence[str], flips: bool = False) -> Assembly:
-    """Loads checkpoints as an inspector, at the untuned operating point.
+def assemble(
+    classifier: str | Sequence[str],
+    segmenter: str | Sequence[str],
+    flips: bool = False,
+    operating_point: str | None = None,
+) -> Assembly:
+    """Loads checkpoints as an inspector.
 
     Args:
         classifier: Checkpoint of a DefectClassifier, or several, whose probabilities are averaged.
         segmenter: Checkpoint of a DefectSegmenter, or several, whose probabilities are averaged.
         flips: As `Inspector` takes it.
+        operating_point: File that `steel tune` wrote; None for the untuned point.
 
     Raises:
-        InputError: A file is no such checkpoint or is named twice, none is named, or they know other classes.
+        InputError: A file is no such checkpoint or is named twice, none is named, or they know other classes; the
+            operating point is for other classes or was chosen for other networks.
     """
     gate, classifiers = _load(classifier, DefectClassifier)
     outline, segmenters = _load(segmenter, DefectSegmenter)
@@ -68,9 +81,76 @@ def assemble(classifier: str | Sequence[str], segmenter: str | Sequence[str], fl
                 f"{first} knows the classes {', '.join(classes)}, but {path} knows "
                 f"{', '.join(other['data']['classes'])}; train all on the same data set"
             )
-    point = OperatingPoint.untuned(len(classes))
+    point, tuned = OperatingPoint.untuned(len(classes)), None
+    if operating_point is not None:
+        point, tuned = read_point(operating_point, classes)
+        now = describe_networks(classifiers, segmenters, flips)
+        if tuned and tuned["networks"] != now:
+            raise InputError(
+                f"{operating_point} was chosen for other networks or flips ({tuned['networks']}) than are given here "
+                f"({now}); thresholds mean nothing for others, so run `steel tune` with these"
+            )
     inspector = Inspector(gate, outline, point, flips).eval()
-    return Assembly(inspector, point, tuple(classes), classifiers, segmenters)
+    return Assembly(inspector, point, tuple(classes), classifiers, segmenters, tuned)
+
+
+def describe_networks(classifiers: Iterable[str], segmenters: Iterable[str], flips: bool) -> dict[str, Any]:
+    """What thresholds belong to: hashes of the checkpoints, and whether flips are averaged."""
+
+    def digest(paths: Iterable[str]) -> list[str]:
+        return sorted(hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths)
+
+    return {"classifiers": digest(classifiers), "segmenters": digest(segmenters), "flips": flips}
+
+
+def read_point(path: str | Path, classes: Sequence[str]) -> tuple[OperatingPoint, dict[str, Any] | None]:
+    """Reads the operating point that `steel tune` wrote, or one that was written by hand.
+
+    Args:
+        path: The YAML file.
+        classes: The names of the classes.
+
+    Returns:
+        The point, and what `steel tune` says of it; None where it was written by hand or for scores alone.
+
+    Raises:
+        InputError: There is no such file, or it holds no operating point for these classes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}; `steel tune` writes it")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        point = OperatingPoint.from_dict(content["operating_point"])
+        _check_point(point)
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} holds no operating point ({reason}); `steel tune` writes one") from error
+    counts = {len(getattr(point, entry.name)) for entry in fields(point) if entry.name != "gate"}
+    if counts != {len(classes)} or content.get("classes", list(classes)) != list(classes):
+        theirs = ", ".join(map(str, content.get("classes", sorted(counts))))
+        raise InputError(
+            f"{path} is for the classes {theirs}, but here are {', '.join(classes)}; run `steel tune` with these "
+            f"networks"
+        )
+    about = {key: content[key] for key in ("aim", "chosen_on", "networks", "promises") if key in content}
+    return point, about if "networks" in about else None
+
+
+def _check_point(point: OperatingPoint) -> None:
+    """Raises ValueError where a number cannot be what it stands for."""
+    for threshold in (point.gate, *point.label, *point.pixel):
+        if not 0 <= float(threshold) <= 1:
+            raise ValueError(f"a threshold lies between 0 and 1, but {threshold} came")
+    for size in (*point.smallest_spot, *point.smallest_area):
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"a smallest size is a whole number of pixels, but {size} came")
+    if not all(temperature > 0 for temperature in point.temperature):
+        raise ValueError("a temperature is above 0")
+    for curve in point.curve:
+        x, y = zip(*curve, strict=True)
+        if len(x) < 2 or not (np.diff(x) > 0).all() or min(*x, *y) < 0 or max(*x, *y) > 1:
+            raise ValueError("a curve has two points or more, from 0 to 1, and rises along its first axis")
 
 
 def _load(checkpoints: str | Sequence[str], task: type[Task]) -> tuple[nn.Module, dict[str, dict[str, Any]]]:

@@ -1,334 +1,263 @@
-"""The report: what both stages together do to images that neither network has seen."""
+"""`steel evaluate`: how good both stages are on images that neither network has seen, as a report to be signed."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report
 
-from steel import plots
 from steel.data.datamodule import SteelDataModule
-from steel.errors import InputError
-from steel.inspection.assemble import Assembly, assemble, recall_part
+from steel.errors import InputError, require_at_least
+from steel.inspection import bundle
+from steel.inspection.assemble import assemble, recall_part
+from steel.inspection.judging import Judged, explain, judge_part
+from steel.inspection.operating_point import measure
+from steel.inspection.report import list_warnings, show, tabulate_scores, write_report
 from steel.inspection.run import SubmissionWriter, choose_device
-from steel.progress import track
+from steel.inspection.search import Aim, Outcome
+from steel.intervals import Interval, bootstrap, rate
 from steel.training.metrics import (
     Counts,
-    LabelScores,
-    MaskScores,
     confusion,
     dice,
     predict_everything,
     predict_nothing,
+    score_calibration,
     score_labels,
     score_masks,
-    unpack,
-    unpack_unknown,
+    score_miou,
 )
+from steel.training.outlines import score_boundaries, score_spots
 from steel.versions import describe_versions
 
-_VERDICTS = ("clean", "defective")
+
+def _take(counts: Counts, rows: NDArray[np.int64]) -> Counts:
+    index = torch.from_numpy(rows)
+    return Counts(*(tensor[index] for tensor in counts))
 
 
-class _Judged(NamedTuple):
-    """The inspector's answers and the truth for n images, sorted by their rows in the table."""
-
-    indices: NDArray[np.int64]
-    counts: Counts
-    probabilities: torch.Tensor
-    labels: torch.Tensor
-    known: torch.Tensor  # bool (n, C), whether it is known if the class is on the image
-    masks: dict[int, NDArray[np.uint8]]  # row in the table -> bit-packed prediction, for the pictures and the codes
-
-    @property
-    def decided(self) -> torch.Tensor:
-        """Bool `(n,)`, whether it is known if the image has a defect."""
-        return self.known.any(1)
-
-
-@torch.inference_mode()
-def _judge(assembly: Assembly, data: SteelDataModule, part: str, device: torch.device) -> _Judged:
-    inspector = assembly.inspector.to(device)
-    mask_scores, label_scores = MaskScores(), LabelScores()
-    packed: dict[int, NDArray[np.uint8]] = {}
-    num_unknown: dict[int, int] = {}  # row in the table -> its pixels that nobody has labelled
-    loader = data.part_dataloader(part)
-    for batch in track(loader, "inspecting", len(loader)):
-        inspection = inspector(batch["image"].to(device))
-        masks = inspection.masks.cpu()
-        truth = unpack(batch["mask"], len(assembly.classes))
-        label_scores.update(inspection.class_probabilities.cpu(), truth.flatten(2).any(2), batch["index"])
-        if data.annotations.unknown:
-            unknown = unpack_unknown(batch["mask"])
-            num_unknown |= dict(zip(batch["index"].tolist(), unknown.flatten(1).sum(1).tolist(), strict=True))
-            mask_scores.update(masks & ~unknown[:, None], truth & ~unknown[:, None], batch["index"])
-        else:
-            mask_scores.update(masks, truth, batch["index"])
-        for i, mask in zip(batch["index"].tolist(), masks.numpy(), strict=True):
-            packed[i] = np.packbits(mask, axis=-1)
-    indices, counts = mask_scores.counts()
-    _, probabilities, labels = label_scores.results()
-    hidden = torch.tensor([num_unknown.get(i, 0) for i in indices.tolist()])
-    counts = counts._replace(pixels=counts.pixels - hidden)
-    # What is seen on an image is known; what is not seen may lie where nobody has looked.
-    known = labels | (hidden == 0)[:, None]
-    return _Judged(indices.numpy(), counts, probabilities, labels, known, packed)
-
-
-def _unpack_masks(judged: _Judged, row: int, width: int) -> NDArray[np.bool_]:
-    return np.unpackbits(judged.masks[int(judged.indices[row])], axis=-1, count=width).astype(bool)
-
-
-def _summarise(judged: _Judged, gate: float) -> dict[str, Any]:
-    """All the numbers, the headline ones first."""
-    masks = score_masks(judged.counts)
-    probabilities, truth = judged.probabilities[judged.decided], judged.labels[judged.decided]
-    called, defective = probabilities.amax(1) >= gate, truth.any(1)
-    labels = score_labels(probabilities, truth, gate, judged.known[judged.decided])
-    report = classification_report(
-        defective, called, labels=[False, True], target_names=_VERDICTS, output_dict=True, zero_division=0.0
+def _score(judged: Judged, point: Mapping[str, Any], rows: NDArray[np.int64] | None = None) -> dict[str, float]:
+    """All scores of single images, of some of the images."""
+    if rows is None:
+        rows = np.arange(len(judged.indices))
+    decided = torch.from_numpy(rows)[judged.decided[rows]]
+    label = torch.tensor([value or point["gate"] for value in point["label"]])
+    return (
+        score_masks(_take(judged.counts, rows))
+        | score_labels(
+            judged.probabilities[decided], judged.labels[decided], point["gate"], judged.known[decided], label
+        )
+        | score_boundaries(judged.boundaries[rows])
     )
+
+
+def _find_intervals(judged: Judged, point: Mapping[str, Any]) -> dict[str, Interval]:
+    """Wilson's for rates, with a design effect where images belong to groups; for the rest a bootstrap over groups."""
+    names = list(_score(judged, point))
+    limits = bootstrap(
+        lambda rows: np.array(list(_score(judged, point, rows).values())), len(judged.indices), judged.groups
+    )
+    # A wide interval of a score near its bound reaches beyond; errors of areas alone have no upper bound.
+    intervals = {
+        name: Interval(*np.clip(ends, 0, np.inf if name.startswith("area_error") else 1).tolist())
+        for name, ends in zip(names, limits, strict=True)
+    }
+    called = judged.probabilities.amax(1) >= point["gate"]
+    present = judged.counts.truth > 0
+    drawn = judged.counts.predicted > 0
+    clean = ~present.any(1)
+    defective, decided = judged.labels.any(1), judged.decided
+    rates = {
+        "accuracy": ((called == defective), decided),
+        "recall": (called, defective & decided),
+        "precision": (defective, called & decided),
+        "false_alarm_rate": (drawn.any(1), clean),
+    }
+    for c in range(present.shape[1]):
+        rates[f"false_alarm_rate_class_{c + 1}"] = drawn[:, c], clean
+        label = point["label"][c] or point["gate"]
+        rates[f"recall_class_{c + 1}"] = called & (judged.probabilities[:, c] >= label), judged.labels[:, c]
+    for name, (hits, among) in rates.items():
+        intervals[name] = rate(hits[among].numpy(), judged.groups[among.numpy()])
+    return intervals
+
+
+def summarise(judged: Judged, point: Mapping[str, Any]) -> dict[str, Any]:
+    """All the numbers, the headline ones first."""
+    scores = _score(judged, point)
+    decided = judged.decided
+    called, defective = judged.probabilities[decided].amax(1) >= point["gate"], judged.labels[decided].any(1)
+    causes = explain(judged)
     return {
-        "accuracy": labels["accuracy"],
-        "kaggle_dice": masks["kaggle_dice"],
-        "dice_on_defects": masks["dice_on_defects"],
+        "accuracy": scores["accuracy"],
+        "kaggle_dice": scores["kaggle_dice"],
+        "dice_on_defects": scores["dice_on_defects"],
         "num_images": len(judged.indices),
+        "num_groups": len(np.unique(judged.groups)),
         "num_defective": int(defective.sum()),
-        "two_stage": masks,
+        "num_defects": judged.labels.sum(0).tolist(),
+        "scores": scores,
+        "intervals": {name: list(interval) for name, interval in _find_intervals(judged, point).items()},
         "predict_nothing": score_masks(predict_nothing(judged.counts)),
         "predict_everything": score_masks(predict_everything(judged.counts)),
-        "defective_or_not": labels,
+        "segmenter_alone": score_masks(judged.ungated) | score_miou(judged.exclusive),
         "accuracy_calling_all_clean": float((~defective).double().mean()),
         "accuracy_calling_all_defective": float(defective.double().mean()),
         "confusion": confusion(called, defective).tolist(),
-        "classification_report": report,
+        "calibration": score_calibration(judged.probabilities[decided], judged.labels[decided]),
+        "spots": score_spots(judged.spots, judged.labels.shape[1]),
+        "errors": causes.drop(columns="worst").to_dict("records"),
+        "images_per_second": len(judged.indices) / judged.seconds,
     }
+
+
+def _compare_promises(judged: Judged, tuned: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """What the operating point promised beside what came."""
+    aim = Aim.from_dict(tuned["aim"])
+    outcome = Outcome(
+        judged.passed.numpy(),
+        (judged.counts.predicted > 0).numpy(),
+        (judged.counts.hits > 0).numpy(),
+        dice(judged.counts).numpy(),
+    )
+    present = (judged.counts.truth > 0).numpy()
+    came = measure(present, judged.known.all(1).numpy() & ~present.any(1), judged.groups, outcome, aim, classes)
+    rows = []
+    for row in tuned["promises"]:
+        values = came[row["name"]][0]
+        low, high = row["prediction"]
+        value = float(values.mean()) if len(values) else math.nan
+        rows.append(
+            {
+                "": row["name"],
+                "expected": show(row["value"], row["interval"]),
+                "95 % on new images": f"{low:.3f} to {high:.3f} (of {row['num_new']})",
+                "came": show(value),
+                "of": len(values),
+                "held": "-" if math.isnan(value) else "yes" if low - 1e-9 <= value <= high + 1e-9 else "no",
+            }
+        )
+    return rows
 
 
 def _drop_nan(value: Any) -> Any:
     """JSON has no nan; what is undefined is null."""
     if isinstance(value, dict):
         return {key: _drop_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_drop_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def tabulate_scores(summary: dict[str, Any], classes: Sequence[str]) -> pd.DataFrame:
-    """The masks' scores of the inspector beside what predicting nothing and everything would score."""
-    names = {
-        "kaggle_dice": "Kaggle Dice",
-        "dice_on_defects": "Dice on defects",
-        "iou": "IoU, mean of classes",
-        "false_alarm_rate": "false alarms on clean images",
-    }
-    names |= {f"dice_class_{c + 1}": f"Dice on defects, {name}" for c, name in enumerate(classes)}
-    names |= {f"iou_class_{c + 1}": f"IoU, {name}" for c, name in enumerate(classes)}
-    columns = {
-        "inspector": "two_stage",
-        "predict nothing": "predict_nothing",
-        "predict everything": "predict_everything",
-    }
-    rows = {text: [summary[key][name] for key in columns.values()] for name, text in names.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).round(4)
-
-
-def _to_markdown(table: pd.DataFrame) -> str:
-    def show(column: str, value: float) -> str:
-        if math.isnan(value):
-            return "-"
-        return f"{value:.0f}" if column == "images" else f"{value:.4f}"
-
-    lines = [["", *table.columns], ["---"] + ["---:"] * len(table.columns)]
-    for name, row in zip(table.index, table.to_numpy().tolist(), strict=True):
-        lines.append([str(name), *(show(*cell) for cell in zip(table.columns, row, strict=True))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _write_markdown(path: Path, summary: dict[str, Any], about: dict[str, Any]) -> None:
-    report = pd.DataFrame(summary["classification_report"]).T.loc[list(_VERDICTS)]
-    report = report.rename(columns={"f1-score": "F1", "support": "images"})
-    labels = summary["defective_or_not"]
-    table = summary["confusion"]
-    data, versions, point = about["data"], about["versions"], about["operating_point"]
-    text = f"""# Evaluation
-
-{summary["num_images"]:,} images ({about["part"]} of {about["root"]}), {summary["num_defective"]:,} of them defective.
-Data {data["digest"]}, split {data["split"]}, steel {versions["steel"]} at commit {versions["commit"]}.
-
-Encoders started from: classifier {_name_weights(about["classifiers"])}; segmenter {_name_weights(about["segmenters"])}.
-Operating point: gate {point["gate"]}, pixels {point["pixel"]}, smallest areas {point["smallest_area"]}.
-Flips: {"each image as it is and mirrored, four probabilities averaged" if about["flips"] else "none"}.
-
-## Masks, both stages together
-
-{_to_markdown(tabulate_scores(summary, about["classes"]))}
-
-Kaggle Dice counts a clean pair of image and class as 1 when nothing is predicted, so predicting nothing scores high.
-Dice on defects counts only the pairs that have truth, and false alarms only the images that have none.
-
-## Defective or not, by the gate
-
-| | |
-| --- | ---: |
-| accuracy | {summary["accuracy"]:.4f} |
-| accuracy of calling every image clean | {summary["accuracy_calling_all_clean"]:.4f} |
-| accuracy of calling every image defective | {summary["accuracy_calling_all_defective"]:.4f} |
-| AUROC | {labels["auroc"]:.4f} |
-| average precision | {labels["average_precision"]:.4f} |
-| macro-F1 of the classes | {labels["f1_macro"]:.4f} |
-
-{_to_markdown(report)}
-
-| truth | called clean | called defective |
-| --- | ---: | ---: |
-| clean | {table[0][0]} | {table[0][1]} |
-| defective | {table[1][0]} | {table[1][1]} |
-
-Pictures, truth in green and prediction in red: `pictures/`.
-"""
-    path.write_text(text, encoding="utf-8")
-
-
-def _name_weights(networks: Sequence[dict[str, Any]]) -> str:
-    names = ", ".join(dict.fromkeys(about["init"]["weights"] or "random weights" for about in networks))
-    return names if len(networks) == 1 else f"{names} (mean of {len(networks)} networks)"
-
-
-def _choose_pictures(judged: _Judged, gate: float, limit: int) -> list[int]:
-    """Rows to show, by turns: false alarms, missed images, and for each class its worst, middle and best masks."""
-    called, defective = judged.probabilities.amax(1) >= gate, judged.labels.any(1)
-    certainty = judged.probabilities.amax(1)
-    false_alarms = torch.nonzero(called & ~defective & judged.decided).squeeze(1)
-    missed = torch.nonzero(~called & defective).squeeze(1)
-    queues = [
-        false_alarms[certainty[false_alarms].argsort(descending=True)].tolist(),
-        missed[certainty[missed].argsort()].tolist(),
-    ]
-    scores = dice(judged.counts)
-    for c in range(judged.labels.shape[1]):
-        members = torch.nonzero(judged.labels[:, c]).squeeze(1)
-        ranked = members[scores[members, c].argsort()].tolist()
-        # Worst, middle and best first, then what lies between.
-        first = dict.fromkeys(ranked[i] for i in (0, len(ranked) // 2, -1) if ranked)
-        queues.append([*first, *(row for row in ranked if row not in first)])
-    chosen: list[int] = []
-    while len(chosen) < limit and any(queues):
-        for queue in queues:
-            while queue and queue[0] in chosen:
-                queue.pop(0)
-            if queue and len(chosen) < limit:
-                chosen.append(queue.pop(0))
-    return sorted(chosen)
-
-
-def _write_pictures(
-    folder: Path, judged: _Judged, rows: Sequence[int], data: SteelDataModule, classes: Sequence[str], gate: float
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.png"):
-        stale.unlink()
-    scores = dice(judged.counts)
-    annotations = data.annotations
-    for row in track(rows, "drawing", len(rows)):
-        i = int(judged.indices[row])
-        image = annotations.read_image(i)
-        truth = unpack(torch.from_numpy(annotations.draw_plane(i))[None], len(classes))[0].numpy()
-        predicted = _unpack_masks(judged, row, image.shape[1])
-        certainty = float(judged.probabilities[row].amax())
-        verdict = _VERDICTS[certainty >= gate]
-        details = [
-            f"{name} Dice {scores[row, c]:.2f}" if truth[c].any() else f"{name} false alarm"
-            for c, name in enumerate(classes)
-            if truth[c].any() or predicted[c].any()
-        ]
-        figure = plots.plot_comparison(
-            image,
-            truth,
-            predicted,
-            f"{annotations.names[i]}: called {verdict} (p = {certainty:.2f})  {'  '.join(details)}",
-            (f"truth: {_list_areas(truth, classes)}", f"prediction: {_list_areas(predicted, classes)}"),
-        )
-        figure.savefig(folder / f"{annotations.names[i]}.png", dpi=100)
-
-
-def _list_areas(masks: NDArray[np.bool_], classes: Sequence[str]) -> str:
-    areas = [f"{name} {mask.sum():,} px" for name, mask in zip(classes, masks, strict=True) if mask.any()]
-    return ", ".join(areas) or "clean"
+def _recall_exported(about: Mapping[str, Any], data: SteelDataModule, part: str) -> None:
+    """Makes sure that the images of a part are those that the exported file's networks have not seen."""
+    for network in (*about["classifiers"], *about["segmenters"]):
+        known = network["data"]
+        if known["digest"] == data.annotations.digest and known["split"] != data.split.digest:
+            raise InputError(
+                f"{data.root} is divided otherwise (split {data.split.digest}) than for the networks of this file "
+                f"({known['split']}), so they may have seen images of {part}; put the splits.csv of their run there"
+            )
 
 
 def evaluate(
     *,
-    classifier: str | list[str],
-    segmenter: str | list[str],
+    classifier: str | list[str] | None = None,
+    segmenter: str | list[str] | None = None,
+    model: str | None = None,
     root: str,
+    operating_point: str | None = None,
     split: Literal["train", "val", "test"] = "test",
     flips: bool = False,
+    tolerance: int = 3,
     out: str = "evaluation",
     batch_size: int = 8,
     num_workers: int | None = None,
     device: str = "auto",
     num_pictures: int = 24,
 ) -> None:
-    """Judges both stages together on images that the networks have not seen.
+    """Judges both stages together on images that the networks have not seen, or an exported file (--model).
 
-    Writes evaluation.json, evaluation.md, submission.csv, confusion.png and pictures with truth in green and
-    prediction in red.
+    Writes index.html (the report), evaluation.json, submission.csv and the pictures of the report.
 
     Args:
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        model: File that `steel export` wrote, instead of checkpoints.
         root: Folder with train.csv and train_images.
+        operating_point: File that `steel tune` wrote; by default all thresholds are 0.5. An exported file has its own.
         split: The part to judge by.
         flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
+        tolerance: Pixels by which an outline may be off and still count, for the Dice of the outlines.
         out: Folder for the report.
         batch_size: Images that the networks see at once.
         num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
         num_pictures: How many images to show at the most.
     """
+    require_at_least(0, tolerance=tolerance, num_pictures=num_pictures)
+    require_at_least(1, batch_size=batch_size)
     where = choose_device(device)
-    assembly = assemble(classifier, segmenter, flips)
+    inspector: torch.nn.Module
+    if model is not None:
+        if classifier or segmenter or operating_point or flips:
+            raise InputError("--model holds networks, operating point and flips; leave the other options out")
+        inspector, about = bundle.read(model, where)
+    elif classifier and segmenter:
+        assembly = assemble(classifier, segmenter, flips, operating_point)
+        inspector, about = assembly.inspector.to(where), assembly.describe()
+    else:
+        raise InputError("give --classifier and --segmenter, or --model")
     data = SteelDataModule(
         root,
-        num_classes=len(assembly.classes),
+        num_classes=len(about["classes"]),
         batch_size=batch_size,
         num_workers=num_workers,
         persistent_workers=False,
     )
-    recall_part(assembly, data, split)
+    if model is None:
+        recall_part(assembly, data, split)
+    else:
+        _recall_exported(about, data, split)
     if len(data.split.indices(split)) == 0:
         raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
 
-    judged = _judge(assembly, data, split, where)
-    gate = assembly.point.gate
-    summary = _summarise(judged, gate)
+    judged = judge_part(inspector, data, split, where, tolerance)
     described = {key: value for key, value in data.describe().items() if key in ("digest", "split")}
-    about = assembly.describe() | {
+    about |= {
         "part": split,
         "root": str(data.root),
         "data": described,
+        "device": str(where),
         "versions": describe_versions(),
     }
+    summary = summarise(judged, about["operating_point"])
+    summary["warnings"] = list_warnings(summary)
+    summary["promises"] = _compare_promises(judged, about["tuned"], about["classes"]) if about["tuned"] else []
 
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    _prepare(folder)
     with (folder / "submission.csv").open("w", newline="", encoding="utf-8") as file:
-        codes = SubmissionWriter(file)
-        for row, i in enumerate(judged.indices.tolist()):
-            codes.write(str(data.annotations.names[i]), _unpack_masks(judged, row, int(data.annotations.sizes[i, 1])))
-    rows = _choose_pictures(judged, gate, num_pictures)
-    _write_pictures(folder / "pictures", judged, rows, data, assembly.classes, gate)
-    matrix = plots.plot_confusion(np.array(summary["confusion"]), _VERDICTS, f"{split}: by the gate at {gate}")
-    matrix.savefig(folder / "confusion.png", dpi=110)
-    _write_markdown(folder / "evaluation.md", summary, about)
+        submission = SubmissionWriter(file)
+        for i, codes in zip(judged.indices.tolist(), judged.codes, strict=True):
+            submission.write(str(data.annotations.names[i]), codes)
+    write_report(folder, judged, summary, about, data.annotations, num_pictures)
     text = json.dumps(_drop_nan(summary | about), indent=2, allow_nan=False)
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
 
-    print(tabulate_scores(summary, assembly.classes).to_string(na_rep="-"))
-    print(f"accuracy of defective-or-not: {summary['accuracy']:.4f} on {int(judged.decided.sum()):,} images")
-    print(f"wrote {folder / 'evaluation.md'}, evaluation.json, submission.csv, confusion.png, pictures/")
+    print(tabulate_scores(summary).to_string(index=False))
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+    print(f"wrote {folder / 'index.html'}, evaluation.json, submission.csv, pictures/")
+
+
+def _prepare(folder: Path) -> None:
+    """Makes the folder, without the pictures of an earlier report."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for stale in pictures.glob("*.png"):
+        stale.unlink()

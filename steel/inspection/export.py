@@ -59,7 +59,12 @@ def compare(eager: Inspector, exported: torch.nn.Module) -> tuple[float, int]:
 
 
 def export(
-    *, classifier: str | list[str], segmenter: str | list[str], flips: bool = False, out: str = "inspector.pt"
+    *,
+    classifier: str | list[str],
+    segmenter: str | list[str],
+    operating_point: str | None = None,
+    flips: bool = False,
+    out: str = "inspector.pt",
 ) -> None:
     """Writes both networks and the decision as one file that needs only libtorch.
 
@@ -69,10 +74,11 @@ def export(
     Args:
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        operating_point: File that `steel tune` wrote; by default all thresholds are 0.5.
         flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         out: File to write.
     """
-    assembly = assemble(classifier, segmenter, flips)
+    assembly = assemble(classifier, segmenter, flips, operating_point)
     metadata = assembly.describe() | {"versions": describe_versions(), "license": "Apache-2.0"}
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,43 +4,70 @@ Needs torch alone and scripts to TorchScript. Evaluation, `steel inspect` and th
 they cannot disagree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from steel.inspection.components import drop_small_spots
+
+Curve = tuple[tuple[float, float], ...]  # points of a line that rises from probability 0 to 1, the first axis strictly
+STRAIGHT: Curve = ((0.0, 0.0), (1.0, 1.0))
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """All thresholds and smallest areas, chosen after training and so never part of a task.
+    """Calibration, all thresholds and smallest sizes, chosen after training and so never part of a task.
 
     Attributes:
         gate: The largest class probability from which on an image is segmented, 0 to 1.
+        label: For each class, the class probability from which on it may be outlined.
         pixel: For each class, the probability from which on a pixel belongs to it.
-        smallest_area: For each class, the area in pixels below which its mask on an image is dropped.
+        smallest_spot: For each class, the area in pixels below which a spot is dropped.
+        smallest_area: For each class, the area in pixels below which what is left of its mask on an image is dropped.
+        temperature: For each class, what the logit of its probability is divided by before anything else.
+        curve: For each class, what the probability becomes after that: a line through at least two points.
     """
 
     gate: float
+    label: tuple[float, ...]
     pixel: tuple[float, ...]
+    smallest_spot: tuple[int, ...]
     smallest_area: tuple[int, ...]
+    temperature: tuple[float, ...]
+    curve: tuple[Curve, ...]
 
     @classmethod
     def untuned(cls, num_classes: int) -> "OperatingPoint":
-        """Gate and pixels at 0.5, no smallest area: what holds until a point is chosen on validation."""
-        return cls(0.5, (0.5,) * num_classes, (0,) * num_classes)
+        """Gate and pixels at 0.5, everything else left as it is: what holds until a point is chosen on validation."""
+        each = num_classes
+        return cls(0.5, (0.0,) * each, (0.5,) * each, (0,) * each, (0,) * each, (1.0,) * each, (STRAIGHT,) * each)
 
     def to_dict(self) -> dict[str, Any]:
-        """The point in the types that JSON has."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The point in the types that JSON and YAML have."""
+
+        def to_lists(value: Any) -> Any:
+            return [to_lists(item) for item in value] if isinstance(value, tuple) else value
+
+        return {key: to_lists(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "OperatingPoint":
+        """The point that `to_dict` wrote."""
+
+        def to_tuples(value: Any) -> Any:
+            return tuple(to_tuples(item) for item in value) if isinstance(value, list) else value
+
+        return cls(**{key: to_tuples(value) for key, value in plain.items()})
 
 
 class Probabilities(NamedTuple):
     """What the two networks say.
 
     Attributes:
-        classes: float `(N, C)`, the classifier's.
+        classes: float `(N, C)`, the classifier's, not calibrated.
         pixels: float `(N, C, H, W)`, the segmenter's; 0 on images that were not segmented.
     """
 
@@ -53,8 +80,8 @@ class Inspection(NamedTuple):
 
     Attributes:
         gate_probability: float `(N,)`, the largest class probability.
-        class_probabilities: float `(N, C)`.
-        masks: bool `(N, C, H, W)`, after gate, pixel thresholds and smallest areas.
+        class_probabilities: float `(N, C)`, calibrated.
+        masks: bool `(N, C, H, W)`, after gate, label and pixel thresholds, smallest spots and smallest areas.
         areas: int64 `(N, C)`, the masks' pixels.
     """
 
@@ -89,6 +116,33 @@ class Ensemble(nn.Module):
         return present.clamp_min(1.18e-38).log() - absent.clamp_min(1.18e-38).log()
 
 
+def tabulate_curves(curves: Sequence[Curve]) -> tuple[Tensor, Tensor]:
+    """The points of C curves as `calibrate` takes them: both axes, each `(C, K)`."""
+    longest = max(len(curve) for curve in curves)
+    # Curves of fewer points go on beyond 1, where no probability is.
+    padded = [[*curve, *((2.0 + i, curve[-1][1]) for i in range(longest - len(curve)))] for curve in curves]
+    knots, values = torch.tensor(padded).unbind(2)
+    return knots.contiguous(), values.contiguous()
+
+
+def calibrate(classes: Tensor, temperature: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Class probabilities as the classifier gives them -> as often true as they say.
+
+    Args:
+        classes: float32 `(N, C)`.
+        temperature: `(C,)`; see `OperatingPoint`.
+        knots: `(C, K)`, the first axis of the curves.
+        values: `(C, K)`, the second.
+    """
+    # Where nothing is to be done, nothing is: not even rounding.
+    scaled = torch.where(temperature == 1, classes, torch.sigmoid(torch.logit(classes) / temperature))
+    scaled = scaled.t().contiguous()
+    right = torch.searchsorted(knots, scaled, right=True).clamp(1, knots.shape[1] - 1)
+    x, y = knots.gather(1, right - 1), values.gather(1, right - 1)
+    slope = (values.gather(1, right) - y) / (knots.gather(1, right) - x)
+    return (y + (scaled - x) * slope).t()
+
+
 class Inspector(nn.Module):
     """Classifier as the gate, then the segmenter on the images that it lets through.
 
@@ -96,8 +150,13 @@ class Inspector(nn.Module):
     """
 
     gate: Tensor
+    label: Tensor
     pixel: Tensor
+    smallest_spot: Tensor
     smallest_area: Tensor
+    temperature: Tensor
+    knots: Tensor
+    values: Tensor
 
     def __init__(self, classifier: nn.Module, segmenter: nn.Module, point: OperatingPoint, flips: bool = False) -> None:
         """Joins two networks.
@@ -114,8 +173,14 @@ class Inspector(nn.Module):
         self.segmenter = segmenter
         self.flips = flips
         self.register_buffer("gate", torch.tensor(point.gate))
+        self.register_buffer("label", torch.tensor(point.label))
         self.register_buffer("pixel", torch.tensor(point.pixel))
+        self.register_buffer("smallest_spot", torch.tensor(point.smallest_spot, dtype=torch.int64))
         self.register_buffer("smallest_area", torch.tensor(point.smallest_area, dtype=torch.int64))
+        self.register_buffer("temperature", torch.tensor(point.temperature))
+        knots, values = tabulate_curves(point.curve)
+        self.register_buffer("knots", knots)
+        self.register_buffer("values", values)
 
     def forward(self, images: Tensor) -> Inspection:
         """Inspects images.
@@ -131,7 +196,7 @@ class Inspector(nn.Module):
         """
         grey = self._to_grey(images)
         classes = self._classify(grey)
-        passed = torch.nonzero(self._gate_of(classes) >= self.gate).squeeze(1)
+        passed = torch.nonzero(self._calibrate(classes).amax(1) >= self.gate).squeeze(1)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
         pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
         if len(passed) > 0:
@@ -150,14 +215,18 @@ class Inspector(nn.Module):
 
     @torch.jit.export
     def decide(self, probabilities: Probabilities) -> Inspection:
-        """Applies gate, pixel thresholds and smallest areas."""
-        classes = probabilities.classes
-        gate = self._gate_of(classes)
-        masks = probabilities.pixels >= self.pixel[:, None, None]
-        masks = masks & (gate >= self.gate)[:, None, None, None]
+        """Applies calibration, gate, thresholds and smallest sizes."""
+        classes = self._calibrate(probabilities.classes)
+        gate = classes.amax(1)
+        called = (gate >= self.gate)[:, None] & (classes >= self.label)
+        masks = (probabilities.pixels >= self.pixel[:, None, None]) & called[:, :, None, None]
+        masks = drop_small_spots(masks, self.smallest_spot)
         areas = masks.flatten(2).sum(2)
         large = areas >= self.smallest_area
         return Inspection(gate, classes, masks & large[:, :, None, None], areas * large)
+
+    def _calibrate(self, classes: Tensor) -> Tensor:
+        return calibrate(classes, self.temperature, self.knots, self.values)
 
     def _classify(self, grey: Tensor) -> Tensor:
         views = self._views()
@@ -177,9 +246,6 @@ class Inspector(nn.Module):
         """The axes along which images are mirrored, for each look at them."""
         as_they_are: list[int] = []
         return [as_they_are, [3], [2], [2, 3]] if self.flips else [as_they_are]
-
-    def _gate_of(self, classes: Tensor) -> Tensor:
-        return classes.amax(1)
 
     def _to_grey(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:

@@ -46,11 +46,11 @@ class SubmissionWriter:
         self._form = form
         self._csv.writerow([*(["ImageId_ClassId"] if form == "old" else ["ImageId", "ClassId"]), "EncodedPixels"])
 
-    def write(self, image: str, masks: NDArray[np.bool_]) -> None:
-        """Writes an image's rows; masks are bool `(C, H, W)`."""
-        for c, mask in enumerate(masks):
+    def write(self, image: str, codes: Sequence[str]) -> None:
+        """Writes an image's rows, the code of each class."""
+        for c, code in enumerate(codes):
             key = [f"{image}_{c + 1}"] if self._form == "old" else [image, c + 1]
-            self._csv.writerow([*key, rle.encode(mask)])
+            self._csv.writerow([*key, code])
 
 
 def choose_device(name: str) -> torch.device:
@@ -185,7 +185,7 @@ def inspect(
             defective = decision.gate_probability >= gate
             num_defective += defective
             table.writerow(_row(name, defective, decision))
-            codes.write(name, decision.masks)
+            codes.write(name, [rle.encode(mask) for mask in decision.masks])
             if overlays == "all" or (overlays == "defective" and defective):
                 _write_picture(pictures / f"{name}.png", _draw(name, image, decision, classes, defective))
     # They get their names when they are whole.

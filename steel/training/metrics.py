@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from steel.data.rle import UNKNOWN_BIT
 
@@ -85,7 +84,10 @@ def score_masks(counts: Counts) -> dict[str, float]:
         dice_on_defects: Mean Dice over the pairs that have truth.
         iou: Mean of the classes' IoU.
         false_alarm_rate: Share of the images without any defect on which a pixel is predicted.
+        area_error: Mean over the classes of their area errors.
         dice_class_<id>: Mean Dice over the images that have the class (ids from 1).
+        false_alarm_rate_class_<id>: Share of the images without any defect on which the class is predicted.
+        area_error_class_<id>: Mean over the images that have the class of |predicted - true| / true pixels.
         iou_class_<id>: The class's pixels hit over those predicted or true, over all images together.
     """
     pairs = dice(counts)
@@ -94,15 +96,20 @@ def score_masks(counts: Counts) -> dict[str, float]:
     alarms = counts.predicted.sum(1) > 0
     union = (counts.predicted + counts.truth - counts.hits).sum(0)
     iou = torch.where(union > 0, counts.hits.sum(0) / union.double(), torch.nan)
+    off = (counts.predicted - counts.truth).abs() / counts.truth.clamp_min(1).double()
+    area_errors = torch.stack([off[present[:, c], c].mean() for c in range(pairs.shape[1])])
     scores = {
         "kaggle_dice": pairs.mean(),
         "dice_on_defects": pairs[present].mean(),
         "iou": iou.nanmean(),
         "false_alarm_rate": alarms[clean].double().mean(),
+        "area_error": area_errors.nanmean(),
     }
     for c in range(pairs.shape[1]):
         scores[f"dice_class_{c + 1}"] = pairs[present[:, c], c].mean()
         scores[f"iou_class_{c + 1}"] = iou[c]
+        scores[f"false_alarm_rate_class_{c + 1}"] = (counts.predicted[clean, c] > 0).double().mean()
+        scores[f"area_error_class_{c + 1}"] = area_errors[c]
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -117,8 +124,39 @@ def predict_everything(counts: Counts) -> Counts:
     return counts._replace(hits=counts.truth, predicted=counts.pixels[:, None].expand_as(counts.truth))
 
 
+def exclusive(probabilities: Tensor) -> Tensor:
+    """One class or the background for each pixel: the argmax of 1 - max p and the p_c, so background below 0.5.
+
+    Args:
+        probabilities: `(N, C, H, W)`, the segmenter's.
+
+    Returns:
+        bool `(N, 1 + C, H, W)`, the background first; at exactly 0.5 and between equal classes the first one wins.
+    """
+    highest, winner = probabilities.max(1)
+    winner = torch.where(1 - highest >= highest, 0, winner + 1)
+    return torch.nn.functional.one_hot(winner, probabilities.shape[1] + 1).movedim(-1, 1).bool()
+
+
+def score_miou(counts: Counts) -> dict[str, float]:
+    """Mean over background and classes of the IoU over all images together.
+
+    Published tables of this field have this score, which the background lifts.
+
+    Args:
+        counts: Of background and classes, `(n, 1 + C)`.
+    """
+    hits, predicted, truth = (tensor.sum(0).double() for tensor in counts[:3])
+    union = predicted + truth - hits
+    return {"miou_with_background": float(torch.where(union > 0, hits / union, torch.nan).nanmean())}
+
+
 def score_labels(
-    probabilities: Tensor, labels: Tensor, threshold: float = 0.5, known: Tensor | None = None
+    probabilities: Tensor,
+    labels: Tensor,
+    threshold: float = 0.5,
+    known: Tensor | None = None,
+    class_thresholds: Tensor | None = None,
 ) -> dict[str, float]:
     """Derives the scores of class probabilities.
 
@@ -127,32 +165,104 @@ def score_labels(
     Args:
         probabilities: `(n, C)`, 0 to 1.
         labels: `(n, C)` bool.
-        threshold: For defective-or-not and for each class.
+        threshold: For defective-or-not.
         known: `(n, C)` bool, the labels that count in the scores of the classes; all by default.
+        class_thresholds: `(C,)`, from which on a class is called on an image that is called defective; by default the
+            same as for defective-or-not.
 
     Returns:
-        accuracy, precision, recall, f1, auroc, average_precision: Of defective-or-not.
-        f1_class_<id>: Of each class (ids from 1); f1_macro: their mean.
+        accuracy, balanced_accuracy, precision, recall, f1, auroc, average_precision: Of defective-or-not.
+        precision_class_<id>, recall_class_<id>, f1_class_<id>, auroc_class_<id>, average_precision_class_<id>: Of each
+            class (ids from 1).
+        f1_macro: Mean over the classes.
     """
     gate, defective = probabilities.amax(1), labels.any(1)
     table = confusion(gate >= threshold, defective)
     (clean_right, false_alarm), (missed, found) = table.tolist()
-    called = probabilities >= threshold
-    if known is not None:
-        called, labels = called & known, labels & known
-    hits, mistakes = (called & labels).sum(0), (called ^ labels).sum(0)
-    f1 = torch.where(hits + mistakes > 0, 2 * hits / (2 * hits + mistakes).double(), torch.nan)
-    both = bool(defective.any()) and not bool(defective.all())
+    recall, specificity = _ratio(found, found + missed), _ratio(clean_right, clean_right + false_alarm)
     scores = {
         "accuracy": _ratio(clean_right + found, int(table.sum())),
+        "balanced_accuracy": (recall + specificity) / 2,
         "precision": _ratio(found, found + false_alarm),
-        "recall": _ratio(found, found + missed),
+        "recall": recall,
         "f1": _ratio(2 * found, 2 * found + missed + false_alarm),
-        "auroc": float(binary_auroc(gate, defective.int())) if both else float("nan"),
-        "average_precision": float(binary_average_precision(gate, defective.int())) if both else float("nan"),
-        "f1_macro": float(f1.nanmean()),
-    }
-    return scores | {f"f1_class_{c + 1}": float(value) for c, value in enumerate(f1)}
+    } | _rank(gate.numpy(force=True), defective.numpy(force=True))
+    likely = probabilities >= (threshold if class_thresholds is None else class_thresholds)
+    called = (likely & (gate >= threshold)[:, None]).numpy(force=True)
+    of_classes: dict[str, float] = {}
+    for c in range(probabilities.shape[1]):
+        rows = slice(None) if known is None else known[:, c].numpy(force=True)
+        said, true = called[rows, c], labels[:, c].numpy(force=True)[rows]
+        hits, claims, truths = int((said & true).sum()), int(said.sum()), int(true.sum())
+        of_class = {
+            "precision": _ratio(hits, claims),
+            "recall": _ratio(hits, truths),
+            "f1": _ratio(2 * hits, claims + truths),
+        } | _rank(probabilities[:, c].numpy(force=True)[rows], true)
+        of_classes |= {f"{name}_class_{c + 1}": value for name, value in of_class.items()}
+    f1 = [of_classes[f"f1_class_{c + 1}"] for c in range(probabilities.shape[1])]
+    defined = [value for value in f1 if not np.isnan(value)]
+    scores["f1_macro"] = float(np.mean(defined)) if defined else float("nan")
+    return scores | of_classes
+
+
+def _rank(scores: NDArray[np.float32], labels: NDArray[np.bool_]) -> dict[str, float]:
+    """AUROC and average precision, exact, with ties; 20 times faster than a library's, for 1,000 bootstrap samples."""
+    num_positive = int(labels.sum())
+    if not 0 < num_positive < len(labels):
+        return {"auroc": float("nan"), "average_precision": float("nan")}
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    # The last place of each run of equal scores: there, and only there, a threshold can lie.
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    found = np.cumsum(labels[order])[ends]
+    alarms = ends + 1 - found
+    gained, passed = np.diff(found, prepend=0), np.diff(alarms, prepend=0)
+    area = float((passed * (found - gained / 2)).sum()) / num_positive / (len(labels) - num_positive)
+    return {"auroc": area, "average_precision": float((gained * found / (ends + 1)).sum()) / num_positive}
+
+
+def reliability(
+    probabilities: Tensor, labels: Tensor, num_bins: int = 15
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """How often a label is true at each probability, in bins of equal width.
+
+    Args:
+        probabilities: `(n,)`, 0 to 1.
+        labels: `(n,)` bool.
+        num_bins: B.
+
+    Returns:
+        Mean probability, share of true labels and number of each bin, `(B,)`; 0 where a bin is empty.
+    """
+    p, true = probabilities.numpy(force=True).astype(float), labels.numpy(force=True)
+    bins = np.minimum((p * num_bins).astype(np.int64), num_bins - 1)
+    number = np.bincount(bins, minlength=num_bins)
+    mean, share = (np.bincount(bins, values, num_bins) / np.maximum(number, 1) for values in (p, true))
+    return mean, share, number
+
+
+def score_calibration(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> dict[str, float]:
+    """How far class probabilities are from being as often true as they say.
+
+    Args:
+        probabilities: `(n, C)`, 0 to 1.
+        labels: `(n, C)` bool.
+        num_bins: Of the ECE.
+
+    Returns:
+        brier_class_<id>: Mean of (p - label)^2 (Brier 1950). ece_class_<id>: Expected calibration error, the mean over
+            the images of |mean p - share true| of their bins (Naeini et al. 2015). brier, ece: Their means.
+    """
+    brier = (probabilities.double() - labels.double()).square().mean(0).tolist()
+    ece = []
+    for c in range(probabilities.shape[1]):
+        mean, share, number = reliability(probabilities[:, c], labels[:, c], num_bins)
+        ece.append(float((np.abs(mean - share) * number).sum() / max(1, number.sum())))
+    scores = {"brier": float(np.mean(brier)), "ece": float(np.mean(ece))}
+    for c, pair in enumerate(zip(brier, ece, strict=True)):
+        scores |= {f"brier_class_{c + 1}": pair[0], f"ece_class_{c + 1}": pair[1]}
+    return scores
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -245,7 +245,9 @@ LABELS[16, 0] = True
 ROWS = np.arange(1, 17)
 
 
-def deal(shares: list[float] | None, epoch: int = 0, done: int = 0, seed: int = 0, **ranks: int) -> list[list[Place]]:
+def deal(
+    shares: list[float] | Literal["even"] | None, epoch: int = 0, done: int = 0, seed: int = 0, **ranks: int
+) -> list[list[Place]]:
     return list(ShuffledBatches(ROWS, 2, seed, lambda: (epoch, done), labels=LABELS, shares=shares, **ranks))
 
 
@@ -265,9 +267,10 @@ def flatten(batches: list[list[Place]]) -> list[Place]:
             [15, 1, 0, 0],
         ),  # 15.04, 0.32, 0.32, 0.32: the largest remainder, the first of equals
         ([0.44, 0.08, 0.04, 0.44], [7, 1, 1, 7]),  # 7.04, 1.28, 0.64, 7.04
+        ("even", [8, 3, 3, 2]),  # 8, 2.67, 2.67, 2.67
     ],
 )
-def test_an_epoch_holds_the_shares_asked_for(shares: list[float], counts: list[int]) -> None:
+def test_an_epoch_holds_the_shares_asked_for(shares: list[float] | Literal["even"], counts: list[int]) -> None:
     for epoch in range(3):
         places = flatten(deal(shares, epoch))
         assert [place.position for place in places] == list(range(16))
@@ -283,6 +286,22 @@ def test_an_epoch_holds_the_shares_asked_for(shares: list[float], counts: list[i
             members = int((LABELS[ROWS].any(axis=1) == 0).sum() if c < 0 else LABELS[ROWS, c].sum())
             assert len(times) == min(members, focus[c])
             assert not times or max(times.values()) - min(times.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "counts"),
+    [
+        ([0, 1], [4, 2, 2]),
+        ([0, 1, 3], [4, 2, 2, 0]),  # no image has class 3
+        ([3], [8, 0]),  # nothing but clean images
+    ],
+)
+def test_even_shares_leave_out_what_is_not_there(columns: list[int], counts: list[int]) -> None:
+    labels = np.zeros((8, 4), bool)
+    labels[0, 0] = labels[1:3, 1] = True
+    batches = ShuffledBatches(np.arange(8), 4, 0, lambda: (0, 0), labels=labels[:, columns], shares="even")
+    focus = Counter(place.focus for place in flatten(list(batches)))
+    assert [focus[c] for c in range(-1, len(columns))] == counts
 
 
 @given(st.lists(st.integers(0, 100), min_size=4, max_size=4).filter(any))

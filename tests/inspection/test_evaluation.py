@@ -3,7 +3,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,7 +17,10 @@ from steel.data.annotations import read_annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import read_split
 from steel.inspection.assemble import assemble
-from steel.inspection.evaluation import _choose_pictures, _judge, _summarise
+from steel.inspection.evaluation import summarise
+from steel.inspection.inspector import Inspector, OperatingPoint
+from steel.inspection.judging import judge_part
+from steel.inspection.report import choose_pictures
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +73,12 @@ def test_the_report_says_what_it_judged(trained: Trained, evaluated: Path) -> No
     assert report["predict_nothing"]["dice_on_defects"] == 0
     assert report["predict_everything"]["false_alarm_rate"] == 1
     assert report["flips"] is False
-    text = (evaluated / "evaluation.md").read_text()
-    assert "started from: classifier random weights; segmenter random weights.\n" in text
-    assert "Flips: none." in text
-    assert f"| Kaggle Dice | {report['kaggle_dice']:.4f} |" in text
+    text = (evaluated / "index.html").read_text()
+    assert "started from: classifier random weights; segmenter random weights." in text
+    assert "Not tuned: gate and pixels at 0.5" in text
+    low, high = report["intervals"]["kaggle_dice"]
+    assert low <= report["kaggle_dice"] <= high
+    assert f"{report['kaggle_dice']:.4f} ({low:.3f} to {high:.3f})" in text
 
 
 def test_pictures_show_truth_in_green_and_prediction_in_red(evaluated: Path) -> None:
@@ -175,7 +179,7 @@ def test_different_training_images_are_no_matter_where_the_judges_are_the_same(
     assert report["num_images"] == len(parts["test"])
     assert [len(report[key]) for key in ("classifiers", "segmenters")] == [1, 2]
     assert report["flips"] is True
-    text = (tmp_path / "out" / "evaluation.md").read_text()
+    text = (tmp_path / "out" / "index.html").read_text()
     assert "segmenter random weights (mean of 2 networks)" in text
     assert "four probabilities averaged" in text
 
@@ -211,21 +215,22 @@ def test_networks_of_folds_are_judged_by_new_images(
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
 
 
-class Oracle:
-    """An inspector whose answers depend on nothing but the image's first pixels."""
+def answer(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities and masks that depend on nothing but the image's first pixels."""
+    rng = np.random.default_rng(int(image[:8, :8].sum()))
+    return rng.random(4).astype(np.float32) * 0.7, rng.random((4, *image.shape)) < 0.1
 
-    def to(self, device: torch.device) -> "Oracle":
-        return self
 
-    def __call__(self, images: torch.Tensor) -> SimpleNamespace:
-        answers = [self.answer(image.numpy()) for image in images[:, 0]]
-        masks, probabilities = (np.stack(part) for part in zip(*answers, strict=True))
-        return SimpleNamespace(masks=torch.from_numpy(masks), class_probabilities=torch.from_numpy(probabilities))
+class Oracle(torch.nn.Module):
+    """A network that gives one part of the answers, as logits."""
 
-    @staticmethod
-    def answer(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(int(image[:8, :8].sum()))
-        return rng.random((4, *image.shape)) < 0.1, rng.random(4) * 0.7
+    def __init__(self, part: int) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        answers = np.stack([answer(image.numpy())[self.part] for image in images[:, 0]])
+        return torch.from_numpy(answers).float().logit(eps=1e-6)
 
 
 def write_unknown(root: Path) -> None:
@@ -246,16 +251,17 @@ def write_unknown(root: Path) -> None:
 def test_what_nobody_has_labelled_counts_in_no_score(root: Path) -> None:
     write_unknown(root)
     data = SteelDataModule(str(root), batch_size=3, num_workers=0, fractions=(0.0, 0.0, 1.0))
-    assembly = SimpleNamespace(inspector=Oracle(), classes=("1", "2", "3", "4"))
-    judged = _judge(assembly, data, "test", torch.device("cpu"))  # type: ignore[arg-type]
-    summary = _summarise(judged, 0.5)
+    point = OperatingPoint.untuned(4)
+    judged = judge_part(Inspector(Oracle(0), Oracle(1), point), data, "test", torch.device("cpu"), tolerance=3)
+    summary = summarise(judged, point.to_dict())
 
     table = data.annotations
     assert len(judged.indices) == len(table) == 40
     kaggle, on_defects, everything, alarms, right = [], [], [], [], []
     claimed, true = [[] for _ in range(4)], [[] for _ in range(4)]  # type: ignore[var-annotated]
     for i in range(len(table)):
-        masks, probabilities = Oracle.answer(table.read_image(i))
+        probabilities, masks = answer(table.read_image(i))
+        masks &= probabilities.max() >= 0.5
         truth = [rle.decode(table.runs_of(i, c), (64, 128)).astype(bool) for c in range(4)]
         unknown = (
             rle.decode(table.unknown[i], (64, 128)).astype(bool) if i in table.unknown else np.zeros((64, 128), bool)
@@ -279,16 +285,15 @@ def test_what_nobody_has_labelled_counts_in_no_score(root: Path) -> None:
     assert summary["kaggle_dice"] == pytest.approx(np.mean(kaggle))
     assert summary["dice_on_defects"] == pytest.approx(np.mean(on_defects))
     assert summary["predict_everything"]["dice_on_defects"] == pytest.approx(np.mean(everything))
-    assert summary["two_stage"]["false_alarm_rate"] == pytest.approx(np.mean(alarms))
+    assert summary["scores"]["false_alarm_rate"] == pytest.approx(np.mean(alarms))
     assert len(right) == np.sum(summary["confusion"]) == 39
     assert summary["accuracy"] == pytest.approx(np.mean(right))
     assert summary["num_defective"] == int(table.labels.any(1).sum())
-    # An alarm on an image that may have a defect is none to show as false, though all are called defective here.
+    # An alarm on an image that may have a defect is none to show as false.
     (undecided,) = (~judged.decided).nonzero().flatten().tolist()
-    shown = _choose_pictures(judged, 0.0, 100)
-    assert shown == [row for row in range(40) if row != undecided]
+    assert undecided not in [row for row, _ in choose_pictures(judged, 100)]
     for c in range(4):
-        assert summary["defective_or_not"][f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
+        assert summary["scores"][f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
 
 
 def test_a_report_on_partly_labelled_images_equals_its_submission(trained: Trained, root: Path, tmp_path: Path) -> None:

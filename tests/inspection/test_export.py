@@ -11,6 +11,7 @@ from conftest import Trained
 from steel.cli import main
 from steel.inspection import bundle, export
 from steel.inspection.assemble import assemble
+from steel.inspection.inspector import OperatingPoint
 
 ON_OTHER_MACHINE = """
 import sys
@@ -56,7 +57,7 @@ def test_the_file_runs_without_this_package_and_equals_eager(trained: Trained, e
 def test_the_file_says_what_it_is(trained: Trained, exported: Path) -> None:
     _, about = bundle.read(exported)
     assert about["classes"] == ["pits", "crack", "scratch", "patch"]
-    assert about["operating_point"] == {"gate": 0.5, "pixel": [0.5] * 4, "smallest_area": [0] * 4}
+    assert OperatingPoint.from_dict(about["operating_point"]) == OperatingPoint.untuned(4)
     assert [network["init"]["encoder"] for network in about["segmenters"]] == ["resnet18"]
     assert about["versions"]["torch"]
     assert [len(network["data"]["digest"]) for network in about["classifiers"]] == [16]

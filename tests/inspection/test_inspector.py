@@ -1,9 +1,13 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage, special
 from torch import Tensor, nn
 
-from steel.inspection.inspector import Ensemble, Inspector, OperatingPoint
+from steel.inspection.inspector import STRAIGHT, Ensemble, Inspector, OperatingPoint, calibrate, tabulate_curves
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 
@@ -30,8 +34,11 @@ class BrightPixels(nn.Module):
         return torch.stack([grey - 127.5, 127.5 - grey], dim=1)
 
 
-def build(gate: float = 0.5, pixel: tuple[float, ...] = (0.5, 0.5), area: tuple[int, ...] = (0, 0)) -> Inspector:
-    return Inspector(BrightnessGate(), BrightPixels(), OperatingPoint(gate, pixel, area)).eval()
+UNTUNED = OperatingPoint.untuned(2)
+
+
+def build(**point: Any) -> Inspector:
+    return Inspector(BrightnessGate(), BrightPixels(), replace(UNTUNED, **point)).eval()
 
 
 def draw() -> Tensor:
@@ -48,10 +55,19 @@ def reference(images: Tensor, inspector: Inspector) -> np.ndarray:
     masks = np.zeros((len(images), 2, *images.shape[1:]), bool)
     for i, image in enumerate(images.numpy().astype(float)):
         classes = 1 / (1 + np.exp(-(image.mean() - np.array([100, 200])) / 10))
+        classes = 1 / (1 + (1 / classes - 1) ** (1 / inspector.temperature.numpy()))
+        curves = zip(classes, inspector.knots.numpy(), inspector.values.numpy(), strict=True)
+        classes = np.array([np.interp(p, x, y) for p, x, y in curves])
         if classes.max() < float(inspector.gate):
             continue
         for c, logits in enumerate((image - 127.5, 127.5 - image)):
+            if classes[c] < float(inspector.label[c]):
+                continue
             mask = 1 / (1 + np.exp(-logits)) >= float(inspector.pixel[c])
+            spots, num_spots = ndimage.label(mask, np.ones((3, 3)))
+            for spot in range(1, num_spots + 1):
+                if (spots == spot).sum() < int(inspector.smallest_spot[c]):
+                    mask &= spots != spot
             if mask.sum() >= int(inspector.smallest_area[c]):
                 masks[i, c] = mask
     return masks
@@ -63,8 +79,14 @@ def reference(images: Tensor, inspector: Inspector) -> np.ndarray:
         build(),
         build(gate=0.0),  # everything is segmented
         build(gate=1.0),  # next to nothing
-        build(area=(13, 0)),  # the spot of 12 pixels is too small
-        build(area=(12, 37)),  # just large enough; its surroundings of 36 are not
+        build(label=(0.8, 0.0)),  # of the medium image class 0 is not likely enough
+        build(smallest_area=(13, 0)),  # the spot of 12 pixels is too small
+        build(smallest_area=(12, 37)),  # just large enough; its surroundings of 36 are not
+        build(smallest_spot=(13, 0)),
+        build(smallest_spot=(12, 36), smallest_area=(12, 36)),
+        build(temperature=(4.0, 1.0), gate=0.6),  # less sure of the medium image than that
+        build(curve=(((0.0, 0.0), (0.5, 0.1), (0.8, 0.4), (1.0, 1.0)), STRAIGHT)),
+        build(curve=(STRAIGHT, ((0.0, 0.3), (1.0, 0.9))), label=(0.0, 0.2), gate=0.2),
         build(pixel=(1.0, 0.2)),
     ],
 )
@@ -75,6 +97,22 @@ def test_decision_equals_the_reference(inspector: Inspector) -> None:
     assert np.array_equal(inspection.masks.numpy(), expected)
     assert np.array_equal(inspection.areas.numpy(), expected.sum((2, 3)))
     assert torch.equal(inspection.gate_probability, inspection.class_probabilities.amax(1))
+
+
+def test_what_is_not_calibrated_stays_bit_by_bit() -> None:
+    classes = torch.rand(50, 2)
+    classes[0], classes[1] = 0, 1
+    ours = calibrate(classes, torch.ones(2), *tabulate_curves([STRAIGHT, STRAIGHT]))
+    assert torch.equal(ours, classes)
+
+
+def test_calibration_is_scipys_and_numpys() -> None:
+    classes = torch.rand(50, 2)
+    classes[0], classes[1] = 0, 1
+    curve = ((0.0, 0.05), (0.3, 0.2), (0.31, 0.8), (1.0, 0.95))
+    ours = calibrate(classes, torch.tensor([1.7, 1.0]), *tabulate_curves([STRAIGHT, curve])).numpy()
+    assert ours[:, 0] == pytest.approx(special.expit(special.logit(classes[:, 0].double().numpy()) / 1.7), abs=1e-6)
+    assert ours[:, 1] == pytest.approx(np.interp(classes[:, 1].numpy(), *zip(*curve, strict=True)), abs=1e-6)
 
 
 def test_only_gated_images_are_segmented() -> None:
@@ -88,7 +126,7 @@ def test_only_gated_images_are_segmented() -> None:
 
 
 def test_forward_is_probabilities_then_decide() -> None:
-    inspector = build(area=(20, 0))
+    inspector = build(smallest_area=(20, 0))
     for one, other in zip(inspector(draw()), inspector.decide(inspector.probabilities(draw())), strict=True):
         assert torch.equal(one, other)
 
@@ -247,8 +285,7 @@ def test_flips_are_the_mean_over_four_views(
 
 
 def test_flips_change_nothing_where_networks_do_not_mind() -> None:
-    point = OperatingPoint(0.5, (0.5, 0.5), (0, 0))
-    flipping = Inspector(BrightnessGate(), BrightPixels(), point, flips=True)
+    flipping = Inspector(BrightnessGate(), BrightPixels(), UNTUNED, flips=True)
     for one, other in zip(flipping(draw()), build()(draw()), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
     # Once for each of four views, and only what the gate lets through.
@@ -270,7 +307,10 @@ def test_the_gate_decides_by_the_flipped_mean() -> None:
 @pytest.mark.parametrize("shape", [(1, 4, 6), (3, 7, 5), (2, 1, 1), (0, 4, 4)])
 def test_a_scripted_inspector_is_the_eager_one(flips: bool, shape: tuple[int, int, int]) -> None:
     classifier, segmenter = Ensemble([BrightnessGate(), Constant(1.0, -1.0)]), Ensemble(SLOPES)
-    eager = Inspector(classifier, segmenter, OperatingPoint(0.4, (0.5, 0.3), (2, 0)), flips).eval()
+    point = replace(
+        UNTUNED, gate=0.4, pixel=(0.5, 0.3), smallest_area=(2, 0), smallest_spot=(0, 3), temperature=(1.0, 2.0)
+    )
+    eager = Inspector(classifier, segmenter, point, flips).eval()
     scripted = torch.jit.script(eager)
     assert scripted.flips is flips
     images = random_images(*shape)

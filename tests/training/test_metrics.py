@@ -7,6 +7,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import sklearn.metrics
 import torch
+import torchmetrics
 from numpy.typing import NDArray
 
 from steel.training.metrics import (
@@ -14,10 +15,13 @@ from steel.training.metrics import (
     MaskScores,
     confusion,
     count,
+    exclusive,
     predict_everything,
     predict_nothing,
+    score_calibration,
     score_labels,
     score_masks,
+    score_miou,
     unpack,
 )
 
@@ -36,6 +40,8 @@ def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[
     n, c = truth.shape[:2]
     kaggle, on_defects, alarms = [], [], []
     per_class: dict[int, list[float]] = {k: [] for k in range(c)}
+    off: dict[int, list[float]] = {k: [] for k in range(c)}
+    alarms_of: dict[int, list[float]] = {k: [] for k in range(c)}
     for i in range(n):
         for k in range(c):
             a, b = set(np.flatnonzero(predicted[i, k])), set(np.flatnonzero(truth[i, k]))
@@ -44,8 +50,11 @@ def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[
             if b:
                 on_defects.append(value)
                 per_class[k].append(value)
+                off[k].append(abs(len(a) - len(b)) / len(b))
         if not truth[i].any():
             alarms.append(float(predicted[i].any()))
+            for k in range(c):
+                alarms_of[k].append(float(predicted[i, k].any()))
     iou = []
     for k in range(c):
         union = np.logical_or(predicted[:, k], truth[:, k]).sum()
@@ -56,6 +65,9 @@ def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[
     for k in range(c):
         scores[f"dice_class_{k + 1}"] = float(np.mean(per_class[k])) if per_class[k] else math.nan
         scores[f"iou_class_{k + 1}"] = float(iou[k])
+        scores[f"area_error_class_{k + 1}"] = float(np.mean(off[k])) if off[k] else math.nan
+        scores[f"false_alarm_rate_class_{k + 1}"] = float(np.mean(alarms_of[k])) if alarms_of[k] else math.nan
+    scores["area_error"] = float(np.nanmean([scores[f"area_error_class_{k + 1}"] for k in range(c)]))
     return scores
 
 
@@ -110,6 +122,7 @@ def test_label_scores_equal_sklearn(seed: int) -> None:
     called = gate >= 0.5
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(defective, called),
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(defective, called),
         "precision": sklearn.metrics.precision_score(defective, called),
         "recall": sklearn.metrics.recall_score(defective, called),
         "f1": sklearn.metrics.f1_score(defective, called),
@@ -117,11 +130,61 @@ def test_label_scores_equal_sklearn(seed: int) -> None:
         "average_precision": sklearn.metrics.average_precision_score(defective, gate),
         "f1_macro": sklearn.metrics.f1_score(labels, probabilities >= 0.5, average="macro"),
     }
-    for c, value in enumerate(sklearn.metrics.f1_score(labels, probabilities >= 0.5, average=None)):
-        expected[f"f1_class_{c + 1}"] = value
+    for c in range(4):
+        said, true, p = probabilities[:, c] >= 0.5, labels[:, c], probabilities[:, c]
+        expected[f"precision_class_{c + 1}"] = sklearn.metrics.precision_score(true, said)
+        expected[f"recall_class_{c + 1}"] = sklearn.metrics.recall_score(true, said)
+        expected[f"f1_class_{c + 1}"] = sklearn.metrics.f1_score(true, said)
+        expected[f"auroc_class_{c + 1}"] = sklearn.metrics.roc_auc_score(true, p)
+        expected[f"average_precision_class_{c + 1}"] = sklearn.metrics.average_precision_score(true, p)
     assert scores == pytest.approx(expected, abs=1e-6)
     table = confusion(torch.from_numpy(called), torch.from_numpy(defective))
     assert table.tolist() == sklearn.metrics.confusion_matrix(defective, called).tolist()
+
+
+def test_a_class_is_called_by_its_own_threshold_and_only_behind_the_gate() -> None:
+    probabilities = torch.tensor([[0.9, 0.2], [0.3, 0.25], [0.1, 0.6], [0.7, 0.1]])
+    labels = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    scores = score_labels(probabilities, labels, 0.5, class_thresholds=torch.tensor([0.2, 0.15]))
+    # The second image stays behind the gate, so its class 1 is missed though it is over its own threshold.
+    assert (scores["recall_class_1"], scores["precision_class_1"]) == (0.5, 0.5)
+    assert (scores["recall_class_2"], scores["precision_class_2"]) == (1.0, 1.0)
+
+
+def test_label_scores_with_ties_equal_sklearn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 1)) < 0.3
+    probabilities = (rng.integers(0, 6, (200, 1)) / 5).astype(np.float32)
+    scores = score_labels(torch.from_numpy(probabilities), torch.from_numpy(labels))
+    assert scores["auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(labels[:, 0], probabilities[:, 0]))
+    expected = sklearn.metrics.average_precision_score(labels[:, 0], probabilities[:, 0])
+    assert scores["average_precision"] == pytest.approx(expected)
+
+
+def test_calibration_scores_equal_libraries() -> None:
+    rng = np.random.default_rng(1)
+    probabilities = rng.random((500, 2)).astype(np.float32)
+    labels = rng.random((500, 2)) < probabilities**2
+    scores = score_calibration(torch.from_numpy(probabilities), torch.from_numpy(labels), num_bins=10)
+    for c in range(2):
+        p, true = torch.tensor(probabilities[:, c]), torch.tensor(labels[:, c])
+        brier = sklearn.metrics.brier_score_loss(labels[:, c], probabilities[:, c])
+        assert scores[f"brier_class_{c + 1}"] == pytest.approx(brier, abs=1e-6)
+        ece = torchmetrics.functional.classification.binary_calibration_error(p, true, n_bins=10)
+        assert scores[f"ece_class_{c + 1}"] == pytest.approx(float(ece), abs=1e-6)
+    assert scores["ece"] == pytest.approx((scores["ece_class_1"] + scores["ece_class_2"]) / 2)
+
+
+def test_miou_with_background_equals_sklearn() -> None:
+    rng = np.random.default_rng(2)
+    probabilities = rng.random((3, 2, 6, 8)).astype(np.float32)
+    truth = rng.integers(0, 3, (3, 6, 8))
+    background = 1 - probabilities.max(1, keepdims=True)
+    winner = np.concatenate([background, probabilities], 1).argmax(1)
+    labels = torch.nn.functional.one_hot(torch.from_numpy(truth), 3).movedim(-1, 1).bool()
+    scores = score_miou(count(exclusive(torch.from_numpy(probabilities)), labels))
+    expected = sklearn.metrics.jaccard_score(truth.ravel(), winner.ravel(), average="macro")
+    assert scores["miou_with_background"] == pytest.approx(expected)
 
 
 def test_label_scores_of_one_kind_only() -> None:

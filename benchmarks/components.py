@@ -1,0 +1,128 @@
+"""The filter of small spots against SciPy's and OpenCV's labelling, ratios of CPU time taken in one run.
+
+    uv run python benchmarks/components.py [--smallest_spot PIXELS]
+
+One plane of 256 x 1600 at a time, then the four planes of an image as they come from a line, two of them empty. Every
+way must keep the same pixels. The time of each is the median of several rounds in turn, on one thread, so that a busy
+machine slows all alike; ours is the filter as TorchScript, as the exported file runs it.
+
+Peers: `scipy.ndimage.label` with `np.bincount`, and `cv2.connectedComponentsWithStats`.
+"""
+
+import argparse
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import numpy as np
+import scipy
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steel.inspection.components import drop_small_spots
+
+HEIGHT, WIDTH = 256, 1600
+Mask = NDArray[np.bool_]
+
+
+def filter_by_scipy(planes: Mask, smallest_spot: int) -> Mask:
+    """Plane by plane; each plane is `(256, 1600)`."""
+    kept = np.zeros_like(planes)
+    for plane, out in zip(planes, kept, strict=True):
+        if plane.any():
+            labels, _ = ndimage.label(plane, np.ones((3, 3)))
+            large = np.bincount(labels.ravel()) >= smallest_spot
+            large[0] = False
+            out[:] = large[labels]
+    return kept
+
+
+def filter_by_opencv(planes: Mask, smallest_spot: int) -> Mask:
+    """Plane by plane; each plane is `(256, 1600)`."""
+    kept = np.zeros_like(planes)
+    for plane, out in zip(planes, kept, strict=True):
+        if plane.any():
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(plane.view(np.uint8), connectivity=8)
+            large = stats[:, cv2.CC_STAT_AREA] >= smallest_spot
+            large[0] = False
+            out[:] = large[labels]
+    return kept
+
+
+def draw_planes(rng: np.random.Generator) -> dict[str, Mask]:
+    """What a network outlines, and what is hard: planes `(P, 256, 1600)`."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+
+    def draw_blobs(num: int) -> Mask:
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        for _ in range(num):
+            row, column, a, b = rng.integers(HEIGHT), rng.integers(WIDTH), *rng.uniform(2, 40, 2)
+            mask |= ((y - row) / a) ** 2 + ((x - column) / b) ** 2 <= 1
+        return mask
+
+    empty, few, many = draw_blobs(0), draw_blobs(5), draw_blobs(20)
+    snake: Mask = (x % 2 == 0) | (y == np.where(x % 4 == 1, HEIGHT - 1, 0))
+    planes = {
+        "empty": empty,
+        "5 blobs": few,
+        "20 blobs": many,
+        "full": ~empty,
+        "noise, 5 % of the pixels": rng.random(y.shape) < 0.05,
+        "noise, 40 %": rng.random(y.shape) < 0.4,
+        "noise, 80 %": rng.random(y.shape) < 0.8,
+        "dots": (y % 2 == 0) & (x % 2 == 0),
+        "comb": (x % 2 == 0) | (y == HEIGHT - 1),
+        "snake": snake,
+        "checkerboard": (y + x) % 2 == 0,
+    }
+    return {name: plane[None] for name, plane in planes.items()} | {
+        "an image: 5 blobs, 20 blobs, two empty": np.stack([few, many, empty, empty])
+    }
+
+
+def measure(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
+    """Seconds of CPU of each way, the median of several rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def main() -> None:
+    """Prints a row for each kind of mask."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smallest_spot", type=int, default=50)
+    smallest_spot = parser.parse_args().smallest_spot
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.*` is deprecated")
+        scripted = torch.jit.script(drop_small_spots)
+    print(
+        f"Python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}, "
+        f"OpenCV {cv2.__version__}, {platform.machine()}, one thread"
+    )
+    print(f"{'ms, and the time of each peer over ours':42}{'steel':>8}{'scipy':>18}{'OpenCV':>18}")
+    for title, planes in draw_planes(np.random.default_rng(0)).items():
+        masks, smallest = torch.from_numpy(planes)[None], torch.full((len(planes),), smallest_spot)
+        ways: dict[str, Callable[[], object]] = {
+            "steel": partial(scripted, masks, smallest),
+            "scipy": partial(filter_by_scipy, planes, smallest_spot),
+            "opencv": partial(filter_by_opencv, planes, smallest_spot),
+        }
+        expected = filter_by_scipy(planes, smallest_spot)
+        assert np.array_equal(scripted(masks, smallest)[0].numpy(), expected)
+        assert np.array_equal(filter_by_opencv(planes, smallest_spot), expected)
+        ours, *peers = (1e3 * value for value in measure(ways).values())
+        print(f"{title:42}{ours:8.2f}" + "".join(f"{peer:9.2f} ({peer / ours:4.2f} x)" for peer in peers))
+
+
+if __name__ == "__main__":
+    main()

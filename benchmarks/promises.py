@@ -1,0 +1,98 @@
+"""Do the promises of `steel tune` hold? Chosen on one half of real scores, judged on the other, many times.
+
+    python -m benchmarks.promises SCORES.csv
+
+SCORES.csv as `steel tune --scores` takes it. For each aim: how often what came on the other half lay in the 95 %
+prediction interval, and what calibration did to Brier score and ECE there.
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from steel.inspection.evidence import Evidence, read_scores
+from steel.inspection.operating_point import measure, tune_on
+from steel.inspection.search import Aim, calibrated, judge
+from steel.progress import track
+from steel.training.metrics import score_calibration
+from steel.versions import describe_versions
+
+
+def list_aims(num_classes: int) -> dict[str, Aim]:
+    """The four aims, with settings that a mill could have."""
+    each = (1.0,) * num_classes
+    return {
+        "cost, a miss as 5 false alarms": Aim("cost", tuple(5 * cost for cost in each), each),
+        "recall of at least 0.9": Aim("recall", share=0.9),
+        "false alarms of at most 0.02": Aim("false_alarms", share=0.02),
+        "Kaggle Dice of faultless masks": Aim("kaggle_dice"),
+    }
+
+
+def try_once(
+    evidence: Evidence, classes: tuple[str, ...], seed: int
+) -> list[tuple[str, str, float, float, float, float]]:
+    """One division: for each aim and number what was expected, the interval, and what came; then the calibration."""
+    torch.set_num_threads(1)
+    order = np.random.default_rng(seed).permutation(len(evidence.names))
+    half = len(order) // 2
+    ours, theirs = evidence.take(np.sort(order[:half])), evidence.take(np.sort(order[half:]))
+    rows = []
+    for name, aim in list_aims(len(classes)).items():
+        tuned = tune_on(ours, aim, classes, num_new=len(theirs.names))
+        about = theirs.labels, theirs.clean, theirs.groups
+        came = measure(*about, judge(theirs, tuned.point), aim, classes)
+        for row in tuned.promises:
+            values = came[row.name][0]
+            if len(values) and row.num:
+                rows.append((name, row.name, row.value, row.prediction.low, row.prediction.high, float(values.mean())))
+    labels = torch.from_numpy(theirs.labels)
+    for name, probabilities in (("as it is", theirs.classes), ("calibrated", calibrated(theirs, tuned.point))):
+        for key, value in score_calibration(torch.from_numpy(probabilities), labels).items():
+            rows.append(("calibration", f"{key}, {name}", value, value, value, value))
+    return rows
+
+
+def to_markdown(table: pd.DataFrame, digits: int) -> str:
+    """A table as Markdown."""
+    cells = [
+        [f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()
+    ]
+    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Tries and prints both tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("--num_halves", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    evidence, classes = read_scores(args.scores)
+    n = args.num_halves
+    with ProcessPoolExecutor(args.processes) as pool:
+        tries = pool.map(try_once, [evidence] * n, [classes] * n, range(n))
+        rows = [row for found in track(tries, "halves", n) for row in found]
+    versions = describe_versions()
+    print(
+        f"{args.scores.name}: {len(evidence.names):,} images, {n} random halves, seeds 0 to {n - 1}, "
+        f"commit {versions['commit']}\n"
+    )
+    table = pd.DataFrame(rows, columns=["aim", "number", "expected", "low", "high", "came"])
+    table["held"] = (table["low"] - 1e-9 <= table["came"]) & (table["came"] <= table["high"] + 1e-9)
+    table["width"] = table["high"] - table["low"]
+    promises = table[table["aim"] != "calibration"].groupby(["aim", "number"], sort=False)
+    summary = promises[["expected", "came", "width", "held"]].mean().reset_index()
+    print(to_markdown(summary, 3))
+    print(f"\nheld over all: {summary['held'].mean():.3f}\n")
+    calibration = table[table["aim"] == "calibration"].groupby("number", sort=False)["came"].mean().reset_index()
+    print(to_markdown(calibration, 4))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,441 @@
+"""`steel tune`: the operating point that a mill would choose, and what it promises of images to come."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from steel import plots
+from steel.data.datamodule import SteelDataModule
+from steel.errors import InputError, require_at_least
+from steel.inspection.assemble import assemble, describe_networks, recall_part
+from steel.inspection.calibration import Calibration, split_folds
+from steel.inspection.evidence import Evidence, Grid, gather, read_scores
+from steel.inspection.inspector import OperatingPoint
+from steel.inspection.run import choose_device
+from steel.inspection.search import Aim, AimName, Outcome, calibrated, choose, count_needed, judge
+from steel.intervals import Interval, bootstrap, effective_size, largest_claim, predict_mean, predict_rate, wilson
+from steel.progress import track
+from steel.training.metrics import reliability
+from steel.versions import describe_versions
+
+Array = NDArray[np.float64]
+
+_COST = "cost of an image"
+
+# Shares of clean images with a false alarm at which the trade-off is drawn.
+_SHARES = (0.0, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
+
+
+class Promise(NamedTuple):
+    """One number that is expected of new images.
+
+    Attributes:
+        name: What is counted.
+        num: How many images (or defects) it rests on.
+        value: What came on the images that the point was chosen by, less the optimism of choosing by them.
+        as_chosen: What came on them.
+        interval: Where the true value lies, with 95 % confidence.
+        prediction: Where the value on `num_new` new images will lie, with 95 % probability.
+        num_new: How many those are.
+    """
+
+    name: str
+    num: int
+    value: float
+    as_chosen: float
+    interval: Interval
+    prediction: Interval
+    num_new: int
+
+
+class Tuned(NamedTuple):
+    """A chosen point and what is to be known of it.
+
+    Attributes:
+        point: The point.
+        promises: What it promises.
+        outcome: What it does to the images that it was chosen by.
+    """
+
+    point: OperatingPoint
+    promises: list[Promise]
+    outcome: Outcome
+
+
+def tune_on(evidence: Evidence, aim: Aim, classes: Sequence[str], num_new: int | None = None) -> Tuned:
+    """Chooses an operating point and says what it promises.
+
+    Args:
+        evidence: Of the images to choose by.
+        aim: What to choose for.
+        classes: Names of the classes.
+        num_new: How many new images the predictions are for; by default as many as there are here.
+    """
+    point = choose(evidence, aim)
+    outcome = judge(evidence, point)
+    return Tuned(point, promise(evidence, outcome, aim, classes, num_new or len(evidence.names)), outcome)
+
+
+def name_classes(classes: Sequence[str]) -> list[str]:
+    """Names with their numbers, since two classes may have the same name."""
+    return [name if name == str(c + 1) else f"{c + 1} {name}" for c, name in enumerate(classes)]
+
+
+def measure(
+    labels: NDArray[np.bool_],
+    clean: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    outcome: Outcome,
+    aim: Aim,
+    classes: Sequence[str],
+) -> dict[str, tuple[Array, NDArray[np.int64]]]:
+    """The numbers that are promised, each as values whose mean it is, and the groups of the images these belong to.
+
+    Args:
+        labels: `(n, C)`, which classes are on an image.
+        clean: `(n,)`, the images that have no defect.
+        groups: `(n,)`, numbers of the groups.
+        outcome: What a point does to the images.
+        aim: What it was chosen for; cost is counted where it was that.
+        classes: Names of the classes.
+    """
+    rows = np.nonzero(labels)[0]
+    measures = {
+        "defects found": (outcome.found[labels], groups[rows]),
+        **{
+            f"defects found, {name}": (outcome.found[labels[:, c], c], groups[labels[:, c]])
+            for c, name in enumerate(name_classes(classes))
+        },
+        "clean images with a false alarm": (outcome.called[clean].any(axis=1), groups[clean]),
+        **{
+            f"clean images with a false alarm, {name}": (outcome.called[clean, c], groups[clean])
+            for c, name in enumerate(name_classes(classes))
+        },
+        "Dice on defects": (outcome.dice[labels], groups[rows]),
+        "Kaggle Dice": (outcome.dice.mean(axis=1), groups),
+    }
+    if aim.name == "cost":
+        missed, alarms = labels & ~outcome.found, outcome.called & ~labels
+        measures[_COST] = (
+            missed @ np.array(aim.miss_cost) + alarms @ np.array(aim.alarm_cost),
+            groups,
+        )
+    return measures
+
+
+def _measure_evidence(
+    evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str]
+) -> dict[str, tuple[Array, NDArray[np.int64]]]:
+    return measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
+
+
+class _LeftOut(NamedTuple):
+    """A number on images that points were not chosen by, from all folds, and how much higher it was on the others."""
+
+    values: Array
+    groups: NDArray[np.int64]
+    optimism: float
+
+
+def _cross_fit(evidence: Evidence, aim: Aim, classes: Sequence[str]) -> dict[str, _LeftOut]:
+    """Chooses by turns without a fifth of the groups, and measures each point on both parts.
+
+    The difference corrects what came where the point was chosen. The plain mean over the images left out would not do:
+    with few defects the folds' points differ from the one chosen by all images, whose promise it is.
+    Source: Efron 1983, Estimating the error rate of a prediction rule.
+    """
+    folds: dict[str, list[tuple[Array, NDArray[np.int64], float]]] = {}
+    for rows in split_folds(evidence.groups):
+        chosen_by, left = map(evidence.take, rows)
+        point = choose(chosen_by, aim)
+        seen, unseen = (_measure_evidence(part, judge(part, point), aim, classes) for part in (chosen_by, left))
+        for name, (values, groups) in unseen.items():
+            if len(values) and len(seen[name][0]):
+                gap = seen[name][0].mean() - values.mean()
+                folds.setdefault(name, []).append((values, groups, gap * len(values)))
+    left_out = {}
+    for name, parts in folds.items():
+        values, groups = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
+        left_out[name] = _LeftOut(values, groups, float(sum(gap for *_, gap in parts) / len(values)))
+    return left_out
+
+
+def _average(values: Array, rows: NDArray[np.int64]) -> Array:
+    return np.array([values[rows].mean()])
+
+
+def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str], num_new: int) -> list[Promise]:
+    """What may be expected of new images; see `Promise`."""
+    left_out = _cross_fit(evidence, aim, classes)
+    promises = []
+    for name, (chosen, groups) in _measure_evidence(evidence, outcome, aim, classes).items():
+        if len(chosen) == 0:
+            everything = Interval(0.0, 1.0)
+            promises.append(Promise(name, 0, np.nan, np.nan, everything, everything, 0))
+            continue
+        as_chosen = float(chosen.mean())
+        values, groups, optimism = left_out.get(name, _LeftOut(chosen, groups, 0.0))
+        n, value = len(values), as_chosen - optimism
+        m = max(1, round(n * num_new / len(evidence.names)))
+        if np.isin(values, (0, 1)).all():
+            value = min(1.0, max(0.0, value))
+            size = effective_size(values, groups)
+            interval = wilson(size * value, size)
+            prediction = predict_rate(n * value, n, m, effective=size / n)
+        else:
+            # The spread of what was left out, around what is expected.
+            values = values + (value - values.mean())
+            interval = Interval(*bootstrap(partial(_average, values), n, groups)[0].tolist())
+            prediction = predict_mean(values, m, groups)
+            # A wide interval of a number near its bound reaches beyond.
+            interval, prediction = (
+                Interval(*np.clip(ends, 0, np.inf if name == _COST else 1).tolist()) for ends in (interval, prediction)
+            )
+        promises.append(Promise(name, n, value, as_chosen, interval, prediction, m))
+    return promises
+
+
+def tabulate_promises(promises: Sequence[Promise]) -> pd.DataFrame:
+    """What is promised, a row for each number."""
+    return pd.DataFrame(
+        [
+            {
+                "": row.name,
+                "of": row.num,
+                "expected": f"{row.value:.4f}",
+                "95 % interval": f"{row.interval.low:.4f} to {row.interval.high:.4f}",
+                "on new images": f"{row.prediction.low:.4f} to {row.prediction.high:.4f} (of {row.num_new})",
+                "as chosen": f"{row.as_chosen:.4f}",
+            }
+            for row in promises
+        ]
+    )
+
+
+def list_warnings(evidence: Evidence, tuned: Tuned, aim: Aim, classes: Sequence[str]) -> list[str]:
+    """What cannot be claimed, and where a number deceives."""
+    warnings = []
+    for c, name in enumerate(f"class {name}" for name in name_classes(classes)):
+        n, found = int(evidence.labels[:, c].sum()), int(tuned.outcome.found[:, c].sum())
+        if n == 0:
+            warnings.append(f"no image has {name}: nothing can be said about it")
+            continue
+        needed = count_needed(evidence, c, aim) if aim.name == "recall" else 0
+        if needed is None:
+            warnings.append(
+                f"a recall of {aim.share:g} cannot be claimed for {name}: even {n} of {n} found proves only a recall "
+                f"above {largest_claim(n, n):.3f}"
+            )
+        elif found < needed:
+            warnings.append(
+                f"a recall of {aim.share:g} is not reached for {name}: the networks find {found} of {n} at best, and "
+                f"{needed} are needed to claim it"
+            )
+    untuned = judge(evidence, OperatingPoint.untuned(len(classes)))
+    labels = evidence.labels
+    # Of scores alone every class that is called is faultlessly outlined.
+    if labels.any() and evidence.grid != Grid():
+        before, after = (
+            (float(outcome.dice.mean()), float(outcome.dice[labels].mean())) for outcome in (untuned, tuned.outcome)
+        )
+        if after[0] > before[0] and after[1] < before[1]:
+            warnings.append(
+                f"Kaggle Dice rises ({before[0]:.4f} to {after[0]:.4f}) because less is outlined, not because it is "
+                f"outlined better: Dice on defects falls ({before[1]:.4f} to {after[1]:.4f}) against thresholds of 0.5"
+            )
+    return warnings
+
+
+def _draw_trade_off(evidence: Evidence, aim: Aim, tuned: Tuned) -> dict[str, pd.DataFrame]:
+    """The best that can be reached at several shares of false alarms, on the images at hand."""
+    points = [
+        choose(evidence, aim._replace(name="false_alarms", share=share))
+        for share in track(_SHARES, "trade-off", len(_SHARES))
+    ]
+    return {
+        "best": pd.DataFrame([_summarise(evidence, judge(evidence, point)) for point in points]),
+        "chosen": pd.DataFrame([_summarise(evidence, tuned.outcome)]),
+        "expected of new images": pd.DataFrame([_summarise_promises(tuned.promises)]),
+    }
+
+
+def _summarise_promises(promises: Sequence[Promise]) -> dict[str, float]:
+    values = {row.name: row.value for row in promises}
+    return {
+        "false alarms": values["clean images with a false alarm"],
+        "missed": 1 - values["defects found"],
+        "Dice on defects": values["Dice on defects"],
+        "Kaggle Dice": values["Kaggle Dice"],
+    }
+
+
+def _summarise(evidence: Evidence, outcome: Outcome) -> dict[str, float]:
+    labels, clean = evidence.labels, evidence.clean
+    return {
+        "false alarms": float(outcome.called[clean].any(axis=1).mean()) if clean.any() else np.nan,
+        "missed": float(1 - outcome.found[labels].mean()) if labels.any() else np.nan,
+        "Dice on defects": float(outcome.dice[labels].mean()) if labels.any() else np.nan,
+        "Kaggle Dice": float(outcome.dice.mean()),
+    }
+
+
+def tune(
+    *,
+    classifier: str | list[str] | None = None,
+    segmenter: str | list[str] | None = None,
+    root: str | None = None,
+    scores: str | None = None,
+    aim: AimName = "cost",
+    miss_cost: float | list[float] = 1.0,
+    alarm_cost: float | list[float] = 1.0,
+    recall: float = 0.95,
+    false_alarms: float = 0.02,
+    num_new: int | None = None,
+    split: str = "val",
+    flips: bool = False,
+    out: str = "operating_point.yaml",
+    batch_size: int = 8,
+    num_workers: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Chooses the operating point: calibration, gate, and for each class its thresholds and smallest sizes.
+
+    Writes the point with what it promises as YAML, and beside it pictures of the trade-off and of the calibration.
+    With --scores it chooses gate and label thresholds alone, from probabilities that were made elsewhere.
+
+    Args:
+        classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        root: Folder with train.csv and train_images.
+        scores: CSV with ImageId, label1, label2, ... (0 or 1) and probability1, probability2, ...; group as well if
+            images belong together.
+        aim: cost: the lowest sum of --miss_cost and --alarm_cost. recall: of every class --recall of the defects,
+            claimed with 95 % confidence, at the fewest false alarms. false_alarms: on at most --false_alarms of the
+            clean images, and as many defects found as that allows. kaggle_dice: the highest Kaggle Dice.
+        miss_cost: What a defect costs that is not found; for each class, as [10,20,5], or one for all.
+        alarm_cost: What a class costs that is called on an image without it; for each class or one for all.
+        recall: Least share of the defects of each class to be found, for --aim recall.
+        false_alarms: Largest share of clean images with a mask, for --aim false_alarms.
+        num_new: Number of new images to say what will be seen on; by default as many as it is chosen by.
+        split: The part to choose by; test would make the report on test worthless.
+        flips: As for evaluate and export.
+        out: File to write.
+        batch_size: Images that the networks see at once.
+        num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+        device: Where to run: auto, cpu, cuda or cuda:1.
+    """
+    require_at_least(1, num_new=num_new, batch_size=batch_size)
+    if scores is not None:
+        if classifier or segmenter or root:
+            raise InputError("--scores stands for checkpoints and data; give it alone or leave it out")
+        evidence, classes = read_scores(Path(scores))
+        source: dict[str, Any] = {"scores": scores}
+        networks: dict[str, Any] = {}
+    elif classifier and segmenter and root:
+        assembly = assemble(classifier, segmenter, flips)
+        where = choose_device(device)
+        classes = assembly.classes
+        data = SteelDataModule(
+            root, num_classes=len(classes), batch_size=batch_size, num_workers=num_workers, persistent_workers=False
+        )
+        recall_part(assembly, data, split)
+        if len(data.split.indices(split)) == 0:
+            raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
+        evidence = gather(assembly.inspector.to(where).probabilities, data, split, where)
+        described = data.describe()
+        source = {"root": root, "part": split, "data": described["digest"], "split": described["split"]}
+        networks = {"networks": describe_networks(list(assembly.classifiers), list(assembly.segmenters), flips)}
+    else:
+        raise InputError("give --classifier, --segmenter and --root, or --scores")
+    wanted = _read_aim(aim, miss_cost, alarm_cost, recall, false_alarms, len(classes))
+    tuned = tune_on(evidence, wanted, classes, num_new)
+    warnings = list_warnings(evidence, tuned, wanted, classes)
+
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trade_off = path.with_name(f"{path.stem}_trade_off.png")
+    calibration = path.with_name(f"{path.stem}_calibration.png")
+    plots.plot_trade_off(_draw_trade_off(evidence, wanted, tuned), f"{len(evidence.names):,} images").savefig(
+        trade_off, dpi=110
+    )
+    bins = {
+        name: [
+            reliability(torch.from_numpy(column[known]), torch.from_numpy(evidence.labels[known, c]))
+            for c, (column, known) in enumerate(zip(probabilities.T, evidence.known.T, strict=True))
+        ]
+        for name, probabilities in (
+            ("as it is", evidence.classes),
+            ("calibrated", calibrated(evidence, tuned.point)),
+        )
+    }
+    plots.plot_reliability(bins, name_classes(classes)).savefig(calibration, dpi=110)
+    content = {
+        "classes": list(classes),
+        "operating_point": tuned.point.to_dict(),
+        "aim": wanted.to_dict(),
+        **networks,
+        "chosen_on": source | {"num_images": len(evidence.names), "num_groups": len(np.unique(evidence.groups))},
+        "passed_by_gate": float(tuned.outcome.passed.mean()),
+        "promises": [_to_plain(row) for row in tuned.promises],
+        "warnings": warnings,
+        "versions": describe_versions(),
+    }
+    path.write_text(
+        yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120),
+        encoding="utf-8",
+    )
+
+    print(tabulate_point(tuned.point, classes).to_string(index=False))
+    print(f"gate {tuned.point.gate:.4f}, which {tuned.outcome.passed.mean():.1%} of the images pass")
+    print(tabulate_promises(tuned.promises).to_string(index=False))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(f"wrote {path}, {trade_off}, {calibration}")
+
+
+def _read_aim(
+    aim: AimName,
+    miss: float | list[float],
+    alarm: float | list[float],
+    recall: float,
+    false_alarms: float,
+    num_classes: int,
+) -> Aim:
+    costs = []
+    for name, cost in (("miss_cost", miss), ("alarm_cost", alarm)):
+        each = cost if isinstance(cost, list) else [cost] * num_classes
+        if len(each) != num_classes or not all(np.isfinite(each)) or min(each) <= 0:
+            raise InputError(
+                f"--{name} takes a number above 0 for each of {num_classes} classes or for all, but {cost} came"
+            )
+        costs.append(tuple(float(value) for value in each))
+    for name, share in (("recall", recall), ("false_alarms", false_alarms)):
+        if not 0 <= share <= 1:
+            raise InputError(f"--{name} lies between 0 and 1, but {share} came")
+    return Aim(aim, costs[0], costs[1], recall if aim == "recall" else false_alarms)
+
+
+def _to_plain(row: Promise) -> dict[str, Any]:
+    plain = row._asdict() | {key: [float(end) for end in getattr(row, key)] for key in ("interval", "prediction")}
+    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in plain.items()}
+
+
+def tabulate_point(point: OperatingPoint, classes: Sequence[str]) -> pd.DataFrame:
+    """The thresholds and smallest sizes, a row for each class."""
+    return pd.DataFrame(
+        {
+            "class": list(classes),
+            "calibration": [Calibration(*fit).method for fit in zip(point.temperature, point.curve, strict=True)],
+            "label": np.round(point.label, 4),
+            "pixel": np.round(point.pixel, 4),
+            "smallest spot": point.smallest_spot,
+            "smallest area": point.smallest_area,
+        }
+    )
