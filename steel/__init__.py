@@ -1,1 +1,39 @@
-"""Finds and outlines surface defects on rolled steel: trains, judges, exports and runs a two-stage inspector."""
+"""Finds and outlines surface defects on rolled steel: trains, judges, exports and runs a two-stage inspector.
+
+The parts that a notebook works with can be had from here, each loaded when it is first asked for, since torch and
+Lightning take seconds to import and `steel --help` needs neither.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steel.data.annotations import read_annotations as read_annotations
+    from steel.data.datamodule import SteelDataModule as SteelDataModule
+    from steel.inspection.inspector import Inspector as Inspector
+    from steel.inspection.inspector import OperatingPoint as OperatingPoint
+    from steel.training.fit import load_task as load_task
+    from steel.training.tasks import DefectClassifier as DefectClassifier
+    from steel.training.tasks import DefectSegmenter as DefectSegmenter
+
+_HOMES = {
+    "DefectClassifier": "steel.training.tasks",
+    "DefectSegmenter": "steel.training.tasks",
+    "Inspector": "steel.inspection.inspector",
+    "OperatingPoint": "steel.inspection.inspector",
+    "SteelDataModule": "steel.data.datamodule",
+    "load_task": "steel.training.fit",
+    "read_annotations": "steel.data.annotations",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

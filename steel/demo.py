@@ -12,6 +12,7 @@ from steel.data.synthetic import synth
 from steel.errors import InputError
 from steel.inspection.evaluation import evaluate
 from steel.inspection.export import export
+from steel.inspection.operating_point import tune
 from steel.inspection.run import inspect
 from steel.training.fit import find_checkpoint, run_cli
 from steel.versions import has_fast_bfloat16
@@ -20,6 +21,8 @@ NUM_IMAGES = 400
 _MADE = (
     "summary.json",
     "explored",
+    "operating_point.yaml",
+    "operating_point_trade_off.png",
     "evaluation/index.html",
     "evaluation/evaluation.json",
     "evaluation/submission.csv",
@@ -69,7 +72,7 @@ def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
 
 
 def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
-    """Runs the whole way on a synthetic data set: draw, split, explore, fit both, evaluate, export, inspect.
+    """Runs the whole way on a synthetic data set: draw, split, explore, fit both, tune, evaluate, export, inspect.
 
     Args:
         out: Folder for everything that is made; a former demo there is replaced.
@@ -85,27 +88,31 @@ def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
     (folder / "demo").write_text("made by steel demo, which replaces this folder\n")
     root = folder / "data"
 
-    _announce("1 of 7  draw a data set")
+    _announce("1 of 8  draw a data set")
     synth(str(root), NUM_IMAGES, seed)
-    _announce("2 of 7  divide it into train, val and test")
+    _announce("2 of 8  divide it into train, val and test")
     split(str(root))
-    _announce("3 of 7  look at it")
+    _announce("3 of 8  look at it")
     explore(str(root), str(folder / "explored"))
-    _announce("4 of 7  train the classifier")
-    classifier = _fit("classifier", root, folder, _CLASSIFIER)
-    _announce("5 of 7  train the segmenter")
-    segmenter = _fit("segmenter", root, folder, _SEGMENTER)
-    _announce("6 of 7  judge both on images that they have not seen")
+    _announce("4 of 8  train the classifier")
+    classifier = str(_fit("classifier", root, folder, _CLASSIFIER))
+    _announce("5 of 8  train the segmenter")
+    segmenter = str(_fit("segmenter", root, folder, _SEGMENTER))
+    point = str(folder / "operating_point.yaml")
+    _announce("6 of 8  choose the operating point on val")
+    tune(classifier=classifier, segmenter=segmenter, root=str(root), out=point, num_workers=0)
+    _announce("7 of 8  judge both on images that they have not seen")
     evaluate(
-        classifier=str(classifier),
-        segmenter=str(segmenter),
+        classifier=classifier,
+        segmenter=segmenter,
         root=str(root),
+        operating_point=point,
         out=str(folder / "evaluation"),
         num_workers=0,
     )
-    _announce("7 of 7  export one file, and inspect images with it")
+    _announce("8 of 8  export one file, and inspect images with it")
     model = folder / "inspector.pt"
-    export(classifier=str(classifier), segmenter=str(segmenter), out=str(model))
+    export(classifier=classifier, segmenter=segmenter, operating_point=point, out=str(model))
     some = f"{glob.escape(str(root))}/train_images/synthetic_0000[0-9].jpg"
     inspect(str(model), some, str(folder / "inspected"))
 

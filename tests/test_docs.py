@@ -1,0 +1,113 @@
+"""Every command and every Python example of README and docs/ runs, in order, page by page, on tiny data.
+
+A block that cannot run here has `<!-- not run: why -->` on the line above it.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from steel.cli import main
+from steel.data.convert import convert
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+# What is not ours to run: installers, schedulers, other people's servers.
+FOREIGN = {"mv", "pip", "torchrun", "srun", "curl", "docker", "sudo", "git", "cd", "cmake", "g++", "systemctl", "export"}
+FOREIGN_BY_UV = {"pytest", "ruff", "mypy", "lint-imports", "tensorboard", "python"}
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+    not_run: str  # why, or empty
+
+
+def read_blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.finditer(r"(?:<!-- not run: (.+?) -->\n+)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(m[2], m[3], text[: m.start()].count("\n") + 1, m[1] or "") for m in found]
+
+
+def read_commands(block: str) -> list[str]:
+    """The commands of a shell block, each on one line, without comments."""
+    joined = re.sub(r"\\\n\s*", " ", block)
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in joined.splitlines()]
+    return [command.strip() for line in lines for command in line.split(" && ") if command]
+
+
+def shorten(words: list[str]) -> list[str]:
+    """A command as it stands in a page, made small enough for a test; nothing that it says is left out."""
+    if words[0] not in ("fit", "validate", "test") or "--print_config" in words or "--model.help" in words:
+        return words
+    if any("gpu.yaml" in word for word in words):
+        return [*words, "--print_config"]
+    task = "classifier" if any("classifier.yaml" in word for word in words) else "segmenter"
+    # Whatever run is the last one by then, the page means the first.
+    words = [
+        f"lightning_logs/{task}/version_0/checkpoints/{word}.ckpt" if before == "--ckpt_path" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+    at = max(i for i, word in enumerate(words) if word == "--config") + 2
+    small = ["--config", "conf/smoke.yaml", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--pictures", "1"]
+    return [*words[:at], *small, *quiet, *words[at:]]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_known(page: str) -> None:
+    for block in read_blocks(page):
+        if block.language not in ("bash", "sh"):
+            continue
+        for command in read_commands(block.text):
+            words = shlex.split(command)
+            if re.match(r"[A-Z_]+=", words[0]):
+                continue
+            if words[:2] == ["uv", "run"]:
+                known = words[2] == "steel" or words[2] in FOREIGN_BY_UV
+            else:
+                known = words[0] in FOREIGN | {"uv"}
+            assert known, f"{page}:{block.line}: {command}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of Lightning, on runs of two steps
+def test_every_example_runs(
+    page: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = [block for block in read_blocks(page) if block.language in ("bash", "python") and not block.not_run]
+    if not blocks:
+        pytest.skip("no example to run on this page")
+    monkeypatch.chdir(tmp_path)
+    for form in ("coco", "yolo", "masks"):
+        convert(str(root), form, **{"from": "severstal", "to": form})
+    shutil.copytree(root / "train_images", "NEW_IMAGES")
+    variables: dict[str, str] = {}
+    for block in blocks:
+        if block.language == "python":
+            exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
+            continue
+        for command in read_commands(block.text):
+            if assigned := re.fullmatch(r"([A-Z_]+)=(\S*)", command):
+                variables[assigned[1]] = assigned[2]
+                continue
+            words = shlex.split(re.sub(r"\$(\w+)", lambda m: variables.get(m[1], m[0]), command))
+            if words[0] == "mv":
+                shutil.move(words[1], words[2])
+            if words[:3] != ["uv", "run", "steel"]:
+                continue
+            if words[3] == "convert" and Path(words[5]).exists():
+                shutil.rmtree(words[5])
+            capsys.readouterr()
+            try:
+                status = main(shorten(words[3:]))
+            except SystemExit as stop:  # --help, --print_config
+                status = int(stop.code or 0)
+            assert status == 0, f"{page}:{block.line}: {command}\n{capsys.readouterr().err}"
