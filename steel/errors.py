@@ -10,11 +10,6 @@ class InputError(ValueError):
     ours and keeps its traceback.
     """
 
-    def __init__(self, sentence: str) -> None:
-        # A DataLoader re-raises what a worker raised with the worker's traceback as the text; only its last line is
-        # ours.
-        super().__init__(sentence.rpartition(f"{__name__}.InputError: ")[2].strip())
-
 
 def require_at_least(minimum: int, **numbers: int | None) -> None:
     """Refuses numbers that are too small.

@@ -31,7 +31,7 @@ MAX_CLASSES = 8  # a bit of a uint8 plane for each
 
 @dataclass(frozen=True)
 class Annotations:
-    """A data set's labels, one row per image, in flat arrays that worker processes share without copying.
+    """A data set's labels, one row per image, in flat arrays that threads and forked processes share without copying.
 
     Attributes:
         root: The data set's folder.
@@ -88,9 +88,16 @@ class Annotations:
         """Decodes an image to uint8 `(H, W)`.
 
         Raises:
-            InputError: The image is gone or broken.
+            InputError: The image is gone, broken, or not of the size that it had when the labels were read.
         """
-        return images.read_grey(self.path(index))
+        image = images.read_grey(self.path(index))
+        height, width = self.sizes[index].tolist()
+        if image.shape != (height, width):
+            raise InputError(
+                f"{self.path(index)} has {image.shape[1]} x {image.shape[0]} pixels, but had {width} x {height} when "
+                f"the labels were read; start again"
+            )
+        return image
 
     def draw_plane(self, index: int) -> NDArray[np.uint8]:
         """Draws an image's labels as a bit plane: uint8 `(H, W)`, bit c set where class c is, bit 7 where unknown."""

@@ -1,15 +1,19 @@
 """`SteelDataModule`: a data set on disk as the loaders of train, val and test, the same for both tasks."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from steel.data.annotations import Annotations, read_annotations
-from steel.data.loader import Batch, Loader, Samples, ShuffledBatches, SizedBatches, collate, start_worker
+from steel.data.batches import ShuffledBatches, SizedBatches
+from steel.data.cache import DecodedImages, Where, open_images
+from steel.data.loader import Batch, Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation
 from steel.errors import InputError, require_at_least
@@ -36,8 +40,7 @@ class SteelDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
-        prefetch_factor: int = 4,
-        persistent_workers: bool = True,
+        cache: Where | None = None,
     ) -> None:
         """Takes the settings; reads nothing yet.
 
@@ -56,15 +59,14 @@ class SteelDataModule(LightningDataModule):
             split_seed: Seed of the split; used when there is no splits.csv.
             fold: The fold that judges, where splits.csv has folds; the next one chooses, the others train.
             seed: Seed of order and augmentation.
-            num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+            num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
             pin_memory: Load into page-locked memory; by default where a GPU is.
-            prefetch_factor: Batches that each worker keeps ready.
-            persistent_workers: Keep the workers from epoch to epoch.
+            cache: Keep all images decoded: in the memory of each process, or on disk in ~/.cache/steel (or under
+                XDG_CACHE_HOME), for all processes and later runs; by default they are decoded whenever they are needed.
         """
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.num_classes": num_classes})
         require_at_least(0, **{"data.seed": seed, "data.split_seed": split_seed, "data.num_workers": num_workers})
-        require_at_least(1, **{"data.prefetch_factor": prefetch_factor})
         for name, share in (("defect_share", defect_share), ("blackout", blackout), ("paste", paste)):
             if not 0 <= share <= 1:
                 raise InputError(f"data.{name} lies between 0 and 1, but {share} came")
@@ -85,8 +87,8 @@ class SteelDataModule(LightningDataModule):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._num_workers = min(8, cores - 1) if num_workers is None else num_workers
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._prefetch_factor = prefetch_factor
-        self._persistent_workers = persistent_workers
+        self._cache = cache
+        self._decoded: DecodedImages | None = None
         self._annotations: Annotations | None = None
         self._split: Split | None = None
 
@@ -159,7 +161,7 @@ class SteelDataModule(LightningDataModule):
             labels=annotations.labels,
             shares=self._shares,
         )
-        return self._loader(Samples(annotations, augmentation, self.seed, donors), batches)
+        return self._load(batches, augmentation, donors)
 
     def val_dataloader(self) -> Loader:
         """Whole images of val, one size a batch."""
@@ -173,22 +175,20 @@ class SteelDataModule(LightningDataModule):
         """Whole images of any part, as they are, one size a batch."""
         indices = self.split.indices(part)
         batches = SizedBatches(indices, self.annotations.sizes, self.batch_size, *self._rank_and_world())
-        return self._loader(Samples(self.annotations, None, self.seed), batches)
+        return self._load(batches)
 
-    def _loader(self, samples: Samples, batches: ShuffledBatches | SizedBatches) -> Loader:
-        has_workers = self._num_workers > 0
-        return Loader(
-            samples,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
-            prefetch_factor=self._prefetch_factor if has_workers else None,
-            persistent_workers=self._persistent_workers and has_workers,
-            worker_init_fn=start_worker,
-            # Without a generator of its own, starting a loader draws from the global one and shifts a resumed run.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+    def _load(
+        self,
+        batches: ShuffledBatches | SizedBatches,
+        augmentation: Augmentation | None = None,
+        donors: Sequence[NDArray[np.int64]] = (),
+    ) -> Loader:
+        table = self.annotations
+        if self._cache and self._decoded is None:
+            paths = [table.path(i) for i in range(len(table))]
+            self._decoded = open_images(self._cache, paths, table.sizes, table.read_image)
+        samples = Samples(table, augmentation, self.seed, donors, self._decoded)
+        return Loader(samples, batches, self._num_workers, self._pin_memory)
 
     def _progress(self) -> tuple[int, int]:
         """The epoch that begins, and how many of its batches are done."""

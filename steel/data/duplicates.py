@@ -31,7 +31,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from steel.data import images
-from steel.errors import InputError
+from steel.data.cache import cache_folder, hash_file
 from steel.progress import map_on_all_cores
 
 MIN_SCORE = 0.25  # of the phase correlation
@@ -85,8 +85,8 @@ def find_duplicates(paths: Sequence[Path], folder: Path | None = None) -> list[P
     Raises:
         InputError: An image cannot be read.
     """
-    folder = _cache_folder() if folder is None else folder
-    hashes = list(map_on_all_cores(_hash_file, paths, "reading"))
+    folder = cache_folder() if folder is None else folder
+    hashes = list(map_on_all_cores(hash_file, paths, "reading"))
     # The search goes by content, so that its result fits the same images in any order and by any name.
     order = sorted(range(len(paths)), key=lambda i: hashes[i])
     key = hashlib.sha256("\n".join([_VERSION, *sorted(hashes)]).encode()).hexdigest()[:32]
@@ -118,17 +118,6 @@ def join(groups: NDArray[np.int64], pairs: Iterable[Pair]) -> NDArray[np.int64]:
     graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))
     joined: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)[dense]
     return joined
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steel"
-
-
-def _hash_file(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _recall(file: Path) -> list[Pair] | None:

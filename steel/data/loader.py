@@ -1,19 +1,30 @@
-"""Samplers, and how samples become a batch."""
+"""How samples become batches: threads read, draw and augment a few batches ahead, into memory that is used again.
 
+Threads do in place of worker processes because the work leaves the interpreter: decoding, OpenCV and NumPy on whole
+images. They start at once and hand a batch over without copying it.
+"""
+
+import math
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import TypedDict
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steel.data.annotations import Annotations
+from steel.data.batches import Place, ShuffledBatches, SizedBatches
 from steel.data.transforms import Augmentation, Donor, pad_to
-from steel.errors import InputError
+
+_SPARE = 2  # batches that are ready or in work beyond one for each thread
+
+Plane = NDArray[np.uint8]
 
 
 class Batch(TypedDict):
@@ -34,22 +45,12 @@ class Batch(TypedDict):
 class Sample:
     """One image with its labels: uint8 `(H, W)` each, and its row in the table."""
 
-    image: NDArray[np.uint8]
-    plane: NDArray[np.uint8]
+    image: Plane
+    plane: Plane
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which image stands where in which epoch, and for which class: all that decides how it is augmented."""
-
-    index: int
-    epoch: int
-    position: int
-    focus: int = -1  # the class it was drawn for, -1 for none
-
-
-class Samples(Dataset[Sample]):
+class Samples:
     """Reads, draws and augments single samples; asked for by `Place`, since chance belongs to the sample."""
 
     def __init__(
@@ -58,6 +59,7 @@ class Samples(Dataset[Sample]):
         augmentation: Augmentation | None,
         seed: int,
         donors: Sequence[NDArray[np.int64]] = (),
+        read_image: Callable[[int], Plane] | None = None,
     ) -> None:
         """Takes what a sample is made of.
 
@@ -66,18 +68,20 @@ class Samples(Dataset[Sample]):
             augmentation: What to do to a sample; None for nothing.
             seed: Of its chance.
             donors: For each class the rows of the table that a defect may be taken from.
+            read_image: Gives an image by its row; by default it is decoded from its file.
         """
         self._annotations = annotations
         self._augmentation = augmentation
         self._seed = seed
         self._donors = donors
+        self._read_image = read_image or annotations.read_image
         self._rarity = _weigh_rarity(np.array([len(rows) for rows in donors]))
 
     def __getitem__(self, place: Place) -> Sample:
         """Reads one sample.
 
         Raises:
-            InputError: Its image is gone, broken, or not of the size that it had when the labels were read.
+            InputError: See `Annotations.read_image`.
         """
         image, plane = self._read(place.index)
         if self._augmentation:
@@ -86,14 +90,15 @@ class Samples(Dataset[Sample]):
             image, plane = self._augmentation(image, plane, seed, place.focus, donate)
         return Sample(image, plane, place.index)
 
-    def _read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        image, plane = self._annotations.read_image(index), self._annotations.draw_plane(index)
-        if image.shape != plane.shape:
-            raise InputError(
-                f"{self._annotations.path(index)} has {image.shape[1]} x {image.shape[0]} pixels, but had "
-                f"{plane.shape[1]} x {plane.shape[0]} when the labels were read; start again"
-            )
-        return image, plane
+    def measure(self, places: Sequence[Place]) -> tuple[int, int]:
+        """The height and width that hold all of these samples, in pixels."""
+        if self._augmentation and self._augmentation.crop:
+            return self._augmentation.crop
+        height, width = self._annotations.sizes[[place.index for place in places]].max(axis=0).tolist()
+        return height, width
+
+    def _read(self, index: int) -> tuple[Plane, Plane]:
+        return self._read_image(index), self._annotations.draw_plane(index)
 
     def _donate(self, rng: np.random.Generator) -> Donor:
         """An image with a class, rare ones more often."""
@@ -108,172 +113,106 @@ def _weigh_rarity(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return chances
 
 
-class ShuffledBatches(Sampler[list[Place]]):
-    """An epoch of as many images as there are, in an order that seed and epoch decide, in batches of one size.
+class Memory:
+    """Blocks for batches, each used again as soon as nobody holds what was in it.
 
-    By default every image once, for its rarest class. With shares, each class and the clean images come as often as was
-    asked: a share is filled from the images that have the class, each once before any comes again.
+    Fresh memory costs a page fault for every 4 KB, together more than decoding. Whoever keeps a batch, a part of it or
+    a NumPy array over it keeps the block too, so nothing is ever overwritten under a reader, however late he is.
+    """
 
-    A rank takes every `world`-th image of the same order. What is left over behind the last full batch of an epoch is
-    dropped, another remainder each time, since batch normalisation suffers from a small batch.
+    def __init__(self, pinned: bool, most: int) -> None:
+        """Holds nothing yet.
+
+        Args:
+            pinned: Whether the memory is page-locked. torch itself uses such blocks again, and waits until copies to
+                a GPU that are on their way have arrived.
+            most: How many blocks wait at the most; what comes back beyond that is freed.
+        """
+        self.pinned = pinned
+        self._most = most
+        self._free: list[Plane] = []
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """A uint8 tensor of any content."""
+        if self.pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        size = math.prod(shape)
+        block = self._pop(size)
+        view = block[:size].reshape(shape)
+        # torch holds on to this very array until the last tensor over it is gone.
+        weakref.finalize(view, self._give_back, block).atexit = False
+        return torch.from_numpy(view)
+
+    def _pop(self, size: int) -> Plane:
+        """A block that is large enough; smaller ones are dropped, so that all grow to what the largest batch needs."""
+        while True:
+            try:
+                block = self._free.pop()
+            except IndexError:
+                return np.empty(size, np.uint8)
+            if len(block) >= size:
+                return block
+
+    def _give_back(self, block: Plane) -> None:
+        if len(self._free) < self._most:
+            self._free.append(block)
+
+
+class Loader:
+    """Batches in the order of a sampler, loaded ahead by threads; the same for any number of them.
+
+    An epoch begins when its first batch is asked for, not when the loader is iterated over, which Lightning does before
+    it restores a resumed run (its issue 21938). What a thread raises comes out where its batch would have; leaving the
+    loop in any way ends the threads, after the batches that they are working on.
     """
 
     def __init__(
         self,
-        indices: NDArray[np.int64],
-        batch_size: int,
-        seed: int,
-        progress: Callable[[], tuple[int, int]],
-        rank: int = 0,
-        world: int = 1,
-        labels: NDArray[np.bool_] | None = None,
-        shares: Sequence[float] | Literal["even"] | None = None,
+        samples: Samples,
+        batches: ShuffledBatches | SizedBatches | Sequence[list[Place]],
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
-        """Builds the sampler.
+        """Takes what is to be loaded.
 
         Args:
-            indices: The rows of the table to draw from.
-            batch_size: Images in a batch, for each rank.
-            seed: Another seed gives other orders.
-            progress: Says, each time an epoch begins, which epoch it is and how many batches of it are done already,
-                so that a resumed run goes on where it stopped.
-            rank: This process's number.
-            world: How many processes there are.
-            labels: Bool `(n, C)`, which classes stand on each image of the table; none where only the order matters.
-            shares: The share of clean images and of each class in an epoch, `(1 + C,)`, which sum to 1; "even": half
-                clean, half for the classes that there are, each as much.
-
-        Raises:
-            InputError: The shares are none, or one is of a class without an image.
+            samples: Gives a sample by its place.
+            batches: The places of each batch.
+            num_workers: Threads that load; 0 loads where the batch is asked for.
+            pin_memory: Load into page-locked memory.
         """
-        self._indices = indices
-        self._batch_size = min(batch_size, max(1, len(indices) // world))
-        self._seed = seed
-        self._progress = progress
-        self._rank = rank
-        self._world = world
-        labels = np.zeros((len(indices), 1), bool) if labels is None else labels[indices]
-        rarest = np.where(labels, labels.sum(axis=0), len(labels) + 1).argmin(axis=1)
-        self._focus = np.where(labels.any(axis=1), rarest, -1)
-        self._quotas: list[tuple[int, NDArray[np.int64], int]] = []  # class, images, how many
-        if shares is not None:
-            members = [np.flatnonzero(~labels.any(axis=1)), *(np.flatnonzero(column) for column in labels.T)]
-            self._quotas = _fill_quotas(_even(members) if shares == "even" else shares, members, len(indices))
-
-    def __len__(self) -> int:
-        return len(self._indices) // self._world // self._batch_size
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        epoch, done = self._progress()
-        rows, focus = self._draw(epoch)
-        for batch in range(done, len(self)):
-            positions = (np.arange(self._batch_size) + batch * self._batch_size) * self._world + self._rank
-            yield [Place(int(rows[p]), epoch, int(p), int(focus[p])) for p in positions]
-
-    def _draw(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of an epoch in order, and the class that each was drawn for."""
-        rng = np.random.default_rng((self._seed, epoch))
-        if not self._quotas:
-            order = rng.permutation(len(self._indices))
-            return self._indices[order], self._focus[order]
-        drawn, focus = [], []
-        for c, images, quota in self._quotas:
-            rounds = [rng.permutation(images) for _ in range(-(-quota // len(images)))]
-            drawn.append(np.concatenate(rounds)[:quota])
-            focus.append(np.full(quota, c))
-        order = rng.permutation(len(self._indices))
-        return self._indices[np.concatenate(drawn)[order]], np.concatenate(focus)[order]
-
-
-def _even(members: Sequence[NDArray[np.int64]]) -> list[float]:
-    """Half for the first of the groups of images and half for all others, of those that are not empty."""
-    there = np.array([len(images) > 0 for images in members])
-    weights = np.where(np.arange(len(there)) == 0, max(1, there[1:].sum()), 1) * there
-    return (weights / weights.sum()).tolist()  # type: ignore[no-any-return]
-
-
-def _fill_quotas(
-    shares: Sequence[float], members: Sequence[NDArray[np.int64]], total: int
-) -> list[tuple[int, NDArray[np.int64], int]]:
-    """How many images each share gets of a total, with whole numbers that sum to it: class, its images, how many."""
-    asked = np.asarray(shares, float)
-    if asked.shape != (len(members),) or not (asked >= 0).all() or abs(asked.sum() - 1) > 1e-6:
-        raise InputError(
-            f"data.shares are {len(members)} shares that sum to 1, of clean images and of each class, "
-            f"but {list(shares)} came"
-        )
-    for c, images in enumerate(members):
-        if asked[c] and not len(images):
-            name = f"class {c}" if c else "clean images"
-            raise InputError(f"data.shares asks for {name}, but no training image is such; set that share to 0")
-    exact = asked / asked.sum() * total
-    quotas = np.floor(exact).astype(int)
-    # The largest remainders get what rounding down leaves over.
-    quotas[np.argsort(quotas - exact, kind="stable")[: total - quotas.sum()]] += 1
-    pairs = zip(members, quotas.tolist(), strict=True)
-    return [(c - 1, images, quota) for c, (images, quota) in enumerate(pairs) if quota]
-
-
-class SizedBatches(Sampler[list[Place]]):
-    """Every image once, in batches that hold one size only, so that no score depends on a neighbour.
-
-    A rank takes every `world`-th batch; none is padded, so none counts twice.
-    """
-
-    def __init__(
-        self,
-        indices: NDArray[np.int64],
-        sizes: NDArray[np.int32],
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        """Builds the sampler.
-
-        Args:
-            indices: The rows of the table to read.
-            sizes: `(n, 2)`, height and width of every image of the table.
-            batch_size: Images in a batch at the most.
-            rank: This process's number.
-            world: How many processes there are.
-        """
-        batches: list[list[Place]] = []
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for i in indices.tolist():
-            by_size.setdefault((int(sizes[i, 0]), int(sizes[i, 1])), []).append(i)
-        for same in by_size.values():
-            starts = range(0, len(same), batch_size)
-            batches += [[Place(i, 0, 0) for i in same[start : start + batch_size]] for start in starts]
-        self._batches = batches[rank::world]
+        self.num_workers = num_workers
+        self._samples = samples
+        self._batches = batches
+        self._memory = Memory(pin_memory, most=2 * (num_workers + _SPARE))
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        return iter(self._batches)
+    def __iter__(self) -> Iterator[Batch]:
+        if self.num_workers == 0:
+            yield from map(self._fill, self._batches)
+            return
+        cv2.setNumThreads(1)  # OpenCV's threads would take the cores from ours
+        pool = ThreadPoolExecutor(self.num_workers, "loader")
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for places in self._batches:
+                ahead.append(pool.submit(self._fill, places))
+                if len(ahead) == self.num_workers + _SPARE:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-
-class Loader(DataLoader[Sample]):
-    """A DataLoader that begins an epoch when its first batch is asked for.
-
-    With workers torch's own begins when it is iterated over, which Lightning does before it restores a resumed run, so
-    that the first epoch would have the order of epoch 0 (Lightning issue 21938).
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples; those of different sizes are reflected to the largest height and width among them."""
-    size = max(s.image.shape[0] for s in samples), max(s.image.shape[1] for s in samples)
-    return {
-        "image": torch.from_numpy(np.stack([pad_to(s.image, size) for s in samples])[:, None]),
-        "mask": torch.from_numpy(np.stack([pad_to(s.plane, size) for s in samples])),
-        "index": torch.tensor([s.index for s in samples]),
-    }
-
-
-def start_worker(_: int) -> None:
-    """Keeps OpenCV from starting threads of its own in every worker."""
-    cv2.setNumThreads(0)
+    def _fill(self, places: Sequence[Place]) -> Batch:
+        """One batch; samples of different sizes are reflected to the largest height and width among them."""
+        size = self._samples.measure(places)
+        image, mask = self._memory.take((len(places), 1, *size)), self._memory.take((len(places), *size))
+        for place, image_out, mask_out in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
+            sample = self._samples[place]
+            image_out[...] = pad_to(sample.image, size)
+            mask_out[...] = pad_to(sample.plane, size)
+        index = torch.tensor([place.index for place in places], pin_memory=self._memory.pinned)
+        return {"image": image, "mask": mask, "index": index}

@@ -195,7 +195,7 @@ def evaluate(
         tolerance: Pixels by which an outline may be off and still count, for the Dice of the outlines.
         out: Folder for the report.
         batch_size: Images that the networks see at once.
-        num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+        num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
         num_pictures: How many images to show at the most.
     """
@@ -217,7 +217,6 @@ def evaluate(
         num_classes=len(about["classes"]),
         batch_size=batch_size,
         num_workers=num_workers,
-        persistent_workers=False,
     )
     if model is None:
         recall_part(assembly, data, split)

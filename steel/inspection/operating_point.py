@@ -328,7 +328,7 @@ def tune(
         flips: As for evaluate and export.
         out: File to write.
         batch_size: Images that the networks see at once.
-        num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+        num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
     """
     require_at_least(1, num_new=num_new, batch_size=batch_size)
@@ -342,9 +342,7 @@ def tune(
         assembly = assemble(classifier, segmenter, flips)
         where = choose_device(device)
         classes = assembly.classes
-        data = SteelDataModule(
-            root, num_classes=len(classes), batch_size=batch_size, num_workers=num_workers, persistent_workers=False
-        )
+        data = SteelDataModule(root, num_classes=len(classes), batch_size=batch_size, num_workers=num_workers)
         recall_part(assembly, data, split)
         if len(data.split.indices(split)) == 0:
             raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")

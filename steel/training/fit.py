@@ -406,7 +406,6 @@ def _silence_chatter() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # they are the same here
     # The scores are computed over all processes before they are logged.
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
-    warnings.filterwarnings("ignore", message=".* does not have many workers which may be a bottleneck")
     # It asks for a loader with a state; ours has none and needs none, since the sampler asks the trainer where it is.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback with a model that overrides")

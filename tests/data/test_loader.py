@@ -1,148 +1,189 @@
-"""Orders, batches, ranks and resume; and that worker processes change nothing."""
+"""Samples, the batches made of them, resume and ranks; and that threads change nothing."""
 
+import signal
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from steel.data.annotations import read_annotations
+from steel.data.batches import Place, ShuffledBatches
 from steel.data.datamodule import SteelDataModule
-from steel.data.loader import Batch, Loader, Place, Sample, Samples, ShuffledBatches, SizedBatches, collate
+from steel.data.loader import Batch, Loader, Memory, Sample, Samples
 from steel.data.transforms import Augmentation, Donor
 from steel.errors import InputError
-
-INDICES = np.array([3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377])
-
-
-def shuffle(
-    epoch: int = 0, done: int = 0, seed: int = 0, batch_size: int = 2, rank: int = 0, world: int = 1
-) -> list[list[Place]]:
-    return list(ShuffledBatches(INDICES, batch_size, seed, lambda: (epoch, done), rank, world))
-
-
-def images_of(batches: list[list[Place]]) -> list[int]:
-    return [place.index for batch in batches for place in batch]
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_batches"),
-    [
-        (1, 11),  # nothing is left over
-        (2, 5),  # one image is left over
-        (4, 2),  # three are
-        (11, 1),  # one batch of all
-        (50, 1),  # a batch is never larger than the data
-    ],
-)
-def test_every_image_once_but_for_the_remainder(batch_size: int, num_batches: int) -> None:
-    batches = shuffle(batch_size=batch_size)
-    assert len(batches) == num_batches == len(ShuffledBatches(INDICES, batch_size, 0, lambda: (0, 0)))
-    assert {len(batch) for batch in batches} == {min(batch_size, 11)}
-    seen = Counter(images_of(batches))
-    assert set(seen.values()) == {1}
-    assert set(seen) <= set(INDICES.tolist())
-
-
-def test_positions_count_through_the_epoch() -> None:
-    places = [place for batch in shuffle(epoch=4, batch_size=3) for place in batch]
-    assert [place.position for place in places] == list(range(9))
-    assert {place.epoch for place in places} == {4}
-
-
-def test_the_order_is_decided_by_epoch_and_seed() -> None:
-    orders = [tuple(images_of(shuffle(epoch, seed=seed, batch_size=1))) for epoch in range(4) for seed in range(4)]
-    assert len(set(orders)) == 16
-    assert all(sorted(order) == INDICES.tolist() for order in orders)
-    assert shuffle(epoch=2, seed=3) == shuffle(epoch=2, seed=3)
-
-
-def test_another_remainder_is_dropped_each_epoch() -> None:
-    dropped = {frozenset(INDICES.tolist()) - frozenset(images_of(shuffle(epoch))) for epoch in range(20)}
-    assert all(len(images) == 1 for images in dropped)
-    assert len(dropped) > 5
-
-
-@pytest.mark.parametrize("done", range(6))
-def test_resume_goes_on_where_it_stopped(done: int) -> None:
-    assert shuffle(epoch=3, done=done) == shuffle(epoch=3)[done:]
-
-
-def test_progress_is_asked_for_each_time_an_epoch_begins() -> None:
-    progress = [(0, 0)]
-    batches = ShuffledBatches(INDICES, 2, 0, lambda: progress[0])
-    for state in [(0, 0), (1, 0), (1, 3), (2, 0)]:
-        progress[0] = state
-        assert list(batches) == shuffle(*state)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_an_epoch_out(world: int) -> None:
-    ranks = [shuffle(epoch=1, batch_size=2, rank=rank, world=world) for rank in range(world)]
-    assert len({len(batches) for batches in ranks}) == 1
-    places = [place for batches in ranks for batch in batches for place in batch]
-    assert set(Counter(place.index for place in places).values()) == {1}
-    assert len(places) == 11 // (2 * world) * 2 * world
-    # The same places as one process with batches as large as all of theirs: also the same augmentation.
-    alone = shuffle(epoch=1, batch_size=2 * world)
-    for step, batch in enumerate(alone):
-        together = [place for batches in ranks for place in batches[step]]
-        assert sorted(together, key=lambda place: place.position) == batch
-
-
-SIZES = np.array([(8, 8), (8, 9), (8, 8), (9, 8), (8, 8), (8, 9), (8, 8), (8, 8)], np.int32)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 9])
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_sized_batches_hold_one_size_and_every_image_once(batch_size: int, world: int) -> None:
-    indices = np.array([0, 1, 2, 3, 4, 5, 7])
-    ranks = [SizedBatches(indices, SIZES, batch_size, rank, world) for rank in range(world)]
-    batches = [batch for sampler in ranks for batch in sampler]
-    assert sum(len(sampler) for sampler in ranks) == len(batches)
-    assert sorted(images_of(batches)) == indices.tolist()
-    for batch in batches:
-        assert 1 <= len(batch) <= batch_size
-        assert len({tuple(SIZES[place.index]) for place in batch}) == 1
-    # No more batches than the sizes need, however they are shared out.
-    assert len(batches) == sum(-(-count // batch_size) for count in (4, 2, 1))
-    assert list(ranks[0]) == list(ranks[0])
 
 
 def draw(shape: tuple[int, int], seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def test_collate_stacks() -> None:
-    samples = [Sample(draw((4, 6), i), draw((4, 6), i + 9), 7 - i) for i in range(3)]
-    batch = collate(samples)
-    assert batch["image"].dtype == batch["mask"].dtype == torch.uint8
-    assert (batch["image"].shape, batch["mask"].shape) == ((3, 1, 4, 6), (3, 4, 6))
-    assert batch["index"].dtype == torch.int64
-    assert batch["index"].tolist() == [7, 6, 5]
-    for i, sample in enumerate(samples):
-        np.testing.assert_array_equal(batch["image"][i, 0].numpy(), sample.image)
-        np.testing.assert_array_equal(batch["mask"][i].numpy(), sample.plane)
+class FakeSamples(Samples):
+    """Samples of given shapes, drawn by their row; some fail, and each may wait for a signal."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], broken: Container[int] = ()) -> None:
+        self.shapes = shapes
+        self.broken = broken
+        self.asked: list[int] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def measure(self, places: Sequence[Place]) -> tuple[int, int]:
+        shapes = [self.shapes[place.index] for place in places]
+        return max(height for height, _ in shapes), max(width for _, width in shapes)
+
+    def __getitem__(self, place: Place) -> Sample:
+        self.asked.append(place.index)
+        self.go.wait(10)
+        if place.index in self.broken:
+            raise InputError(f"image {place.index} is broken")
+        shape = self.shapes[place.index]
+        return Sample(draw(shape, place.index), draw(shape, place.index + 1000), place.index)
 
 
-def test_collate_reflects_to_the_largest_height_and_width() -> None:
+def place(*rows: int) -> list[Place]:
+    return [Place(row, 0, 0) for row in rows]
+
+
+def check(batch: Batch, rows: Sequence[int], shape: tuple[int, int]) -> None:
+    """A batch of `FakeSamples` of one shape holds what it should."""
+    assert batch["index"].tolist() == list(rows)
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(batch["image"][i, 0].numpy(), draw(shape, row))
+        np.testing.assert_array_equal(batch["mask"][i].numpy(), draw(shape, row + 1000))
+
+
+def num_threads() -> int:
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_samples_are_stacked_in_order(num_workers: int) -> None:
+    batches = [place(7, 6, 5), place(1), place(2, 3)]
+    loader = Loader(FakeSamples([(4, 6)] * 8), batches, num_workers)
+    assert len(loader) == 3
+    for batch, rows in zip(loader, [(7, 6, 5), (1,), (2, 3)], strict=True):
+        assert batch["image"].dtype == batch["mask"].dtype == torch.uint8
+        assert (batch["image"].shape, batch["mask"].shape) == ((len(rows), 1, 4, 6), (len(rows), 4, 6))
+        assert batch["index"].dtype == torch.int64
+        check(batch, rows, (4, 6))
+    assert num_threads() == 0
+
+
+def test_samples_are_reflected_to_the_largest_height_and_width() -> None:
     shapes = [(4, 6), (9, 5), (2, 2)]
-    samples = [Sample(draw(shape, i), draw(shape, i + 9), i) for i, shape in enumerate(shapes)]
-    batch = collate(samples)
+    (batch,) = Loader(FakeSamples(shapes), [place(0, 1, 2)])
     assert (batch["image"].shape, batch["mask"].shape) == ((3, 1, 9, 6), (3, 9, 6))
-    for i, sample in enumerate(samples):
-        margins = [(0, 9 - sample.image.shape[0]), (0, 6 - sample.image.shape[1])]
-        np.testing.assert_array_equal(batch["image"][i, 0].numpy(), np.pad(sample.image, margins, mode="reflect"))
-        np.testing.assert_array_equal(batch["mask"][i].numpy(), np.pad(sample.plane, margins, mode="reflect"))
+    for i, (height, width) in enumerate(shapes):
+        margins = [(0, 9 - height), (0, 6 - width)]
+        expected = np.pad(draw((height, width), i), margins, mode="reflect")
+        np.testing.assert_array_equal(batch["image"][i, 0].numpy(), expected)
+        expected = np.pad(draw((height, width), i + 1000), margins, mode="reflect")
+        np.testing.assert_array_equal(batch["mask"][i].numpy(), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_kept_is_never_overwritten_and_what_is_not_is_used_again(num_workers: int) -> None:
+    shape, rows = (64, 64), range(60)
+    loader = Loader(FakeSamples([shape] * 60), [place(row) for row in rows], num_workers)
+    # The whole batch, a view of a part, an array over a view, what autograd holds on to.
+    keeps: list[Callable[[Tensor], Any]] = [
+        lambda image: image,
+        lambda image: image[0, 0],
+        lambda image: image.view(64, 64)[::2].numpy(),
+        lambda image: image.detach(),
+    ]
+    kept, addresses = [], Counter[int]()
+    for row, batch in zip(rows, loader, strict=True):
+        addresses[batch["image"].data_ptr()] += 1
+        if row % 7 == 0:
+            kept.append((row, keeps[row // 7 % 4](batch["image"])))
+        del batch
+    for row, part in kept:
+        shown = np.asarray(part).reshape(-1, 64)
+        np.testing.assert_array_equal(shown, draw(shape, row)[:: 64 // len(shown)])
+    # Those kept, and for the others the few that wait.
+    assert len(addresses) <= len(kept) + 2 * (num_workers + 3)
+
+
+def test_blocks_grow_and_only_a_few_wait() -> None:
+    memory = Memory(pinned=False, most=2)
+    small = memory.take((2, 3))
+    address = small.data_ptr()
+    assert (small.shape, small.dtype) == ((2, 3), torch.uint8)
+    del small
+    assert memory.take((6,)).data_ptr() == address
+    large = memory.take((5, 5))  # the small block is dropped
+    large.fill_(9)
+    address = large.data_ptr()
+    del large
+    again = memory.take((2, 2))
+    assert again.data_ptr() == address
+    held = [memory.take((5, 5)) for _ in range(6)]
+    assert len({tensor.data_ptr() for tensor in (again, *held)}) == 7
+    del held, again
+    assert len(memory._free) == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_a_thread_raises_comes_out_in_its_place(num_workers: int) -> None:
+    batches = [place(row, row + 1) for row in range(0, 20, 2)]
+    loader = iter(Loader(FakeSamples([(4, 6)] * 20, broken={9, 12}), batches, num_workers))
+    assert [next(loader)["index"].tolist() for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    with pytest.raises(InputError, match=r"^image 9 is broken$"):
+        next(loader)
+    assert num_threads() == 0
+
+
+@pytest.mark.parametrize("leave", [KeyboardInterrupt, GeneratorExit, ValueError])
+def test_leaving_the_loop_ends_the_threads(leave: type[BaseException]) -> None:
+    samples = FakeSamples([(4, 6)] * 100)
+    loader = Loader(samples, [place(row) for row in range(100)], 2)
+
+    def stop() -> None:
+        for _ in loader:
+            assert num_threads() == 2
+            raise leave
+
+    with pytest.raises(leave):
+        stop()
+    assert num_threads() == 0
+    assert len(samples.asked) < 10
+    for _ in range(5):
+        next(iter(loader))
+    assert num_threads() == 0
+
+
+def test_ctrl_c_while_waiting_for_a_batch_ends_at_once() -> None:
+    samples = FakeSamples([(4, 6)] * 100)
+    samples.go.clear()
+    loader = Loader(samples, [place(row) for row in range(100)], 2)
+
+    def interrupt() -> None:
+        while len(samples.asked) < 2:
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)
+        samples.go.set()
+
+    # A signal is heard by the main thread, which waits for its batch.
+    other = threading.Thread(target=interrupt)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(loader)
+    other.join()
+    assert num_threads() == 0
+    assert len(samples.asked) < 10
 
 
 def test_a_sample_without_augmentation_is_the_image_and_its_labels(root: Path) -> None:
@@ -161,10 +202,10 @@ def test_a_sample_is_augmented_by_seed_epoch_and_position(root: Path) -> None:
     np.testing.assert_array_equal(sample.plane, plane)
 
 
-def test_a_repeated_image_gets_other_augmentations_in_every_worker(root: Path) -> None:
+def test_a_repeated_image_gets_other_augmentations_in_every_thread(root: Path) -> None:
     samples = Samples(read_annotations(root), Augmentation((32, 32), 0.0), 0)
     order = [[Place(0, epoch, position), Place(0, epoch, position + 1)] for epoch in (0, 1) for position in (0, 2, 4)]
-    loader = DataLoader(samples, batch_sampler=order, num_workers=2, collate_fn=collate)
+    loader = Loader(samples, order, 2)
     images = [image.numpy().tobytes() for batch in loader for image in batch["image"]]
     assert len(set(images)) == len(images) == 12
     expected = [samples[place].image.tobytes() for batch in order for place in batch]
@@ -237,165 +278,6 @@ def test_an_image_that_changed_its_size_is_refused(root: Path, augmentation: Aug
     assert str(path) in str(error.value)
 
 
-# Without row 0, which is not drawn from: 3 clean images, class 0 on 9, class 1 on 4, class 2 on 2; two hold two.
-LABELS = np.zeros((17, 3), bool)
-LABELS[0] = True
-LABELS[4:12, 0] = LABELS[11:15, 1] = LABELS[15:17, 2] = True
-LABELS[16, 0] = True
-ROWS = np.arange(1, 17)
-
-
-def deal(
-    shares: list[float] | Literal["even"] | None, epoch: int = 0, done: int = 0, seed: int = 0, **ranks: int
-) -> list[list[Place]]:
-    return list(ShuffledBatches(ROWS, 2, seed, lambda: (epoch, done), labels=LABELS, shares=shares, **ranks))
-
-
-def flatten(batches: list[list[Place]]) -> list[Place]:
-    return [place for batch in batches for place in batch]
-
-
-@pytest.mark.parametrize(
-    ("shares", "counts"),
-    [
-        ([0.25, 0.25, 0.25, 0.25], [4, 4, 4, 4]),  # whole numbers
-        ([0.5, 0.5, 0.0, 0.0], [8, 8, 0, 0]),  # none of a class
-        ([0.0, 0.0, 0.0, 1.0], [0, 0, 0, 16]),  # two images, eight times each
-        ([0.3, 0.3, 0.2, 0.2], [5, 5, 3, 3]),  # 4.8, 4.8, 3.2, 3.2
-        (
-            [0.94, 0.02, 0.02, 0.02],
-            [15, 1, 0, 0],
-        ),  # 15.04, 0.32, 0.32, 0.32: the largest remainder, the first of equals
-        ([0.44, 0.08, 0.04, 0.44], [7, 1, 1, 7]),  # 7.04, 1.28, 0.64, 7.04
-        ("even", [8, 3, 3, 2]),  # 8, 2.67, 2.67, 2.67
-    ],
-)
-def test_an_epoch_holds_the_shares_asked_for(shares: list[float] | Literal["even"], counts: list[int]) -> None:
-    for epoch in range(3):
-        places = flatten(deal(shares, epoch))
-        assert [place.position for place in places] == list(range(16))
-        focus = Counter(place.focus for place in places)
-        assert [focus[c] for c in (-1, 0, 1, 2)] == counts
-        for place in places:
-            assert place.index in ROWS
-            # Drawn for a class that it has; for none, if it has none.
-            assert LABELS[place.index, place.focus] if place.focus >= 0 else not LABELS[place.index].any()
-        for c in (-1, 0, 1, 2):
-            # Each once before any comes again.
-            times = Counter(place.index for place in places if place.focus == c)
-            members = int((LABELS[ROWS].any(axis=1) == 0).sum() if c < 0 else LABELS[ROWS, c].sum())
-            assert len(times) == min(members, focus[c])
-            assert not times or max(times.values()) - min(times.values()) <= 1
-
-
-@pytest.mark.parametrize(
-    ("columns", "counts"),
-    [
-        ([0, 1], [4, 2, 2]),
-        ([0, 1, 3], [4, 2, 2, 0]),  # no image has class 3
-        ([3], [8, 0]),  # nothing but clean images
-    ],
-)
-def test_even_shares_leave_out_what_is_not_there(columns: list[int], counts: list[int]) -> None:
-    labels = np.zeros((8, 4), bool)
-    labels[0, 0] = labels[1:3, 1] = True
-    batches = ShuffledBatches(np.arange(8), 4, 0, lambda: (0, 0), labels=labels[:, columns], shares="even")
-    focus = Counter(place.focus for place in flatten(list(batches)))
-    assert [focus[c] for c in range(-1, len(columns))] == counts
-
-
-@given(st.lists(st.integers(0, 100), min_size=4, max_size=4).filter(any))
-def test_shares_become_the_nearest_whole_numbers(weights: list[int]) -> None:
-    exact = 16 * np.array(weights) / sum(weights)
-    focus = Counter(place.focus for place in flatten(deal([w / sum(weights) for w in weights])))
-    counts = np.array([focus[c] for c in (-1, 0, 1, 2)])
-    assert counts.sum() == 16
-    assert (abs(counts - exact) < 1).all()
-    assert (counts[exact == 0] == 0).all()
-    # No other whole numbers with this sum are nearer: moving one image from a class to another gains nothing.
-    for i, j in np.ndindex(4, 4):
-        moved = counts - np.eye(4, dtype=int)[i] + np.eye(4, dtype=int)[j]
-        assert abs(counts - exact).sum() <= abs(moved - exact).sum() + 1e-9
-
-
-def test_by_default_every_image_comes_once_for_its_rarest_class() -> None:
-    places = flatten(deal(None, epoch=2))
-    assert sorted(place.index for place in places) == ROWS.tolist()
-    rarest = {11: 1, 16: 2} | dict.fromkeys(range(1, 4), -1)
-    rarest |= dict.fromkeys(range(4, 11), 0) | dict.fromkeys(range(12, 15), 1) | {15: 2}
-    assert {place.index: place.focus for place in places} == rarest
-    # The same order as without labels.
-    plain = list(ShuffledBatches(ROWS, 2, 0, lambda: (2, 0)))
-    assert images_of(plain) == [place.index for place in places]
-    assert {place.focus for place in flatten(plain)} == {-1}
-
-
-SHARES = [0.4, 0.2, 0.2, 0.2]
-
-
-def test_shares_come_in_another_order_each_epoch_and_seed() -> None:
-    orders = [tuple(deal(SHARES, epoch, seed=seed)[0]) for epoch in range(4) for seed in range(4)]
-    assert len({tuple(place.index for place in order) for order in orders}) > 8
-    orders = [tuple((p.index, p.focus) for p in flatten(deal(SHARES, epoch))) for epoch in range(10)]
-    assert len(set(orders)) == 10
-    # Not class after class.
-    assert all(len({focus for _, focus in order[:8]}) > 1 for order in orders)
-    assert deal(SHARES, 3) == deal(SHARES, 3)
-
-
-def test_over_epochs_every_image_of_a_class_comes() -> None:
-    seen = {(place.index, place.focus) for epoch in range(20) for place in flatten(deal(SHARES, epoch))}
-    expected = {(int(row), c) for row in ROWS for c in np.flatnonzero(LABELS[row])}
-    assert seen == expected | {(row, -1) for row in (1, 2, 3)}
-
-
-@pytest.mark.parametrize("done", range(9))
-def test_resume_goes_on_with_shares(done: int) -> None:
-    assert deal(SHARES, epoch=5, done=done) == deal(SHARES, epoch=5)[done:]
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_an_epoch_with_shares_out(world: int) -> None:
-    ranks = [deal(SHARES, epoch=1, rank=rank, world=world) for rank in range(world)]
-    together = sorted((place for rank in ranks for place in flatten(rank)), key=lambda place: place.position)
-    assert together == flatten(deal(SHARES, epoch=1))
-
-
-@pytest.mark.parametrize(
-    ("shares", "sentence"),
-    [
-        ([0.5, 0.5], "data.shares are 4 shares that sum to 1, of clean images and of each class, but [0.5, 0.5] came"),
-        ([0.2] * 5, "data.shares are 4 shares that sum to 1"),  # one too many
-        ([], "data.shares are 4 shares that sum to 1"),  # none
-        ([0.6, -0.2, 0.3, 0.3], "but [0.6, -0.2, 0.3, 0.3] came"),  # negative
-        ([0.3, 0.3, 0.3, 0.3], "but [0.3, 0.3, 0.3, 0.3] came"),  # sum 1.2
-        ([float("nan"), 0.5, 0.25, 0.25], "but [nan, 0.5, 0.25, 0.25] came"),  # no number
-    ],
-)
-def test_wrong_shares_are_refused(shares: list[float], sentence: str) -> None:
-    with pytest.raises(InputError) as error:
-        deal(shares)
-    assert sentence in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("rows", "name"),
-    [
-        (range(4, 17), "clean images"),  # all are defective
-        (range(1, 12), "class 3"),  # as files call it
-    ],
-)
-def test_a_share_of_what_is_not_there_is_refused(rows: range, name: str) -> None:
-    def build(shares: list[float]) -> ShuffledBatches:
-        return ShuffledBatches(np.array(rows), 2, 0, lambda: (0, 0), labels=LABELS, shares=shares)
-
-    with pytest.raises(InputError) as error:
-        build(SHARES)
-    assert str(error.value) == f"data.shares asks for {name}, but no training image is such; set that share to 0"
-    absent = 0 if name == "clean images" else 3
-    assert len(build([0.0 if i == absent else 1 / 3 for i in range(4)])) == len(rows) // 2
-
-
 @dataclass
 class Recorder:
     """Stands in for an Augmentation and keeps what it is asked for; takes one donor and passes it on."""
@@ -436,8 +318,8 @@ def test_donors_have_the_class_and_rare_ones_come_more_often(root: Path) -> None
     assert len(givers) == 4
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_an_epoch_begins_when_its_first_batch_is_asked_for(root: Path, persistent: bool) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_begins_when_its_first_batch_is_asked_for(root: Path, num_workers: int) -> None:
     progress = [(0, 0)]
     asked = []
 
@@ -447,7 +329,7 @@ def test_an_epoch_begins_when_its_first_batch_is_asked_for(root: Path, persisten
 
     batches = ShuffledBatches(np.arange(8), 2, 0, tell)
     samples = Samples(read_annotations(root), None, 0)
-    loader = Loader(samples, batch_sampler=batches, num_workers=2, collate_fn=collate, persistent_workers=persistent)
+    loader = Loader(samples, batches, num_workers)
     for before, state in [((0, 0), (3, 2)), ((9, 9), (4, 0)), ((9, 9), (5, 3))]:
         progress[0] = before
         count = len(asked)
