@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import images, rle
+from steel.data.overlap import count_pixels
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
 
@@ -71,9 +72,7 @@ class Annotations:
     @cached_property
     def areas(self) -> NDArray[np.int64]:
         """int64 `(n, C)`: the labelled pixels of each class on each image."""
-        totals = np.concatenate([[0], np.cumsum(self.runs[1::2], dtype=np.int64)])
-        areas: NDArray[np.int64] = np.diff(totals[self.offsets // 2])
-        return areas.reshape(len(self), self.num_classes)
+        return count_pixels(self.runs, self.offsets).reshape(len(self), self.num_classes)
 
     def path(self, index: int) -> Path:
         """Where an image lies."""
