@@ -97,14 +97,15 @@ class Augmentation:
         rng = np.random.default_rng(np.random.SeedSequence(seed))
         # All are drawn, whatever comes of them, and brush and glue draw from streams of their own, so that one setting
         # does not shift the chance of the next.
-        brush, glue = rng.spawn(2)
         wants_blackout, wants_paste, wants_defect = rng.random(3) < (self._blackout, self._paste, self._defect_share)
-        if wants_blackout:
-            image, plane = _paint_over(image, plane, self._num_classes, brush)
-        if wants_paste and donate:
-            image, plane = _paste(image, plane, *donate(glue), glue)
+        if wants_blackout or wants_paste:
+            brush, glue = rng.spawn(2)
+            if wants_blackout:
+                image, plane = _paint_over(image, plane, self._num_classes, brush)
+            if wants_paste and donate:
+                image, plane = _paste(image, plane, *donate(glue), glue)
         if self.crop:
-            wanted = self._find_wanted(plane, focus) if wants_defect else np.zeros_like(plane)
+            wanted = self._find_wanted(plane, focus) if wants_defect else np.zeros(0, np.int64)
             image, plane = _cut(image, plane, self.crop, wanted, rng)
         number = int(rng.integers(2**32))
         # Not `set_random_seed`: it gives every step a generator of its own with the same seed, so that all the flips
@@ -120,10 +121,13 @@ class Augmentation:
             self._of_thread.pipeline = copy.deepcopy(self._pipeline)
         return self._of_thread.pipeline
 
-    def _find_wanted(self, plane: Plane, focus: int) -> Plane:
-        """Where the class asked for is, or any class if it is nowhere."""
-        wanted = plane & np.uint8(1 << focus) if focus >= 0 else np.zeros_like(plane)
-        return wanted if wanted.any() else plane & np.uint8((1 << self._num_classes) - 1)
+    def _find_wanted(self, plane: Plane, focus: int) -> NDArray[np.int64]:
+        """The pixels, numbered along the rows, of the class asked for, or of any class if it is nowhere."""
+        if not cv2.countNonZero(plane):
+            return np.zeros(0, np.int64)
+        # As bools, of which these are found many times faster than of whole numbers.
+        pixels = np.flatnonzero(plane & np.uint8(1 << focus) != 0) if focus >= 0 else np.zeros(0, np.int64)
+        return pixels if len(pixels) else np.flatnonzero(plane & np.uint8((1 << self._num_classes) - 1) != 0)
 
 
 def pad_to(array: Plane, size: tuple[int, int]) -> Plane:
@@ -136,14 +140,13 @@ def pad_to(array: Plane, size: tuple[int, int]) -> Plane:
 
 
 def _cut(
-    image: Plane, plane: Plane, crop: tuple[int, int], wanted: Plane, rng: np.random.Generator
+    image: Plane, plane: Plane, crop: tuple[int, int], wanted: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Plane, Plane]:
     """Cuts a window anywhere, or around a random one of the wanted pixels where there are any."""
     size = max(image.shape[0], crop[0]), max(image.shape[1], crop[1])
     first, last = [0, 0], [size[0] - crop[0], size[1] - crop[1]]
-    # Of a bool array: of whole numbers it takes fifteen times as long.
-    if len(pixels := np.flatnonzero(wanted != 0)):
-        pixel = divmod(int(pixels[rng.integers(len(pixels))]), wanted.shape[1])
+    if len(wanted):
+        pixel = divmod(int(wanted[rng.integers(len(wanted))]), plane.shape[1])
         first = [max(0, at - side + 1) for at, side in zip(pixel, crop, strict=True)]
         last = [min(end, at) for end, at in zip(last, pixel, strict=True)]
     y, x = (int(rng.integers(low, high + 1)) for low, high in zip(first, last, strict=True))
