@@ -1,0 +1,71 @@
+"""Ratios of ways whose time is known, and what counts as slower."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import check, harness
+
+TIME = {"ours": [1.0, 2.0, 4.0], "peer": [4.0, 6.0, 20.0], "limit": [0.5, 1.0, 4.0]}
+
+
+def test_ways_run_in_turn_every_other_round_backwards() -> None:
+    now, calls = 0.0, []
+
+    def take(name: str) -> None:
+        nonlocal now
+        calls.append(name)
+        now += 0.0 if len(calls) <= 3 else TIME[name][(len(calls) - 1) // 3 - 1]
+
+    ways = {name: lambda name=name: take(name) for name in TIME}
+    result = harness.compare("x", ways, "ours", 10, "ms", 3, {"limit": 0.9}, clock=lambda: now)
+    forth, back = ["ours", "peer", "limit"], ["limit", "peer", "ours"]
+    assert calls == [*forth, *back, *forth, *back]
+    assert result.times == {"ours": 200.0, "peer": 600.0, "limit": 100.0}
+    assert result.ratios == {"peer": 4.0, "limit": 0.5}  # of 4, 3, 5 and of 0.5, 0.5, 1: paired, not of the medians
+
+
+def test_the_table_marks_ours_and_what_was_missed() -> None:
+    result = harness.summarise("decoding", TIME, "ours", 1, "s", {"peer": 2, "limit": 0.85})
+    assert harness.to_markdown(result).splitlines() == [
+        "### decoding",
+        "",
+        "| way | s | time over ours | asked for |",
+        "|---|--:|--:|--:|",
+        "| **ours** | 2 |  |  |",
+        "| peer | 6 | 4.00 | 2 |",
+        "| limit | 1 | 0.50 | 0.85, missed |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "status"),
+    [
+        ([3.3, 6.6, 20.0], 0),  # a ratio of 4 before; now a little above four fifths of it
+        ([4.0, 6.0, 20.0], 0),  # as before
+        ([40.0, 60.0, 200.0], 0),  # ours became faster
+        ([2.0, 4.0, 9.0], 1),  # half
+    ],
+)
+def test_check_compares_ratios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], now: list[float], status: int
+) -> None:
+    files = [tmp_path / "stored.json", tmp_path / "new.json"]
+    for file, peer in zip(files, (TIME["peer"], now), strict=True):
+        harness.report([harness.summarise("decoding", TIME | {"peer": peer}, "ours", 1, "s", {})], file)
+    assert json.loads(files[0].read_text())["machine"]["cpu"]
+    capsys.readouterr()
+    assert check.main([str(files[1]), str(files[0])]) == status
+    said = capsys.readouterr().out
+    assert ("decoding: peer took 4.00 times as long as ours, now 2.00" in said) == bool(status)
+
+
+def test_check_misses_what_was_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "stored.json", tmp_path / "new.json"]
+    for file, names in zip(files, (("ours", "peer", "limit"), ("ours", "peer")), strict=True):
+        times = {name: TIME[name] for name in names}
+        harness.report([harness.summarise("decoding", times, "ours", 1, "s", {})], file)
+    capsys.readouterr()
+    assert check.main([str(files[1]), str(files[0])]) == 1
+    assert capsys.readouterr().out == "decoding: limit was not measured\n"
