@@ -168,7 +168,7 @@ def main() -> None:
             make_heavier(root)
         weights = [path.stat().st_size for path in (root / "train_images").iterdir()]
         comparisons = [c for crop in (None, CROP) for c in compare_epochs(root, crop, args.rounds)]
-        comparisons.append(compare_first_batches(root, min(3, args.rounds)))
+        comparisons.append(compare_first_batches(root, 1))
         print(f"{len(weights)} images of {np.mean(weights) / 1e3:.0f} KB, {BATCH} in a batch\n")
         report(comparisons, args.json)
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGES = (
-    "torch", "torchvision", "pytorch-lightning", "segmentation-models-pytorch", "albumentations", "torchmetrics",
+    "torch", "torchvision", "pytorch-lightning", "segmentation-models-pytorch", "torchmetrics",
     "numpy", "pandas", "opencv-python-headless",
 )  # fmt: skip
 

@@ -110,8 +110,10 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
 def decode_grey(data: bytes, path: Path) -> NDArray[np.uint8]:
     """Decodes an image that is already in memory; `path` is what errors call it. See `read_grey`."""
     # libjpeg may fill the missing part of a truncated file with grey and say nothing, so look for the end marker:
-    # behind the last start-of-scan marker, since an embedded preview has an end marker of its own.
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    # behind the last start-of-scan marker, since an embedded preview has an end marker of its own. Nearly always it is
+    # the last that there is, which saves the search.
+    whole = data[:2] != b"\xff\xd8" or data.endswith(b"\xff\xd9")
+    if not whole and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise InputError(f"{path} is truncated: the JPEG has no end marker; copy the file again or take it out")
     if data[:4] in _TIFF:
         _read_header(BytesIO(data), path)

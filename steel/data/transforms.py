@@ -1,20 +1,12 @@
-"""What happens to a training image and its labels on the way to a batch. Alone imports albumentations.
+"""What happens to a training image and its labels on the way to a batch.
 
 Everything stays uint8: a grey image and one bit plane. Floats, three channels and a mask for each class are made on the
 device, by the network and by the loss.
 """
 
-import copy
-import os
 import random
-import threading
-import warnings
 from collections.abc import Callable, Sequence
 
-# albumentations asks the network for a newer version of itself at import otherwise.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +16,7 @@ Donor = tuple[Plane, Plane, int]  # an image, its labels, and the class to take 
 
 # Reflected steel looks like steel and its mirrored labels are true; a black border would be a third kind of surface.
 _BORDER = cv2.BORDER_REFLECT_101
+_MOST_LIGHT = 0.2  # of contrast and, in shares of white, of brightness
 _HALO = 4  # pixels around a label that look of the defect too
 _MARGIN = 9  # pixels around these that are compared with what is laid over, and hold the soft edge
 _ATTEMPTS = 32  # places to try for steel that is large enough, clean and alike
@@ -34,8 +27,7 @@ class Augmentation:
     """Crop, flips, brightness and contrast for one image and its labels; defects painted over and pasted in.
 
     The chance belongs to the sample: the same seed gives the same result in any thread, which is what makes a run
-    repeatable for every number of threads and exact on resume. (albumentations 2.0 left to itself replays the same
-    numbers in every worker and every epoch.)
+    repeatable for every number of threads and exact on resume.
     """
 
     def __init__(
@@ -62,17 +54,6 @@ class Augmentation:
         self._defect_share = defect_share
         self._blackout = blackout
         self._paste = paste
-        with warnings.catch_warnings():
-            # albumentations only warns about an argument that it does not know and then ignores it.
-            warnings.simplefilter("error")
-            self._pipeline = A.Compose(
-                [
-                    A.HorizontalFlip(p=0.5),
-                    A.VerticalFlip(p=0.5),
-                    A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-                ]
-            )
-        self._of_thread = threading.local()
 
     def __call__(
         self,
@@ -107,19 +88,7 @@ class Augmentation:
         if self.crop:
             wanted = self._find_wanted(plane, focus) if wants_defect else np.zeros(0, np.int64)
             image, plane = _cut(image, plane, self.crop, wanted, rng)
-        number = int(rng.integers(2**32))
-        # Not `set_random_seed`: it gives every step a generator of its own with the same seed, so that all the flips
-        # and the brightness happen together or not at all.
-        pipeline = self._own_pipeline()
-        pipeline.set_random_state(np.random.default_rng(number), random.Random(number))
-        result = pipeline(image=image, mask=plane)
-        return result["image"], result["mask"]
-
-    def _own_pipeline(self) -> A.Compose:
-        """A copy for each thread, as the object keeps its generators and what they drew for a sample."""
-        if not hasattr(self._of_thread, "pipeline"):
-            self._of_thread.pipeline = copy.deepcopy(self._pipeline)
-        return self._of_thread.pipeline
+        return _mirror_and_light(image, plane, random.Random(int(rng.integers(2**32))))
 
     def _find_wanted(self, plane: Plane, focus: int) -> NDArray[np.int64]:
         """The pixels, numbered along the rows, of the class asked for, or of any class if it is nowhere."""
@@ -152,6 +121,23 @@ def _cut(
     y, x = (int(rng.integers(low, high + 1)) for low, high in zip(first, last, strict=True))
     window = slice(y, y + crop[0]), slice(x, x + crop[1])
     return pad_to(image, size)[window], pad_to(plane, size)[window]
+
+
+def _mirror_and_light(image: Plane, plane: Plane, chance: random.Random) -> tuple[Plane, Plane]:
+    """Mirrors both, and changes brightness and contrast of the image, each of the three half of the time.
+
+    albumentations' HorizontalFlip, VerticalFlip and RandomBrightnessContrast draw and compute the same, in three to
+    four times as long behind a decoder that has emptied the caches.
+    """
+    _, to_the_side, upside_down, to_light = (chance.random() < 0.5 for _ in range(4))
+    if to_the_side or upside_down:
+        code = -1 if to_the_side and upside_down else int(to_the_side)
+        image, plane = cv2.flip(image, code), cv2.flip(plane, code)  # type: ignore[assignment]
+    if to_light:
+        contrast, brightness = 1 + chance.uniform(-_MOST_LIGHT, _MOST_LIGHT), chance.uniform(-_MOST_LIGHT, _MOST_LIGHT)
+        curve = np.arange(256, dtype=np.float32) * contrast + 255 * brightness
+        image = cv2.LUT(image, np.clip(curve, 0, 255).astype(np.uint8))  # type: ignore[assignment]
+    return image, plane
 
 
 def _paint_over(image: Plane, plane: Plane, num_classes: int, rng: np.random.Generator) -> tuple[Plane, Plane]:
