@@ -1,28 +1,24 @@
 """The filter of small spots against SciPy's and OpenCV's labelling, ratios of CPU time taken in one run.
 
-    uv run python benchmarks/components.py [--smallest_spot PIXELS]
+    uv run python -m benchmarks.components [--smallest_spot PIXELS] [--json FILE]
 
 One plane of 256 x 1600 at a time, then the four planes of an image as they come from a line, two of them empty. Every
-way must keep the same pixels. The time of each is the median of several rounds in turn, on one thread, so that a busy
-machine slows all alike; ours is the filter as TorchScript, as the exported file runs it.
+way must keep the same pixels, on one thread; ours is the filter as TorchScript, as the exported file runs it.
 
 Peers: `scipy.ndimage.label` with `np.bincount`, and `cv2.connectedComponentsWithStats`.
 """
 
-import argparse
-import platform
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 
 import cv2
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from benchmarks.harness import build_parser, compare, report
 from steel.inspection.components import drop_small_spots
 
 HEIGHT, WIDTH = 256, 1600
@@ -84,44 +80,29 @@ def draw_planes(rng: np.random.Generator) -> dict[str, Mask]:
     }
 
 
-def measure(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Seconds of CPU of each way, the median of several rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - start)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
-
-
 def main() -> None:
-    """Prints a row for each kind of mask."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prints a table for each kind of mask."""
+    parser = build_parser(__doc__)
     parser.add_argument("--smallest_spot", type=int, default=50)
-    smallest_spot = parser.parse_args().smallest_spot
+    args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.*` is deprecated")
         scripted = torch.jit.script(drop_small_spots)
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}, "
-        f"OpenCV {cv2.__version__}, {platform.machine()}, one thread"
-    )
-    print(f"{'ms, and the time of each peer over ours':42}{'steel':>8}{'scipy':>18}{'OpenCV':>18}")
+    comparisons = []
     for title, planes in draw_planes(np.random.default_rng(0)).items():
-        masks, smallest = torch.from_numpy(planes)[None], torch.full((len(planes),), smallest_spot)
+        masks, smallest = torch.from_numpy(planes)[None], torch.full((len(planes),), args.smallest_spot)
         ways: dict[str, Callable[[], object]] = {
             "steel": partial(scripted, masks, smallest),
-            "scipy": partial(filter_by_scipy, planes, smallest_spot),
-            "opencv": partial(filter_by_opencv, planes, smallest_spot),
+            "scipy": partial(filter_by_scipy, planes, args.smallest_spot),
+            "OpenCV": partial(filter_by_opencv, planes, args.smallest_spot),
         }
-        expected = filter_by_scipy(planes, smallest_spot)
+        expected = filter_by_scipy(planes, args.smallest_spot)
         assert np.array_equal(scripted(masks, smallest)[0].numpy(), expected)
-        assert np.array_equal(filter_by_opencv(planes, smallest_spot), expected)
-        ours, *peers = (1e3 * value for value in measure(ways).values())
-        print(f"{title:42}{ours:8.2f}" + "".join(f"{peer:9.2f} ({peer / ours:4.2f} x)" for peer in peers))
+        assert np.array_equal(filter_by_opencv(planes, args.smallest_spot), expected)
+        comparisons.append(compare(title, ways, "steel", unit="ms", rounds=15))
+    report(comparisons, args.json)
 
 
 if __name__ == "__main__":

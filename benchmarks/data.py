@@ -1,18 +1,16 @@
 """Codes, train.csv and the search for near-duplicates against their peers, ratios of CPU time taken in one run.
 
-    uv run python benchmarks/data.py [--codes FILE.csv]
+    uv run python -m benchmarks.data [--codes FILE.csv] [--json FILE]
 
 FILE.csv has EncodedPixels of 256 x 1600 images, such as Kaggle's Severstal train.csv; without it the codes are those of
-synthetic steel. The time of each is the best of several rounds in turn, so that a busy machine slows all alike.
+synthetic steel.
 
 Peers: `rle2mask` and `mask2rle` in the form that most public notebooks of the contest share (a slice for each run; the
 difference of a padded flat mask, joined by a comprehension), pycocotools, and `pd.read_csv`.
 """
 
-import argparse
+import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,9 +19,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from benchmarks.harness import Comparison, build_parser, compare, report
 from steel.data import images, rle
 from steel.data.annotations import join_rows, parse
 from steel.data.duplicates import find_duplicates
+from steel.data.overlap import count_pixels, intersect
 from steel.data.synthetic import draw_image
 from steel.progress import map_on_all_cores
 
@@ -56,26 +56,6 @@ def to_coco(code: str) -> dict[str, object]:
     return coco.encode(np.asfortranarray(rle.decode(code, SIZE)))
 
 
-def measure(ways: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
-    """Seconds of CPU of each way, the best of several rounds."""
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            best[name] = min(best[name], time.process_time() - start)
-    return best
-
-
-def report(title: str, seconds: dict[str, float], num: int, ours: str, unit: str = "us") -> None:
-    """Prints the time of one item, and how much longer each peer takes than ours."""
-    print(title)
-    scale = {"us": 1e6, "ms": 1e3}[unit]
-    for name, value in seconds.items():
-        ratio = "" if name == ours else f"   {value / seconds[ours]:.2f} x ours"
-        print(f"  {name:44}{scale * value / num:9.1f} {unit}{ratio}")
-
-
 def read_codes(path: Path | None) -> list[str]:
     """Codes of a file, or of synthetic steel."""
     if path:
@@ -85,12 +65,14 @@ def read_codes(path: Path | None) -> list[str]:
     return [rle.encode(draw_image(rng, (int(c),), SIZE)[1][0]) for c in classes]
 
 
-def compare_codes(codes: list[str]) -> None:
+def compare_codes(codes: list[str]) -> list[Comparison]:
     """Decoding and encoding."""
     out = np.empty(SIZE, np.uint8)
     compressed = [to_coco(code) for code in codes]
     masks = [rle.decode(code, SIZE) for code in codes]
     columns = [np.asfortranarray(mask) for mask in masks]  # the order that pycocotools asks for
+    empty = np.zeros(SIZE, np.uint8)
+    n = len(codes)
     decoding = {
         "steel, into a reused mask": lambda: [rle.decode(code, SIZE, out=out) for code in codes],
         "steel, a fresh mask each": lambda: [rle.decode(code, SIZE) for code in codes],
@@ -98,17 +80,61 @@ def compare_codes(codes: list[str]) -> None:
         "pycocotools, made contiguous": lambda: [np.ascontiguousarray(coco.decode(code)) for code in compressed],
         "pycocotools, by columns": lambda: [coco.decode(code) for code in compressed],
     }
-    report(f"decoding {len(codes)} codes", measure(decoding), len(codes), "steel, into a reused mask")
     encoding = {
         "steel": lambda: [rle.encode(mask) for mask in masks],
         "notebooks' mask2rle": lambda: [mask2rle(mask) for mask in masks],
         "pycocotools, from columns": lambda: [coco.encode(mask) for mask in columns],
         "pycocotools": lambda: [coco.encode(np.asfortranarray(mask)) for mask in masks],
     }
-    report(f"encoding {len(codes)} masks", measure(encoding), len(codes), "steel")
+    nothing = {
+        "steel": lambda: [rle.encode(empty) for _ in range(n)],
+        "notebooks' mask2rle": lambda: [mask2rle(empty) for _ in range(n)],
+    }
+    wanted = {"notebooks' rle2mask, made contiguous": 8, "pycocotools, made contiguous": 6}
+    return [
+        compare("decoding a code", decoding, "steel, into a reused mask", n, targets=wanted),
+        compare("encoding a mask", encoding, "steel", n, targets={"notebooks' mask2rle": 4, "pycocotools": 2.4}),
+        compare("encoding an empty mask", nothing, "steel", n, targets={"notebooks' mask2rle": 18}),
+    ]
 
 
-def compare_tables(codes: list[str], folder: Path) -> None:
+def compare_scoring(codes: list[str]) -> Comparison:
+    """Pixels hit, predicted and true of pairs of codes, from their texts."""
+    others = codes[1:] + codes[:1]
+    sizes = np.tile(np.array([SIZE], np.int32), (len(codes), 1))
+
+    def count_decoded() -> list[tuple[int, int, int]]:
+        pairs = ((rle2mask(code), rle2mask(other)) for code, other in zip(codes, others, strict=True))
+        return [(int((one & other).sum()), int(one.sum()), int(other.sum())) for one, other in pairs]
+
+    def count_with_steel() -> list[tuple[int, int, int]]:
+        said, true = rle.parse_all(codes, sizes), rle.parse_all(others, sizes)
+        each = (intersect(*said[:2], *true[:2]), said[:2], true[:2])
+        return list(zip(*(count_pixels(*runs).tolist() for runs in each), strict=True))
+
+    def count_with_coco() -> list[float]:
+        pairs = zip(codes, others, strict=True)
+        return [coco.iou([from_text(one)], [from_text(other)], [0])[0, 0] for one, other in pairs]
+
+    assert count_decoded() == count_with_steel()
+    ways = {
+        "steel, on the codes, checked": count_with_steel,
+        "decoding both with rle2mask": count_decoded,
+        "pycocotools, IoU on its codes": count_with_coco,
+    }
+    targets = {"decoding both with rle2mask": 10}
+    return compare("scoring a pair of codes", ways, "steel, on the codes, checked", len(codes), targets=targets)
+
+
+def from_text(code: str) -> dict[str, object]:
+    """A code as COCO's counts: pixels outside, inside, outside, ... in the same order."""
+    numbers = np.array(code.split(), int)
+    edges = np.column_stack([numbers[0::2] - 1, numbers[0::2] - 1 + numbers[1::2]]).reshape(-1)
+    counts = np.diff(np.concatenate([[0], edges, [SIZE[0] * SIZE[1]]])).tolist()
+    return coco.frPyObjects({"size": list(SIZE), "counts": counts}, *SIZE)
+
+
+def compare_tables(codes: list[str], folder: Path) -> Comparison:
     """A whole train.csv."""
     path = folder / "train.csv"
     rows = [f"{i:08d}.jpg,{i % 4 + 1},{codes[i % len(codes)]}\n" for i in range(NUM_ROWS)]
@@ -121,39 +147,40 @@ def compare_tables(codes: list[str], folder: Path) -> None:
         assert num_used == NUM_ROWS
         assert not findings
 
-    ways = {"pd.read_csv alone": lambda: pd.read_csv(path), "steel, read, parsed, checked, joined": read}
+    ways = {"steel, read, parsed, checked, joined": read, "pd.read_csv alone": lambda: pd.read_csv(path)}
     title = f"train.csv of {NUM_ROWS} rows, {path.stat().st_size / 1e6:.1f} MB"
-    report(title, measure(ways), 1, "pd.read_csv alone", "ms")
+    return compare(title, ways, "steel, read, parsed, checked, joined", 1, "ms")
 
 
-def compare_search(folder: Path, num_images: int) -> None:
-    """The search for near-duplicates, its own reading, hashing and decoding taken off, beside decoding them once."""
+def compare_search(folder: Path, num_images: int) -> Comparison:
+    """The search for near-duplicates, its own reading, hashing and decoding with it, beside decoding them once."""
     for i in range(num_images):
         image, _ = draw_image(np.random.default_rng((1, i)), (i % 4,), SIZE)
         cv2.imwrite(str(folder / f"{i:05d}.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 90))
     paths = images.find_images(folder)
     rounds = iter(range(100))
     ways = {
-        "decoding": lambda: list(map_on_all_cores(images.read_grey, paths, "decoding")),
         "decoding and search": lambda: find_duplicates(paths, folder / f"cache{next(rounds)}"),
+        "decoding": lambda: list(map_on_all_cores(images.read_grey, paths, "decoding")),
     }
-    seconds = measure(ways, 5)
-    seconds["search alone"] = seconds["decoding and search"] - seconds["decoding"]
-    report(f"{num_images} images of 256 x 1600, all cores", seconds, num_images, "decoding", "ms")
+    return compare(f"{num_images} images, near-duplicates", ways, "decoding and search", num_images, "ms", 5)
 
 
 def main() -> None:
     """Prints all ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--codes", type=Path)
     parser.add_argument("--num_images", type=int, default=500)
     args = parser.parse_args()
     cv2.setNumThreads(1)  # what is compared has one thread, but for the search and the decoding beside it
     codes = read_codes(args.codes)
-    compare_codes(codes)
+    comparisons = [*compare_codes(codes), compare_scoring(codes)]
     with tempfile.TemporaryDirectory() as name:
-        compare_tables(codes, Path(name))
-        compare_search(Path(name), args.num_images)
+        comparisons.append(compare_tables(codes, Path(name)))
+        comparisons.append(compare_search(Path(name), args.num_images))
+    num_runs = statistics.mean(len(code.split()) / 2 for code in codes)
+    print(f"{len(codes)} codes of {num_runs:.0f} runs\n")
+    report(comparisons, args.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Finds planted twins among synthetic images, and reports what was found and what was joined wrongly.
 
-    uv run python benchmarks/duplicates.py [--num_images 2000] [--seed 0]
+    uv run python -m benchmarks.duplicates [--num_images 2000] [--seed 0]
 
 A set of `num_images` strips of 256 x 1600, a fifth of which are twins of others: mirrored, turned, shifted by up to 200
 columns along the strip (new steel comes in), JPEG quality 60, brightness 0.8 to 1.2, and all of these together.

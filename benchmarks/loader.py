@@ -86,7 +86,7 @@ def work_through(loader: Any) -> int:
 def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> list[Comparison]:
     """CPU time of an epoch, for each image."""
     settings: dict[str, Any] = {"crop": crop, "batch_size": BATCH, "num_workers": 2, "fractions": (1.0, 0.0, 0.0)}
-    modules = {kind: SteelDataModule(str(root), cache=kind, **settings) for kind in (None, "memory", "disk")}  # type: ignore[arg-type]
+    modules = {kind: SteelDataModule(str(root), cache=kind, **settings) for kind in (None, "memory", "disk")}
     ours, memory, disk = (module.train_dataloader() for module in modules.values())
     table = read_annotations(root)
     order = np.random.default_rng(0).permutation(len(table)).tolist()

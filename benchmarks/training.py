@@ -1,15 +1,17 @@
-"""What Lightning's Trainer costs over a bare PyTorch loop, and whether loading workers grow, on the real networks.
+"""What Lightning's Trainer costs over a bare PyTorch loop, and whether loading grows in memory, on the real networks.
 
-    uv run python benchmarks/training.py [--root DIR] [--steps 40] [--task segmenter] [--memory]
+    uv run python -m benchmarks.training [--root DIR] [--steps 40] [--task segmenter] [--memory]
 
 Both loops run the same task, loader, loss, optimizer and schedule, in turn, several rounds in one process; the Trainer
 with callbacks, logs and checkpoints as in `steel fit`. The figure is the median time of a step, without the first ones.
-`--memory` watches the loading workers over epochs instead. Without a root, synthetic steel of 256 x 1600 is drawn.
+`--memory` watches this process over epochs of loading instead. Without a root, synthetic steel of 256 x 1600 is drawn.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 
+from benchmarks.harness import Comparison, build_parser, report, summarise
 from steel.data.datamodule import SteelDataModule
 from steel.data.synthetic import write_synthetic
 from steel.training.callbacks import LastCheckpoint, LossLog, RunRecord, StepSeeds, StopSignals
@@ -85,33 +88,29 @@ def run_bare(args: argparse.Namespace, root: Path) -> list[float]:
 
 
 def measure_step(times: list[float]) -> float:
-    """The median time of a step in milliseconds."""
-    steps = [1000 * (after - before) for before, after in pairwise(times)]
-    return statistics.median(steps[SKIPPED:])
+    """The median time of a step in seconds."""
+    return statistics.median([after - before for before, after in pairwise(times)][SKIPPED:])
 
 
-def compare(args: argparse.Namespace, root: Path, folder: Path) -> None:
-    """Runs both in turn."""
-    ratios, bare, trained = [], [], []
-    for round_ in range(args.rounds):
-        bare.append(measure_step(run_bare(args, root)))
-        trained.append(measure_step(run_trainer(args, root, folder)))
-        ratios.append(trained[-1] / bare[-1])
-        print(f"round {round_ + 1}: bare {bare[-1]:.1f} ms a step, Trainer {trained[-1]:.1f} ms, {ratios[-1]:.3f}")
-    print(f"Trainer over the bare loop: {statistics.median(ratios):.3f} (median of {args.rounds} rounds)")
-    print(f"best step: bare {min(bare):.1f} ms, Trainer {min(trained):.1f} ms, {min(trained) / min(bare):.3f}")
+def compare_steps(args: argparse.Namespace, root: Path, folder: Path) -> Comparison:
+    """Runs both in turn; the time of a step by the clock."""
+    seconds: dict[str, list[float]] = {"Trainer as in steel fit": [], "bare loop": []}
+    for _ in range(args.rounds):
+        seconds["bare loop"].append(measure_step(run_bare(args, root)))
+        seconds["Trainer as in steel fit"].append(measure_step(run_trainer(args, root, folder)))
+    title = f"a step of the {args.task}, {args.encoder}, {args.batch_size} images"
+    return summarise(title, seconds, "Trainer as in steel fit", 1, "ms", {})
 
 
 def watch_memory(args: argparse.Namespace, root: Path) -> None:
-    """Resident memory of the loading workers at the end of each epoch, without what they share."""
+    """Private memory of this process at the end of each epoch."""
     data = SteelDataModule(str(root), batch_size=8, num_workers=2)
     loader = data.train_dataloader()
-    print(f"{len(data.annotations):,} images, 2 workers; private memory in MiB after each epoch")
+    print(f"{len(data.annotations):,} images, 2 threads; private memory in MiB after each epoch")
     for epoch in range(args.epochs):
         for _ in loader:
             pass
-        workers = loader._iterator._workers  # type: ignore[union-attr]
-        print(f"  epoch {epoch}: {', '.join(f'{private_memory(worker.pid):.0f}' for worker in workers)}")
+        print(f"  epoch {epoch}: {private_memory(os.getpid()):.0f}, {threading.active_count()} threads")
 
 
 def private_memory(process: int) -> float:
@@ -122,7 +121,7 @@ def private_memory(process: int) -> float:
 
 def main() -> None:
     """Prints the ratios, or the memory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--task", choices=("segmenter", "classifier"), default="segmenter")
     parser.add_argument("--encoder", default="resnet34")
@@ -142,7 +141,7 @@ def main() -> None:
         if args.memory:
             watch_memory(args, root)
         else:
-            compare(args, root, Path(name))
+            report([compare_steps(args, root, Path(name))], args.json)
 
 
 if __name__ == "__main__":
