@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 # What is not ours to run: installers, schedulers, other people's servers.
-FOREIGN = {"mv", "pip", "torchrun", "srun", "curl", "docker", "sudo", "git", "cd", "cmake", "g++", "systemctl", "export"}
+FOREIGN = {"mv", "pip", "torchrun", "srun", "curl", "docker", "sudo", "git", "cd", "cmake", "g++", "export"}
 FOREIGN_BY_UV = {"pytest", "ruff", "mypy", "lint-imports", "tensorboard", "python"}
 
 

@@ -15,7 +15,7 @@ from steel.data.batches import ShuffledBatches, SizedBatches
 from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.loader import Batch, Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
-from steel.data.transforms import Augmentation
+from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
 
 __all__ = ["Batch", "SteelDataModule"]
@@ -33,6 +33,7 @@ class SteelDataModule(LightningDataModule):
         shares: tuple[float, ...] | Literal["even"] | None = None,
         blackout: float = 0.0,
         paste: float = 0.0,
+        augmentation: str | None = None,
         batch_size: int = 8,
         fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
         split_seed: int = 0,
@@ -54,6 +55,8 @@ class SteelDataModule(LightningDataModule):
                 even: half of it clean, the other half as much of every class; by default every image comes once.
             blackout: Share of training images (0 to 1) of which the defects of one class are painted over with steel.
             paste: Share of training images (0 to 1) into which a defect of another is blended, rare classes more often.
+            augmentation: File with an albumentations pipeline (written by albumentations.save as YAML) that training
+                images go through as well, after crop, flips, brightness and contrast.
             batch_size: Images in a batch, on each device.
             fractions: Shares of train, val and test; used when there is no splits.csv.
             split_seed: Seed of the split; used when there is no splits.csv.
@@ -81,6 +84,7 @@ class SteelDataModule(LightningDataModule):
         self._shares = shares
         self._blackout = blackout
         self._paste = paste
+        self._augmentation = augmentation
         self._fractions = fractions
         self._split_seed = split_seed
         self._fold = fold
@@ -148,8 +152,9 @@ class SteelDataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented batches; on resume from where the run stopped."""
         annotations, train = self.annotations, self.split.indices("train")
+        further = Pipeline(self._augmentation) if self._augmentation else None
         augmentation = Augmentation(
-            self._crop, self._defect_share, self._blackout, self._paste, annotations.num_classes
+            self._crop, self._defect_share, self._blackout, self._paste, annotations.num_classes, further
         )
         donors = [train[annotations.labels[train, c]] for c in range(annotations.num_classes)] if self._paste else []
         batches = ShuffledBatches(

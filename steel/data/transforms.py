@@ -1,15 +1,22 @@
-"""What happens to a training image and its labels on the way to a batch.
+"""What happens to a training image and its labels on the way to a batch. Alone imports albumentations.
 
 Everything stays uint8: a grey image and one bit plane. Floats, three channels and a mask for each class are made on the
 device, by the network and by the loss.
 """
 
+import copy
+import os
 import random
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from steel.errors import InputError
 
 Plane = NDArray[np.uint8]
 Donor = tuple[Plane, Plane, int]  # an image, its labels, and the class to take from it
@@ -26,8 +33,9 @@ _MOST_GAIN = 3.5  # what would have to be made brighter or darker than this is a
 class Augmentation:
     """Crop, flips, brightness and contrast for one image and its labels; defects painted over and pasted in.
 
-    The chance belongs to the sample: the same seed gives the same result in any thread, which is what makes a run
-    repeatable for every number of threads and exact on resume.
+    What more a user wants is an albumentations pipeline, which comes last. The chance belongs to the sample: the same
+    seed gives the same result in any thread, which is what makes a run repeatable for every number of threads and exact
+    on resume.
     """
 
     def __init__(
@@ -37,6 +45,7 @@ class Augmentation:
         blackout: float = 0.0,
         paste: float = 0.0,
         num_classes: int = 8,
+        further: "Pipeline | None" = None,
     ) -> None:
         """Builds the pipeline.
 
@@ -48,8 +57,10 @@ class Augmentation:
                 around them, and their labels removed.
             paste: The share of images, 0 to 1, into which a defect of another image is blended, its label with it.
             num_classes: C; further bits of a plane do not stand for defects.
+            further: What to do after all this.
         """
         self.crop = crop
+        self._further = further
         self._num_classes = num_classes
         self._defect_share = defect_share
         self._blackout = blackout
@@ -88,7 +99,9 @@ class Augmentation:
         if self.crop:
             wanted = self._find_wanted(plane, focus) if wants_defect else np.zeros(0, np.int64)
             image, plane = _cut(image, plane, self.crop, wanted, rng)
-        return _mirror_and_light(image, plane, random.Random(int(rng.integers(2**32))))
+        number = int(rng.integers(2**32))
+        image, plane = _mirror_and_light(image, plane, random.Random(number))
+        return self._further(image, plane, number) if self._further else (image, plane)
 
     def _find_wanted(self, plane: Plane, focus: int) -> NDArray[np.int64]:
         """The pixels, numbered along the rows, of the class asked for, or of any class if it is nowhere."""
@@ -97,6 +110,60 @@ class Augmentation:
         # As bools, of which these are found many times faster than of whole numbers.
         pixels = np.flatnonzero(plane & np.uint8(1 << focus) != 0) if focus >= 0 else np.zeros(0, np.int64)
         return pixels if len(pixels) else np.flatnonzero(plane & np.uint8((1 << self._num_classes) - 1) != 0)
+
+
+class Pipeline:
+    """An albumentations pipeline from a file, for grey images and bit planes, whose chance belongs to the sample."""
+
+    def __init__(self, path: str) -> None:
+        """Reads the file.
+
+        Args:
+            path: What `albumentations.save(pipeline, path, data_format="yaml")` wrote.
+
+        Raises:
+            InputError: There is no such file, or it holds no pipeline.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"no file {path}; albumentations.save(pipeline, path, data_format='yaml') writes it")
+        # It asks the network for a newer version of itself at import otherwise.
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations as A
+
+        try:
+            pipeline = A.load(path, data_format="yaml")
+            assert isinstance(pipeline, A.Compose)
+        except Exception as error:  # it raises whatever its transforms do
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} holds no albumentations pipeline (a Compose): {reason}") from error
+        self._path = path
+        self._pipeline = pipeline
+        self._own = threading.local()  # a pipeline keeps what it has drawn, so threads cannot share one
+
+    def __call__(self, image: Plane, plane: Plane, seed: int) -> tuple[Plane, Plane]:
+        """Augments one sample; see `Augmentation`.
+
+        Raises:
+            InputError: The pipeline fails, or does not leave uint8 images of the same size.
+        """
+        if not hasattr(self._own, "pipeline"):
+            self._own.pipeline = copy.deepcopy(self._pipeline)
+        # Not `set_random_seed`: it gives every step a generator of its own with the same seed, so that all happen
+        # together or not at all.
+        self._own.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        try:
+            result: dict[str, Any] = self._own.pipeline(image=image, mask=plane)
+        except Exception as error:
+            raise InputError(
+                f"the pipeline of {self._path} fails on a grey image: {' '.join(str(error).split())[:200]}"
+            ) from error
+        augmented, moved = result["image"], result["mask"]
+        if augmented.shape != image.shape or moved.shape != plane.shape or augmented.dtype != np.uint8:
+            raise InputError(
+                f"the pipeline of {self._path} makes {augmented.dtype} {augmented.shape} of a uint8 image "
+                f"{image.shape}; leave type and size as they are (data.crop cuts)"
+            )
+        return augmented, moved
 
 
 def pad_to(array: Plane, size: tuple[int, int]) -> Plane:

@@ -6,6 +6,8 @@ Paint and paste are judged without flips and brightness, which `still` leaves ou
 import os
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 # It asks the network for a newer version of itself at import otherwise.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -17,7 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 from steel.data import transforms
-from steel.data.transforms import Augmentation, Donor, Plane, pad_to
+from steel.data.transforms import Augmentation, Donor, Pipeline, Plane, pad_to
+from steel.errors import InputError
 
 SIDE = 16  # 256 pixels, as many as a uint8 plane can tell apart
 PLACES = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)
@@ -528,3 +531,53 @@ def test_paint_and_paste_are_decided_by_the_seed() -> None:
     np.testing.assert_array_equal(np.array(first), np.array(second))
     for array, copy in zip((image, TWO, donor[0], donor[1]), before, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    path = tmp_path / "augmentation.yaml"
+    A.save(A.Compose([A.Transpose(p=0.5), A.GaussNoise(p=0.5), A.Rotate(p=0.5)]), path, data_format="yaml")
+    return Pipeline(str(path))
+
+
+def test_a_pipeline_of_ones_own_is_the_same_in_any_thread(pipeline: Pipeline) -> None:
+    augmentation = Augmentation(None, further=pipeline)
+
+    def run(seed: int) -> bytes:
+        image, plane = augmentation(GREY, PLACES, (seed, 0, 0))
+        return image.tobytes() + plane.tobytes()
+
+    one_by_one = [run(seed) for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, reversed(range(40)))) == one_by_one[::-1]
+    assert len(set(one_by_one)) > 30  # each step comes half of the time, so a few samples go through none
+
+
+def test_a_pipeline_keeps_bits_apart(pipeline: Pipeline) -> None:
+    plane = np.where(PLACES % 3 == 0, np.uint8(0b101), np.uint8(0))
+    for seed in range(20):
+        assert set(np.unique(pipeline(GREY, plane, seed)[1])) <= {0, 0b101}
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        (A.Compose([A.Resize(8, 8)]), "leave type and size as they are"),
+        (A.Compose([A.ToFloat()]), "leave type and size as they are"),
+        (A.Compose([A.ToGray(num_output_channels=3, p=1)]), "leave type and size as they are|fails on a grey image"),
+        (A.HorizontalFlip(), "holds no albumentations pipeline"),
+    ],
+)
+def test_a_pipeline_that_does_not_fit_is_refused(steps: A.Compose, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "augmentation.yaml"
+    A.save(steps, path, data_format="yaml")
+    with pytest.raises(InputError, match=sentence):
+        Pipeline(str(path))(GREY, PLACES, 0)
+
+
+def test_a_pipeline_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file"):
+        Pipeline(str(tmp_path / "nothing.yaml"))
+    (tmp_path / "text.yaml").write_text("just: text")
+    with pytest.raises(InputError, match="holds no albumentations pipeline"):
+        Pipeline(str(tmp_path / "text.yaml"))
