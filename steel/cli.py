@@ -21,6 +21,7 @@ _COMMANDS = {
     "test": "steel.training.fit:run_cli",
     "tune": "steel.inspection.operating_point:tune",
     "evaluate": "steel.inspection.evaluation:evaluate",
+    "relabel": "steel.inspection.relabel:relabel",
     "export": "steel.inspection.export:export",
     "inspect": "steel.inspection.run:inspect",
     "info": "steel.versions:info",
@@ -49,6 +50,7 @@ From a folder with train.csv and train_images/ to two trained networks
 From two trained networks to decisions
   tune       choose the operating point: thresholds, calibration, smallest sizes
   evaluate   judge both stages together on unseen images
+  relabel    rank the images whose labels look wrong
   export     write both and the decision as one file
   inspect    run that file over images
 """

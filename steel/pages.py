@@ -24,6 +24,14 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 
+def clear_pictures(folder: Path) -> None:
+    """Makes the folder of a page with a folder `pictures`, without those of an earlier page."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for stale in pictures.glob("*.png"):
+        stale.unlink()
+
+
 class Page:
     """A page that is filled from top to bottom and then written, its pictures beside it as PNG too.
 

@@ -121,13 +121,25 @@ class SteelDataModule(LightningDataModule):
             data: What `describe` said when the checkpoint was written.
             source: The checkpoint, for errors.
         """
+        self.require_classes(data, source)
+        self._split = recall_split(self.annotations, data, source, self._fold)
+
+    def require_classes(self, data: Mapping[str, Any], source: Path) -> None:
+        """Refuses a checkpoint that knows other classes.
+
+        Args:
+            data: What `describe` said when the checkpoint was written.
+            source: The checkpoint, for errors.
+
+        Raises:
+            InputError: It does.
+        """
         unnamed = [str(c + 1) for c in range(len(data["classes"]))]
         if list(self.annotations.classes) not in (list(data["classes"]), unnamed):
             raise InputError(
                 f"{source} knows the classes {', '.join(data['classes'])}, but {self.root} has "
                 f"{', '.join(self.annotations.classes)}; set --data.num_classes or give the other one"
             )
-        self._split = recall_split(self.annotations, data, source, self._fold)
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: enough to rebuild the split and to notice another data set."""
@@ -178,7 +190,10 @@ class SteelDataModule(LightningDataModule):
 
     def part_dataloader(self, part: str) -> Loader:
         """Whole images of any part, as they are, one size a batch."""
-        indices = self.split.indices(part)
+        return self.images_dataloader(self.split.indices(part))
+
+    def images_dataloader(self, indices: NDArray[np.int64]) -> Loader:
+        """Whole images by their rows in the table, as they are, one size a batch."""
         batches = SizedBatches(indices, self.annotations.sizes, self.batch_size, *self._rank_and_world())
         return self._load(batches)
 

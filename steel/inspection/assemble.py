@@ -36,6 +36,18 @@ class Assembly(NamedTuple):
     segmenters: dict[str, dict[str, Any]]
     tuned: dict[str, Any] | None
 
+    def take(self, classifiers: Sequence[int], segmenters: Sequence[int]) -> Inspector:
+        """An inspector of some of the networks, by their places in the order of the checkpoints."""
+
+        def join(network: nn.Module, places: Sequence[int]) -> nn.Module:
+            if not isinstance(network, Ensemble):
+                return network
+            some = [network.networks[i] for i in places]
+            return some[0] if len(some) == 1 else Ensemble(some)
+
+        networks = join(self.inspector.classifier, classifiers), join(self.inspector.segmenter, segmenters)
+        return Inspector(*networks, self.point, self.inspector.flips).eval()
+
     def describe(self) -> dict[str, Any]:
         """What stands beside every result: classes, operating point, flips, and all networks with data and split."""
 

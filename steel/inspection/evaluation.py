@@ -20,6 +20,7 @@ from steel.inspection.report import list_warnings, show, tabulate_scores, write_
 from steel.inspection.run import SubmissionWriter, choose_device
 from steel.inspection.search import Aim, Outcome
 from steel.intervals import Interval, bootstrap, rate
+from steel.pages import clear_pictures
 from steel.training.metrics import (
     Counts,
     confusion,
@@ -239,7 +240,7 @@ def evaluate(
     summary["promises"] = _compare_promises(judged, about["tuned"], about["classes"]) if about["tuned"] else []
 
     folder = Path(out)
-    _prepare(folder)
+    clear_pictures(folder)
     with (folder / "submission.csv").open("w", newline="", encoding="utf-8") as file:
         submission = SubmissionWriter(file)
         for i, codes in zip(judged.indices.tolist(), judged.codes, strict=True):
@@ -252,11 +253,3 @@ def evaluate(
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     print(f"wrote {folder / 'index.html'}, evaluation.json, submission.csv, pictures/")
-
-
-def _prepare(folder: Path) -> None:
-    """Makes the folder, without the pictures of an earlier report."""
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for stale in pictures.glob("*.png"):
-        stale.unlink()

@@ -1,0 +1,378 @@
+"""`steel relabel`: which labels look wrong, by networks that have not learnt them.
+
+A label's quality is the Dice that it can be expected to have with the truth, as the networks see it:
+
+    where a class is not labelled    1 - P
+    where it is labelled             P x (agreement of the mask) / (its median in the class), at most P
+
+P is the probability, by both networks, that the class is on the image, calibrated on the labels at hand. The agreement
+is the highest Dice of the mask with what the segmenter outlines at any threshold, so that a segmenter that is unsure or
+too sure does the label no harm.
+
+Sources: Northcutt, Jiang and Chuang 2021, Confident learning (quality as the probability of the given label, out of
+sample); Lad and Mueller 2023, Estimating label quality and errors in semantic segmentation data via any model (the same
+for masks). Their soft minimum over pixels is not used: the outline of a correct mask has more doubtful pixels than a
+small defect that nobody labelled.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from itertools import pairwise, repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from steel import plots
+from steel.data import rle
+from steel.data.annotations import Annotations
+from steel.data.datamodule import SteelDataModule
+from steel.data.rle import UNKNOWN_BIT
+from steel.errors import require_at_least
+from steel.inspection import calibration
+from steel.inspection.assemble import Assembly, assemble
+from steel.inspection.operating_point import name_classes
+from steel.inspection.run import choose_device
+from steel.pages import Page, clear_pictures
+from steel.progress import track
+from steel.training.metrics import LEVELS, sweep
+
+Array = NDArray[np.float64]
+
+# Of the labelled areas of a class; what is smaller is no sign of the class.
+_SMALLEST = 0.05
+_STEPS = (0, 0.1, 0.25, 0.5, 0.75, 1.01)
+
+
+class Kind(StrEnum):
+    """What is wrong with a label."""
+
+    MISSING = "missing mask"
+    CLASS = "wrong class"
+    BASELESS = "mask without evidence"
+    RAGGED = "ragged outline"
+
+
+class Opinion(NamedTuple):
+    """What the networks say of the labels of n images with C classes.
+
+    Attributes:
+        classes: `(n, C)`, the classifier's probabilities.
+        spots: `(n, C)`, the highest threshold at which the segmenter outlines as much as a small defect of the class.
+        agreement: `(n, C)`, the highest Dice of the label with what is outlined at any threshold; nan without a label.
+        inside: `(n, C, C)`, the mean pixel probability of the second class within the label of the first, or nan.
+        codes: For each image the codes of what is outlined of its C classes from 0.5 on.
+    """
+
+    classes: Array
+    spots: Array
+    agreement: Array
+    inside: Array
+    codes: list[list[str]]
+
+
+class Suspect(NamedTuple):
+    """The label of an image that looks worst.
+
+    Attributes:
+        row: The image's row in the table.
+        c: The class, from 0: of the label, or of the one that is missing.
+        kind: What is wrong.
+        score: The label's quality, 0 to 1; see the module.
+        reason: Why, in words.
+    """
+
+    row: int
+    c: int
+    kind: Kind
+    score: float
+    reason: str
+
+
+def choose_judges(assembly: Assembly, names: NDArray[np.str_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which networks judge each image: of both stages those that did not train on it, or all where all did.
+
+    It goes by the names that a checkpoint keeps, so that labels that were mended since can be judged again.
+
+    Args:
+        assembly: The networks.
+        names: `(n,)`, the images.
+
+    Returns:
+        `(n, K)` who judges, the classifiers first; `(n,)` whether all of a stage trained on the image.
+    """
+    judges, is_learnt = [], np.zeros(len(names), bool)
+    for networks in (assembly.classifiers, assembly.segmenters):
+        learnt = np.stack([np.isin(names, about["data"]["members"]["train"]) for about in networks.values()], axis=1)
+        by_all = learnt.all(axis=1)
+        is_learnt |= by_all
+        judges.append(~learnt | by_all[:, None])
+    return np.concatenate(judges, axis=1), is_learnt
+
+
+def ask(assembly: Assembly, data: SteelDataModule, judges: NDArray[np.bool_], device: torch.device) -> Opinion:
+    """Shows each image to the networks that judge it.
+
+    Args:
+        assembly: The networks.
+        data: The data set.
+        judges: `(n, K)`; see `choose_judges`.
+        device: Where to run.
+    """
+    areas = data.annotations.areas
+    smallest = [int(np.quantile(column[column > 0], _SMALLEST)) if column.any() else 1 for column in areas.T]
+    panels, panel_of = np.unique(judges, axis=0, return_inverse=True)
+    rows: list[int] = []
+    classes: list[Array] = []
+    measured: list[tuple[Array, Array, Array, list[str]]] = []
+    with ThreadPoolExecutor() as pool:
+        for i, panel in enumerate(panels):
+            places = (np.flatnonzero(part).tolist() for part in np.split(panel, [len(assembly.classifiers)]))
+            inspector = assembly.take(*places).to(device)
+            loader = data.images_dataloader(np.flatnonzero(panel_of.ravel() == i))
+            for batch in track(loader, f"looking, {i + 1} of {len(panels)}", len(loader)):
+                with torch.inference_mode():
+                    said = inspector.probabilities(batch["image"].to(device))
+                rows += batch["index"].tolist()
+                classes += list(said.classes.double().cpu().numpy())
+                pixels, planes = said.pixels.float().cpu().numpy(), batch["mask"].numpy()
+                measured += pool.map(_measure, pixels, planes, repeat(smallest))
+    order = np.argsort(rows)
+    spots, agreement, inside = (np.stack(each)[order] for each in list(zip(*measured, strict=True))[:3])
+    return Opinion(np.stack(classes)[order], spots, agreement, inside, [measured[i][3] for i in order.tolist()])
+
+
+def _measure(
+    pixels: NDArray[np.float32], plane: NDArray[np.uint8], smallest: Sequence[int]
+) -> tuple[Array, Array, Array, list[str]]:
+    """`Opinion` of one image, without the classes."""
+    num_classes = len(pixels)
+    if num_classes <= UNKNOWN_BIT:
+        # Nobody says what is there, so nothing is.
+        pixels = np.where(plane < 1 << UNKNOWN_BIT, pixels, np.float32(0))
+    spots, agreement = np.zeros(num_classes), np.full(num_classes, np.nan)
+    inside = np.full((num_classes, num_classes), np.nan)
+    for c, probability in enumerate(pixels):
+        label = plane & np.uint8(1 << c) != 0
+        hits, outlined = sweep(probability, label)
+        spots[c] = np.count_nonzero(outlined >= smallest[c]) / LEVELS
+        if hits[0]:
+            agreement[c] = (2 * hits / (outlined + hits[0])).max()
+            inside[c] = pixels[:, label].mean(axis=1)
+    return spots, agreement, inside, [rle.encode(probability >= 0.5) for probability in pixels]
+
+
+def weigh(opinion: Opinion, labels: NDArray[np.bool_], known: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """How likely each class is on each image, and how well its label's outline is met.
+
+    Args:
+        opinion: What the networks say.
+        labels: `(n, C)`.
+        known: `(n, C)`, whether it is known if the class is on the image.
+
+    Returns:
+        `(n, C)`, the calibrated probability by both networks; and `(n, C)`, the agreement of the outline relative to
+        its median in the class, at most 1; 1 without a label.
+    """
+    # What a sweep tells apart; a network that is surer than that does not outvote the other.
+    sure = 0.5 / LEVELS
+    both = (logit(stage.clip(sure, 1 - sure)) for stage in (opinion.classes, opinion.spots))
+    together = expit(sum(both) / 2).astype(np.float32)
+    present, outline = np.zeros(labels.shape), np.ones(labels.shape)
+    for c, (label, counts) in enumerate(zip(labels.T, known.T, strict=True)):
+        rows = np.flatnonzero(counts)
+        present[:, c] = calibration.fit(together[rows, c], label[rows], rows)(together[:, c])
+        if label.any():
+            outline[label, c] = np.minimum(1, opinion.agreement[label, c] / np.median(opinion.agreement[label, c]))
+    return present, outline
+
+
+def find_suspects(
+    opinion: Opinion, labels: NDArray[np.bool_], known: NDArray[np.bool_], classes: Sequence[str]
+) -> list[Suspect]:
+    """The worst label of every image, the worst image first.
+
+    Args:
+        opinion: What the networks say.
+        labels: `(n, C)`.
+        known: `(n, C)`, whether it is known if the class is on the image.
+        classes: The names of the classes.
+    """
+    present, outline = weigh(opinion, labels, known)
+    quality = np.where(labels, present * outline, np.where(known, 1 - present, 1))
+    names = name_classes(classes)
+    suspects = []
+    for row, worst in enumerate(quality.argmin(axis=1).tolist()):
+        likely, meets, inside = present[row], outline[row], opinion.inside[row]
+        # The labelled class and the one that fits better in its place.
+        pairs = ((c, other) for c in np.flatnonzero(labels[row]) for other in np.flatnonzero(~labels[row]))
+        swaps = [
+            pair
+            for pair in pairs
+            if worst in pair and likely[pair[1]] > likely[pair[0]] and inside[pair] > inside[pair[0], pair[0]]
+        ]
+        c, kind = worst, Kind.MISSING
+        reason = f"nobody labelled {names[c]}, which is there with probability {likely[c]:.2f}"
+        if swaps:
+            c, other = max(swaps, key=lambda pair: inside[pair])
+            kind = Kind.CLASS
+            reason = (
+                f"labelled {names[c]} (probability {likely[c]:.2f}) where the networks see {names[other]} "
+                f"({likely[other]:.2f})"
+            )
+        elif labels[row, c] and likely[c] < meets[c]:
+            kind, reason = Kind.BASELESS, f"labelled {names[c]}, which is there with probability {likely[c]:.2f}"
+        elif labels[row, c]:
+            kind = Kind.RAGGED
+            reason = (
+                f"the outline of {names[c]} agrees with the networks' to a Dice of {opinion.agreement[row, c]:.2f}, "
+                f"{meets[c]:.0%} of what is usual"
+            )
+        suspects.append(Suspect(row, int(c), kind, float(quality[row, worst]), reason))
+    return sorted(suspects, key=lambda suspect: suspect.score)
+
+
+def tabulate_suspects(
+    suspects: Sequence[Suspect], annotations: Annotations, is_learnt: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """The list as it is written: "image", "class" (from 1), "kind", "score" and "reason"."""
+    return pd.DataFrame(
+        [
+            {
+                "image": annotations.names[row],
+                "class": c + 1,
+                "kind": str(kind),
+                "score": round(score, 4),
+                "reason": f"{reason}; the networks trained on it" if is_learnt[row] else reason,
+            }
+            for row, c, kind, score, reason in suspects
+        ]
+    )
+
+
+def _draw(suspect: Suspect, annotations: Annotations, code: Sequence[str], names: Sequence[str]) -> Figure:
+    image, masks = annotations.read_image(suspect.row), annotations.draw_masks(suspect.row)
+    seen = np.stack([rle.decode(text, image.shape) for text in code]).astype(bool)
+    differs = (masks ^ seen)[suspect.c]
+    box = None
+    if differs.any():
+        rows, columns = (np.flatnonzero(differs.any(axis=axis)).tolist() for axis in (1, 0))
+        box = rows[0], columns[0], rows[-1], columns[-1]
+
+    def name(what: NDArray[np.bool_]) -> str:
+        return ", ".join(f"{n} {mask.sum():,} px" for n, mask in zip(names, what, strict=True) if mask.any()) or "clean"
+
+    return plots.plot_examples(
+        [image, image],
+        [masks, seen],
+        [f"label: {name(masks)}", f"networks: {name(seen)}"],
+        f"{annotations.names[suspect.row]}: {suspect.reason}",
+        [box, box],
+    )
+
+
+def relabel(
+    root: str,
+    *,
+    classifier: str | list[str],
+    segmenter: str | list[str],
+    out: str = "relabel",
+    num_pictures: int = 40,
+    flips: bool = False,
+    batch_size: int = 8,
+    num_workers: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Ranks images whose labels look wrong: a mask is missing, without evidence, ragged, or of the wrong class.
+
+    Writes index.html (a contact sheet of the worst) and suspects.csv (every image, the worst first). Each image is
+    judged by the networks that did not train on it: give the checkpoints of all folds, so that there is always one.
+
+    Args:
+        root: Folder with train.csv and train_images.
+        classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], for instance of all folds.
+        segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt].
+        out: Folder for page, list and pictures.
+        num_pictures: How many images to show at the most.
+        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
+        batch_size: Images that the networks see at once.
+        num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+        device: Where to run: auto, cpu, cuda or cuda:1.
+    """
+    require_at_least(0, num_pictures=num_pictures)
+    require_at_least(1, batch_size=batch_size)
+    where = choose_device(device)
+    assembly = assemble(classifier, segmenter, flips)
+    data = SteelDataModule(
+        root,
+        num_classes=len(assembly.classes),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        persistent_workers=False,
+    )
+    for path, about in (assembly.classifiers | assembly.segmenters).items():
+        data.require_classes(about["data"], Path(path))
+    annotations = data.annotations
+    judges, is_learnt = choose_judges(assembly, annotations.names)
+    opinion = ask(assembly, data, judges, where)
+    hidden = np.isin(np.arange(len(annotations)), list(annotations.unknown))
+    known = annotations.labels | ~hidden[:, None]
+    suspects = find_suspects(opinion, annotations.labels, known, assembly.classes)
+    table = tabulate_suspects(suspects, annotations, is_learnt)
+
+    folder = Path(out)
+    warnings = []
+    if num_learnt := int(is_learnt.sum()):
+        warnings.append(
+            f"{num_learnt:,} of {len(annotations):,} images are judged by networks that trained on them and may have "
+            f"learnt what is wrong; give the checkpoints of all folds (steel split --folds, steel fit --data.fold)"
+        )
+    clear_pictures(folder)
+    _write_page(folder, suspects[:num_pictures], table, opinion, annotations, warnings)
+    part = folder / "suspects.csv.part"
+    table.to_csv(part, index=False, lineterminator="\n")
+    os.replace(part, folder / "suspects.csv")
+
+    print(table.head(10).to_string(index=False))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(f"wrote {folder / 'index.html'}, suspects.csv, pictures/")
+
+
+def _write_page(
+    folder: Path,
+    shown: Sequence[Suspect],
+    table: pd.DataFrame,
+    opinion: Opinion,
+    annotations: Annotations,
+    warnings: Sequence[str],
+) -> None:
+    page = Page(f"Labels that look wrong: {annotations.root}", folder)
+    page.add_text(
+        f"{len(table):,} images, data {annotations.digest}. The score is the Dice that the label of an image can be "
+        f"expected to have with the truth, as networks see it that have not learnt it; 0 is worst. The networks "
+        f"err too, so look before you change a label."
+    )
+    for warning in warnings:
+        page.add_text(f"Warning: {warning}.")
+    scores = pd.cut(table["score"], _STEPS, right=False).rename("")
+    counts = pd.crosstab(table["kind"], scores)
+    counts.columns = [f"{low:g} to {high:g}" for low, high in pairwise((*_STEPS[:-1], 1))]
+    page.add_table(counts.rename_axis("score").reset_index(), "Images by kind and score")
+    page.add_heading("The worst: label above or to the left, networks below or to the right")
+    names = name_classes(annotations.classes)
+    for place, suspect in enumerate(track(shown, "drawing", len(shown)), 1):
+        name = str(annotations.names[suspect.row])
+        page.add_picture(
+            f"pictures/{name}",
+            _draw(suspect, annotations, opinion.codes[suspect.row], names),
+            f"{place}. {name}: {suspect.kind}, score {suspect.score:.2f}",
+        )
+    page.write()
