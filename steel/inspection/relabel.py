@@ -1,13 +1,14 @@
 """`steel relabel`: which labels look wrong, by networks that have not learnt them.
 
-A label's quality is the Dice that it can be expected to have with the truth, as the networks see it:
+A label's quality, 0 to 1, is how well it agrees with the networks:
 
-    where a class is not labelled    1 - P
-    where it is labelled             P x (agreement of the mask) / (its median in the class), at most P
+    where a class is not labelled    sqrt(1 - P)
+    where it is labelled             agreement of the mask, over what is usual of its class, at most 1
 
 P is the probability, by both networks, that the class is on the image, calibrated on the labels at hand. The agreement
 is the highest Dice of the mask with what the segmenter outlines at any threshold, so that a segmenter that is unsure or
-too sure does the label no harm.
+too sure does the label no harm; usual is the median over the labels whose class is likely. A mask where nothing is has
+an agreement near 0. The root makes both comparable: few masks fall as low in Dice as a probability does.
 
 Sources: Northcutt, Jiang and Chuang 2021, Confident learning (quality as the probability of the given label, out of
 sample); Lad and Mueller 2023, Estimating label quality and errors in semantic segmentation data via any model (the same
@@ -48,7 +49,7 @@ Array = NDArray[np.float64]
 
 # Of the labelled areas of a class; what is smaller is no sign of the class.
 _SMALLEST = 0.05
-_STEPS = (0, 0.1, 0.25, 0.5, 0.75, 1.01)
+_STEPS = (0, 0.1, 0.25, 0.5, 0.75, 1)
 
 
 class Kind(StrEnum):
@@ -170,7 +171,7 @@ def _measure(
 
 
 def weigh(opinion: Opinion, labels: NDArray[np.bool_], known: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """How likely each class is on each image, and how well its label's outline is met.
+    """How likely each class is on each image, and how good its label is.
 
     Args:
         opinion: What the networks say.
@@ -178,20 +179,23 @@ def weigh(opinion: Opinion, labels: NDArray[np.bool_], known: NDArray[np.bool_])
         known: `(n, C)`, whether it is known if the class is on the image.
 
     Returns:
-        `(n, C)`, the calibrated probability by both networks; and `(n, C)`, the agreement of the outline relative to
-        its median in the class, at most 1; 1 without a label.
+        `(n, C)`, the calibrated probability by both networks; and `(n, C)`, the quality (see the module), 1 where
+        nothing is known.
     """
     # What a sweep tells apart; a network that is surer than that does not outvote the other.
     sure = 0.5 / LEVELS
     both = (logit(stage.clip(sure, 1 - sure)) for stage in (opinion.classes, opinion.spots))
     together = expit(sum(both) / 2).astype(np.float32)
-    present, outline = np.zeros(labels.shape), np.ones(labels.shape)
-    for c, (label, counts) in enumerate(zip(labels.T, known.T, strict=True)):
-        rows = np.flatnonzero(counts)
-        present[:, c] = calibration.fit(together[rows, c], label[rows], rows)(together[:, c])
-        if label.any():
-            outline[label, c] = np.minimum(1, opinion.agreement[label, c] / np.median(opinion.agreement[label, c]))
-    return present, outline
+    likely, quality = np.zeros(labels.shape), np.ones(labels.shape)
+    for c, (label, is_known) in enumerate(zip(labels.T, known.T, strict=True)):
+        rows = np.flatnonzero(is_known)
+        likely[:, c] = calibration.fit(together[rows, c], label[rows], rows)(together[:, c])
+        absent = is_known & ~label
+        quality[absent, c] = np.sqrt(1 - likely[absent, c])
+        good = opinion.agreement[label & (likely[:, c] >= 0.5), c]
+        usual = float(np.median(good)) if len(good) else 1.0
+        quality[label, c] = np.minimum(1, opinion.agreement[label, c] / usual)
+    return likely, quality
 
 
 def find_suspects(
@@ -205,38 +209,34 @@ def find_suspects(
         known: `(n, C)`, whether it is known if the class is on the image.
         classes: The names of the classes.
     """
-    present, outline = weigh(opinion, labels, known)
-    quality = np.where(labels, present * outline, np.where(known, 1 - present, 1))
+    likely, quality = weigh(opinion, labels, known)
     names = name_classes(classes)
     suspects = []
     for row, worst in enumerate(quality.argmin(axis=1).tolist()):
-        likely, meets, inside = present[row], outline[row], opinion.inside[row]
-        # The labelled class and the one that fits better in its place.
-        pairs = ((c, other) for c in np.flatnonzero(labels[row]) for other in np.flatnonzero(~labels[row]))
-        swaps = [
-            pair
-            for pair in pairs
-            if worst in pair and likely[pair[1]] > likely[pair[0]] and inside[pair] > inside[pair[0], pair[0]]
-        ]
-        c, kind = worst, Kind.MISSING
-        reason = f"nobody labelled {names[c]}, which is there with probability {likely[c]:.2f}"
-        if swaps:
-            c, other = max(swaps, key=lambda pair: inside[pair])
-            kind = Kind.CLASS
-            reason = (
-                f"labelled {names[c]} (probability {likely[c]:.2f}) where the networks see {names[other]} "
-                f"({likely[other]:.2f})"
-            )
-        elif labels[row, c] and likely[c] < meets[c]:
-            kind, reason = Kind.BASELESS, f"labelled {names[c]}, which is there with probability {likely[c]:.2f}"
-        elif labels[row, c]:
-            kind = Kind.RAGGED
-            reason = (
-                f"the outline of {names[c]} agrees with the networks' to a Dice of {opinion.agreement[row, c]:.2f}, "
-                f"{meets[c]:.0%} of what is usual"
-            )
-        suspects.append(Suspect(row, int(c), kind, float(quality[row, worst]), reason))
+        score = float(quality[row, worst])
+        c, kind, reason = _explain(worst, score, labels[row], likely[row], opinion.inside[row], names)
+        if kind == Kind.RAGGED:
+            reason += f", Dice {opinion.agreement[row, c]:.2f}"
+        suspects.append(Suspect(row, c, kind, score, reason))
     return sorted(suspects, key=lambda suspect: suspect.score)
+
+
+def _explain(
+    c: int, score: float, label: NDArray[np.bool_], likely: Array, inside: Array, names: Sequence[str]
+) -> tuple[int, Kind, str]:
+    """The class, kind and reason of the worst label of an image; see `Opinion` and `weigh`."""
+    # The labelled class and one that is likely, and fits better in its place.
+    pairs = [(given, other) for given in np.flatnonzero(label) for other in np.flatnonzero(~label & (likely >= 0.5))]
+    swaps = [pair for pair in pairs if c in pair and inside[pair] > inside[pair[0], pair[0]]]
+    if swaps:
+        given, other = max(swaps, key=lambda pair: float(inside[pair]))
+        seen = f"the networks see {names[other]} (probability {likely[other]:.2f})"
+        return int(given), Kind.CLASS, f"labelled {names[given]} where {seen}"
+    if not label[c]:
+        return c, Kind.MISSING, f"nobody labelled {names[c]}, which is there with probability {likely[c]:.2f}"
+    if likely[c] < 0.5:
+        return c, Kind.BASELESS, f"labelled {names[c]}, which is there with probability {likely[c]:.2f}"
+    return c, Kind.RAGGED, f"the outline of {names[c]} agrees with the networks' to {score:.0%} of what is usual"
 
 
 def tabulate_suspects(
@@ -356,16 +356,16 @@ def _write_page(
 ) -> None:
     page = Page(f"Labels that look wrong: {annotations.root}", folder)
     page.add_text(
-        f"{len(table):,} images, data {annotations.digest}. The score is the Dice that the label of an image can be "
-        f"expected to have with the truth, as networks see it that have not learnt it; 0 is worst. The networks "
+        f"{len(table):,} images, data {annotations.digest}. The score says how well the worst label of an image agrees "
+        f"with networks that have not learnt it: 0 not at all, 1 as well as is usual of its class. The networks "
         f"err too, so look before you change a label."
     )
     for warning in warnings:
         page.add_text(f"Warning: {warning}.")
-    scores = pd.cut(table["score"], _STEPS, right=False).rename("")
-    counts = pd.crosstab(table["kind"], scores)
-    counts.columns = [f"{low:g} to {high:g}" for low, high in pairwise((*_STEPS[:-1], 1))]
-    page.add_table(counts.rename_axis("score").reset_index(), "Images by kind and score")
+    columns = [f"{low:g} to {high:g}" for low, high in pairwise(_STEPS)]
+    counts = {str(kind): np.histogram(table["score"][table["kind"] == kind], _STEPS)[0] for kind in Kind}
+    by_kind = pd.DataFrame(counts, columns).T
+    page.add_table(by_kind.rename_axis("worst label, score").reset_index(), "Images by kind and score")
     page.add_heading("The worst: label above or to the left, networks below or to the right")
     names = name_classes(annotations.classes)
     for place, suspect in enumerate(track(shown, "drawing", len(shown)), 1):

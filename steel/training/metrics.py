@@ -52,17 +52,18 @@ def count(predicted: Tensor, truth: Tensor) -> Counts:
         predicted: Masks `(N, C, H, W)` bool.
         truth: Masks `(N, C, H, W)` bool.
     """
-    n, _, height, width = truth.shape
+    n, num_classes, height, width = truth.shape
     pixels = torch.full((n,), height * width, dtype=torch.int64, device=truth.device)
-    return Counts(_sum(predicted & truth), _sum(predicted), _sum(truth), pixels)
-
-
-def _sum(masks: Tensor) -> Tensor:
-    if masks.device.type != "cpu":
-        return masks.sum((2, 3))
-    # 110 times faster than torch's sum over a bool tensor on a CPU.
-    planes = masks.flatten(0, 1).numpy()
-    return torch.tensor([np.count_nonzero(plane) for plane in planes], dtype=torch.int64).view(masks.shape[:2])
+    if truth.device.type != "cpu":
+        return Counts(*(masks.sum((2, 3)) for masks in (predicted & truth, predicted, truth)), pixels)
+    # 110 times faster than torch's sum over a bool tensor on a CPU; plane by plane, so that all three are in the cache.
+    both = np.empty((height, width), bool)
+    rows = []
+    for said, true in zip(*(masks.flatten(0, 1).numpy() for masks in (predicted, truth)), strict=True):
+        np.logical_and(said, true, out=both)
+        rows.append([np.count_nonzero(plane) for plane in (both, said, true)])
+    sums = torch.tensor(rows, dtype=torch.int64).reshape(n, num_classes, 3)
+    return Counts(*sums.unbind(2), pixels)
 
 
 # A power of two, so that a probability times it is exact and its whole part is the last threshold that it reaches.

@@ -1,0 +1,151 @@
+"""What counting costs, beside a forward pass and beside libraries: ratios of CPU time taken in one run.
+
+    uv run python -m benchmarks.metrics [--rounds N]
+
+One image of 256 x 1600 with four classes, one thread; every way has to count the same.
+
+Peers: torchmetrics' MultilabelStatScores and SMP's get_stats on the same masks; one threshold after another, as
+notebooks do it; and the contest's popular kernel for the smallest area, which labels the components by OpenCV and goes
+through them in a loop.
+"""
+
+import argparse
+import platform
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import torchmetrics
+from numpy.typing import NDArray
+from torchmetrics.classification import MultilabelStatScores
+
+from benchmarks.components import HEIGHT, WIDTH, draw_planes, measure
+from steel.inspection.components import drop_small_spots
+from steel.training.metrics import LEVELS, MaskScores, count, sweep
+from steel.training.networks import SegmenterNetwork
+
+NUM_CLASSES = 4
+Mask = NDArray[np.bool_]
+Ways = dict[str, Callable[[], object]]
+
+
+def draw_masks(rng: np.random.Generator) -> tuple[NDArray[np.float32], Mask]:
+    """Pixel probabilities and truth, both `(4, 256, 1600)`: smooth fields, and blobs where they are high."""
+    noise = rng.standard_normal((NUM_CLASSES, HEIGHT, WIDTH), np.float32)
+    smooth = np.stack([cv2.GaussianBlur(plane, (0, 0), 12) for plane in noise])
+    smooth /= smooth.std(axis=(1, 2), keepdims=True)
+    probabilities = 1 / (1 + np.exp(-4 * (smooth + 0.2 * noise) + 6))
+    return probabilities.astype(np.float32), smooth > 1.6
+
+
+def compare_counts(probabilities: NDArray[np.float32], truth: Mask) -> Ways:
+    """The update of the mask scores, of which a forward pass is the measure."""
+    predicted, true = (torch.from_numpy(masks)[None] for masks in (probabilities >= 0.5, truth))
+    index = torch.zeros(1, dtype=torch.int64)
+    scores, library = MaskScores(), MultilabelStatScores(NUM_CLASSES, average=None)
+    ours = count(predicted, true)
+    library.update(predicted, true)
+    of_library = library.compute()  # true positives, false positives, true negatives, false negatives, truth
+    assert torch.equal(of_library[:, 0], ours.hits[0])
+    assert torch.equal(of_library[:, 0] + of_library[:, 1], ours.predicted[0])
+    assert torch.equal(of_library[:, 4], ours.truth[0])
+    hits, false, missed, _ = smp.metrics.get_stats(predicted.long(), true.long(), mode="multilabel")
+    assert torch.equal(hits, ours.hits)
+    assert torch.equal(hits + false, ours.predicted)
+    assert torch.equal(hits + missed, ours.truth)
+    network = SegmenterNetwork(NUM_CLASSES, "resnet18").eval()
+    image = torch.randint(0, 256, (1, 1, HEIGHT, WIDTH), dtype=torch.uint8)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            network(image)
+
+    # SMP takes no bool.
+    long = predicted.long(), true.long()
+    return {
+        "steel, MaskScores.update": lambda: scores.update(predicted, true, index),
+        "forward pass, U-Net-R18": forward,
+        "torchmetrics, MultilabelStatScores, bool": lambda: library.update(predicted, true),
+        "torchmetrics, MultilabelStatScores, int64": lambda: library.update(*long),
+        "smp, get_stats, int64": lambda: smp.metrics.get_stats(*long, mode="multilabel"),
+        "smp, get_stats, cast from bool": lambda: smp.metrics.get_stats(
+            predicted.long(), true.long(), mode="multilabel"
+        ),
+    }
+
+
+def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np.int64]:
+    """As notebooks do it: threshold, multiply, sum."""
+    counts = np.zeros((2, LEVELS), np.int64)
+    for k in range(LEVELS):
+        predicted = probabilities >= k / LEVELS
+        counts[:, k] = (predicted * truth).sum(), predicted.sum()
+    return counts
+
+
+def compare_sweeps(probabilities: NDArray[np.float32], truth: Mask) -> Ways:
+    """All thresholds of one class."""
+    assert np.array_equal(sweep(probabilities, truth), sweep_naively(probabilities, truth))
+    return {
+        "steel, sweep": partial(sweep, probabilities, truth),
+        "a threshold after another": partial(sweep_naively, probabilities, truth),
+    }
+
+
+def post_process(mask: Mask, smallest: int) -> NDArray[np.float32]:
+    """The contest's popular kernel."""
+    num_component, component = cv2.connectedComponents(mask.astype(np.uint8))
+    predictions = np.zeros(mask.shape, np.float32)
+    for c in range(1, num_component):
+        p = component == c
+        if p.sum() > smallest:
+            predictions[p] = 1
+    return predictions
+
+
+def compare_filters(mask: Mask, smallest: int) -> Ways:
+    """Small spots of one class. The kernel keeps what is larger than its smallest, ours what is as large."""
+    masks, sizes = torch.from_numpy(mask)[None, None], torch.tensor([smallest + 1])
+    assert np.array_equal(drop_small_spots(masks, sizes)[0, 0].numpy(), post_process(mask, smallest) > 0)
+    return {
+        "steel, drop_small_spots": partial(drop_small_spots, masks, sizes),
+        "the popular kernel": partial(post_process, mask, smallest),
+    }
+
+
+def main() -> None:
+    """Prints a table for each comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", "The ``compute`` method")
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    probabilities, truth = draw_masks(rng)
+    planes = draw_planes(rng)
+    comparisons = {
+        "counting one image, four classes": compare_counts(probabilities, truth),
+        f"{LEVELS} thresholds, one class": compare_sweeps(probabilities[0], truth[0]),
+        "smallest area, 20 blobs": compare_filters(planes["20 blobs"][0], 50),
+        "smallest area, noise of 1 % of the pixels": compare_filters(rng.random((HEIGHT, WIDTH)) < 0.01, 2),
+    }
+    print(
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchmetrics {torchmetrics.__version__}, "
+        f"smp {smp.__version__}, OpenCV {cv2.__version__}, {platform.machine()}, one thread"
+    )
+    for title, ways in comparisons.items():
+        print(f"\n{title:44}{'ms':>10}{'over ours':>12}")
+        seconds = measure(ways, rounds)
+        ours = next(iter(seconds.values()))
+        for name, value in seconds.items():
+            print(f"{name:44}{1e3 * value:10.3f}{value / ours:12.1f}")
+
+
+if __name__ == "__main__":
+    main()

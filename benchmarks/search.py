@@ -1,0 +1,109 @@
+"""The joint search for an operating point against post-processing anew for every candidate, a ratio of CPU time.
+
+    uv run python -m benchmarks.search [--num_images N]
+
+Synthetic images of 256 x 1600, four classes, and networks that are smooth functions of the image, so that no time is
+spent in them. Ours: all images through both, the counts, and the search. The peer has the probabilities at hand and
+runs `Inspector.decide` and the counts for each candidate; a few are timed, and their mean is taken for all. How many
+there are is counted as if all classes had to share their thresholds: gates x labels x pixels x spots x areas.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steel.data.datamodule import SteelDataModule
+from steel.data.synthetic import write_synthetic
+from steel.inspection.evidence import Evidence, gather
+from steel.inspection.inspector import Inspector, OperatingPoint
+from steel.inspection.search import Aim, choose, judge, list_thresholds
+from steel.training.metrics import count, dice, unpack
+
+NUM_CLASSES = 4
+
+
+class Gate(nn.Module):
+    """Class probabilities that depend on the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 `(N, 1, H, W)` -> logits `(N, 4)`."""
+        level = images.float().flatten(1)
+        return torch.stack([level[:, 7 * c + 3] - 100 for c in range(NUM_CLASSES)], 1) / 40
+
+
+class Outline(nn.Module):
+    """Blobs that depend on the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 `(N, 1, H, W)` -> logits `(N, 4, H, W)`."""
+        smooth = torch.nn.functional.avg_pool2d(images[:, :1].float(), 17, 1, 8)[:, 0]
+        smooth = smooth - smooth.mean((1, 2), keepdim=True)
+        return torch.stack([(smooth.roll(90 * c, -1) - 12 - c) / 4 for c in range(NUM_CLASSES)], 1)
+
+
+def main() -> None:
+    """Prints both times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_images", type=int, default=40)
+    num_images = parser.parse_args().num_images
+    torch.set_num_threads(1)
+    inspector = Inspector(Gate(), Outline(), OperatingPoint.untuned(NUM_CLASSES)).eval()
+    aim, device = Aim("kaggle_dice"), torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        write_synthetic(root, num_images)
+        data = SteelDataModule(str(root), num_workers=0, fractions=(0.0, 1.0, 0.0))
+        batches = list(data.part_dataloader("val"))
+        start = time.process_time()
+        evidence = gather(inspector.probabilities, data, "val", device)
+        chosen = choose(evidence, aim)
+        ours = time.process_time() - start
+    with torch.inference_mode():
+        said = [inspector.probabilities(batch["image"]) for batch in batches]
+    truth = [unpack(batch["mask"], NUM_CLASSES) for batch in batches]
+
+    def try_candidate(point: OperatingPoint) -> float:
+        candidate = Inspector(nn.Identity(), nn.Identity(), point)
+        pairs = zip(said, truth, strict=True)
+        scores = [dice(count(candidate.decide(probabilities).masks, true)) for probabilities, true in pairs]
+        return float(torch.cat(scores).mean())
+
+    assert abs(try_candidate(chosen) - judge(evidence, chosen).dice.mean()) < 1e-9
+    theirs = time_candidates(try_candidate, evidence, chosen)
+    num = count_candidates(evidence)
+    print(f"{num_images} images, {num:,} candidates, one thread")
+    print(f"steel, networks, counts and search    {ours:10.2f} s of CPU")
+    print(f"one candidate                         {theirs:10.2f} s")
+    print(f"all candidates                        {theirs * num:10.0f} s, {theirs * num / ours:,.0f} times ours")
+    spots = len(evidence.grid.pixel) * len(evidence.grid.spot) * len(evidence.grid.area)
+    print(
+        f"the {spots} of pixels, spots and areas alone {theirs * spots:8.0f} s, {theirs * spots / ours:,.0f} times ours"
+    )
+
+
+def time_candidates(try_candidate: object, evidence: Evidence, chosen: OperatingPoint, num: int = 5) -> float:
+    """Seconds of CPU of one candidate, the mean of some drawn from the grid."""
+    rng, grid = np.random.default_rng(0), evidence.grid
+    start = time.process_time()
+    for _ in range(num):
+        draw = [tuple(rng.choice(values, NUM_CLASSES).tolist()) for values in (grid.pixel, grid.spot, grid.area)]
+        try_candidate(replace(chosen, gate=0.0, pixel=draw[0], smallest_spot=draw[1], smallest_area=draw[2]))  # type: ignore[operator]
+    return (time.process_time() - start) / num
+
+
+def count_candidates(evidence: Evidence) -> int:
+    """Gates x label thresholds of a class x pixel thresholds x smallest spots x smallest areas."""
+    grid, labels = evidence.grid, evidence.labels
+    gates = len(list_thresholds(evidence.classes.max(axis=1), labels.any(axis=1), 32))
+    of_class = len(list_thresholds(evidence.classes[:, 0], labels[:, 0], 64))
+    return gates * of_class * len(grid.pixel) * len(grid.spot) * len(grid.area)
+
+
+if __name__ == "__main__":
+    main()
