@@ -1,4 +1,5 @@
-"""Every command and every Python example of README and docs/ runs, in order, page by page, on tiny data.
+"""Every command and every Python example of README and docs/ runs, in order, page by page, on tiny data; and what the
+pages say of tests and numbers is so.
 
 A block that cannot run here has `<!-- not run: why -->` on the line above it.
 """
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from benchmarks import definitions
 from steel.cli import main
 from steel.data.convert import convert
 
@@ -111,3 +113,17 @@ def test_every_example_runs(
             except SystemExit as stop:  # --help, --print_config
                 status = int(stop.code or 0)
             assert status == 0, f"{page}:{block.line}: {command}\n{capsys.readouterr().err}"
+
+
+def test_the_table_of_definitions_is_what_comes() -> None:
+    assert definitions.tabulate() in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name in re.findall(r"`(test_\w+)`", text):
+            assert f"def {name}(" in tests, f"{page}: {name}"
+        for name in re.findall(r"`(tests/[\w/.]+)`", text):
+            assert (ROOT / name).is_file(), f"{page}: {name}"

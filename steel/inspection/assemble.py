@@ -145,7 +145,7 @@ def read_point(path: str | Path, classes: Sequence[str]) -> tuple[OperatingPoint
             f"{path} is for the classes {theirs}, but here are {', '.join(classes)}; run `steel tune` with these "
             f"networks"
         )
-    about = {key: content[key] for key in ("aim", "chosen_on", "networks", "promises") if key in content}
+    about = {key: content[key] for key in ("aim", "chosen_on", "networks", "promises", "warnings") if key in content}
     return point, about if "networks" in about else None
 
 

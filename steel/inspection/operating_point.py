@@ -29,8 +29,8 @@ Array = NDArray[np.float64]
 
 _COST = "cost of an image"
 
-# Shares of clean images with a false alarm at which the trade-off is drawn.
-_SHARES = (0.0, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
+# What a miss costs in false alarms, for the points between which the trade-off is drawn.
+_RATIOS = (0.02, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 50.0, 150.0, 500.0)
 
 
 class Promise(NamedTuple):
@@ -253,14 +253,18 @@ def list_warnings(evidence: Evidence, tuned: Tuned, aim: Aim, classes: Sequence[
     return warnings
 
 
-def _draw_trade_off(evidence: Evidence, aim: Aim, tuned: Tuned) -> dict[str, pd.DataFrame]:
-    """The best that can be reached at several shares of false alarms, on the images at hand."""
+def _draw_trade_off(evidence: Evidence, tuned: Tuned) -> dict[str, pd.DataFrame]:
+    """What points for other costs of a miss would do, on the images at hand.
+
+    Not points for other shares of false alarms: these stop where a further mask does more harm than good.
+    """
+    each = (1.0,) * evidence.labels.shape[1]
     points = [
-        choose(evidence, aim._replace(name="false_alarms", share=share))
-        for share in track(_SHARES, "trade-off", len(_SHARES))
+        choose(evidence, Aim("cost", tuple(ratio * cost for cost in each), each))
+        for ratio in track(_RATIOS, "trade-off", len(_RATIOS))
     ]
     return {
-        "best": pd.DataFrame([_summarise(evidence, judge(evidence, point)) for point in points]),
+        "other costs of a miss": pd.DataFrame([_summarise(evidence, judge(evidence, point)) for point in points]),
         "chosen": pd.DataFrame([_summarise(evidence, tuned.outcome)]),
         "expected of new images": pd.DataFrame([_summarise_promises(tuned.promises)]),
     }
@@ -360,7 +364,7 @@ def tune(
     path.parent.mkdir(parents=True, exist_ok=True)
     trade_off = path.with_name(f"{path.stem}_trade_off.png")
     calibration = path.with_name(f"{path.stem}_calibration.png")
-    plots.plot_trade_off(_draw_trade_off(evidence, wanted, tuned), f"{len(evidence.names):,} images").savefig(
+    plots.plot_trade_off(_draw_trade_off(evidence, tuned), f"{len(evidence.names):,} images").savefig(
         trade_off, dpi=110
     )
     bins = {

@@ -216,7 +216,13 @@ def write_report(
         page.add_text(f"Warning: {warning}.")
     page.add_heading("The operating point")
     if about["tuned"]:
-        page.add_text(f"Chosen for {about['tuned']['aim']['name']} on {about['tuned']['chosen_on']}.")
+        aim, source = about["tuned"]["aim"]["name"], about["tuned"]["chosen_on"]
+        page.add_text(
+            f"Chosen for {aim} on {source['num_images']:,} images in {source['num_groups']:,} groups: {source['part']} "
+            f"of {source['root']} (data {source['data']}, split {source['split']})."
+        )
+        for warning in about["tuned"].get("warnings", []):
+            page.add_text(f"Warning when it was chosen: {warning}.")
     else:
         page.add_text("Not tuned: gate and pixels at 0.5, nothing too small. `steel tune` chooses one on validation.")
     page.add_table(

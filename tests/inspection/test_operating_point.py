@@ -139,8 +139,16 @@ def test_the_file_is_the_point_of_the_inspector(
     assert float(assembly.inspector.gate) == pytest.approx(content["operating_point"]["gate"])
     assert assembly.tuned is not None
     assert assembly.describe()["tuned"]["promises"] == content["promises"]
-    # Thresholds mean nothing for other probabilities.
+    # What it warns of stands in the report.
+    out.write_text(yaml.safe_dump(content | {"warnings": ["Kaggle Dice rises because less is outlined"]}))
     args = [f"--classifier={networks[0]}", f"--segmenter={networks[1]}", f"--operating_point={out}"]
+    report = ["evaluate", *args, f"--root={trained.root}", f"--out={tmp_path / 'report'}", "--num_workers=0"]
+    assert main([*report, "--num_pictures=0"]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    num = content["chosen_on"]["num_images"]
+    assert f"Chosen for false_alarms on {num} images in {num} groups: val of " in page
+    assert "Warning when it was chosen: Kaggle Dice rises because less is outlined." in page
+    # Thresholds mean nothing for other probabilities.
     assert "was chosen for other networks or flips" in refused("export", *args, "--flips", f"--out={tmp_path / 'x.pt'}")
     # It goes into the exported file.
     assert main(["export", *args, f"--out={tmp_path / 'inspector.pt'}"]) == 0

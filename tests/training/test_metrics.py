@@ -22,6 +22,7 @@ from steel.training.metrics import (
     score_labels,
     score_masks,
     score_miou,
+    sweep,
     unpack,
 )
 
@@ -84,6 +85,17 @@ def test_kaggle_dice_equals_smp() -> None:
     stats = smp.metrics.get_stats(predicted.long(), truth.long(), mode="multilabel")
     reference = smp.metrics.f1_score(*stats, reduction="macro-imagewise", zero_division=1.0)
     assert score_masks(count(predicted, truth))["kaggle_dice"] == pytest.approx(float(reference), abs=1e-6)
+
+
+def test_a_sweep_counts_as_each_threshold_alone() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = (rng.integers(0, 257, (40, 60)) / 256).astype(np.float32)  # the thresholds themselves, 0 and 1
+    probabilities[::2] = rng.random((20, 60))
+    truth = rng.random((40, 60)) < 0.2
+    hits, predicted = sweep(probabilities, truth)
+    for k in range(256):
+        said = probabilities >= k / 256
+        assert (hits[k], predicted[k]) == ((said & truth).sum(), said.sum())
 
 
 def test_nothing_and_everything() -> None:
