@@ -85,6 +85,9 @@ def inspect(
         engine: What runs the work: this process (local), or a Ray cluster (ray), which writes results.parquet alone.
     """
     require_at_least(1, batch_size=batch_size)
+    for option, number in {"mm_per_pixel": mm_per_pixel, "image_length": image_length}.items():
+        if number is not None and not number > 0:
+            raise InputError(f"{option} is above 0, but {number} came")
     part = _parse_shard(shard)
     _refuse(
         "--engine ray does not take", engine == "ray", shard=shard, watch=watch, resume=resume, coco=coco, report=report
@@ -117,6 +120,10 @@ def inspect(
     made = [*tables.paths, tables.parquet, pictures]
     if coco:
         made.append(write_coco(folder / "coco", tables, about["classes"]))
+    if report:
+        from steel.inspection.strip_report import Scale, write_strip_report
+
+        made.append(write_strip_report(folder, tables, about, named, Scale(mm_per_pixel, image_length)))
     _tell(tables, made)
 
 
