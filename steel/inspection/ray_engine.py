@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from steel.data.images import SUFFIXES, decode_grey
 from steel.errors import InputError
 from steel.inspection import bundle
-from steel.inspection.results import build_schema, name_images, to_typed
+from steel.inspection.results import build_schema, name_images, to_table, to_typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,11 +56,9 @@ class _Worker:
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
         """Names and places of images -> their rows of results.parquet."""
-        import pyarrow as pa
-
         named = zip(batch["image"].to_pylist(), batch["place"].to_pylist(), strict=True)
         records = self._pipeline.run(named, self._read)
-        return pa.Table.from_pylist([to_typed(record, self._schema) for record in records], self._schema)
+        return to_table((to_typed(record, self._schema) for record in records), self._schema)
 
 
 def _read(images: fsspec.AbstractFileSystem, place: str) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ when it is resumed. The Parquet file is made of the tables, since its end has to
 
 import csv
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ P = TypeVar("P", bound=PurePath)
 
 _SPOT_COLUMNS = ["class", "area_pixels", "left", "top", "width", "height", "centroid_x", "centroid_y", "code"]
 # Images of a Parquet file that are held at a time.
-_GROUP = 1000
+_GROUP = 250
 
 # The code of a noisy mask is longer than the 131,072 letters that the module allows.
 csv.field_size_limit(2**31 - 1)
@@ -371,14 +372,24 @@ def _parse(text: str, kind: "pa.DataType") -> Any:
     return int(text) if of.is_integer(kind) else float(text) if of.is_floating(kind) else text
 
 
-def _write_parquet(path: Path, classes: Sequence[str], images: Iterator[Found]) -> None:
+def to_table(rows: Iterable[Mapping[str, Any]], schema: "pa.Schema") -> "pa.Table":
+    """Typed rows as a table; by way of JSON, since from lists pyarrow makes one only after it has loaded pandas."""
     import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    whole = arrow_json.ReadOptions(block_size=len(text) + 1)
+    types = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    return arrow_json.read_json(pa.BufferReader(text), whole, types) if text else schema.empty_table()
+
+
+def _write_parquet(path: Path, classes: Sequence[str], images: Iterator[Found]) -> None:
     import pyarrow.parquet as pq
 
     schema = build_schema(classes)
     with pq.ParquetWriter(path, schema) as writer:
         while some := list(islice(images, _GROUP)):
-            writer.write_table(pa.Table.from_pylist([_type_row(one.row, one.spots, schema) for one in some], schema))
+            writer.write_table(to_table((_type_row(one.row, one.spots, schema) for one in some), schema))
 
 
 def write_coco(folder: Path, tables: Tables, classes: Sequence[str]) -> Path:

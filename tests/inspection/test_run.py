@@ -1,6 +1,10 @@
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -260,3 +264,54 @@ def test_shards_read_back_as_one_table(model: Path, whole: Path, tmp_path: Path,
     assert "is a folder of shards" in refused("inspect", model, whole / "in", f"--out={out}")
     in_one = shutil.copytree(whole / "out", tmp_path / "one")
     assert "is of a whole run" in refused("inspect", model, whole / "in", f"--out={in_one}", "--shard=1/2")
+
+
+WITHOUT_THE_REST = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refusing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pytorch_lightning", "lightning_fabric", "segmentation_models_pytorch", "timm",
+                                      "albumentations", "torchvision", "torchmetrics"}:
+            raise ImportError(f"{name} is not on this machine")
+
+sys.meta_path.insert(0, Refusing())
+from steel.cli import main
+status = main(sys.argv[1:])
+# Nor is anything loaded that one image does not need.
+print(sorted({"matplotlib", "pandas", "scipy", "sklearn", "pycocotools", "ray"} & set(sys.modules)))
+sys.exit(status)
+"""
+
+
+def test_an_exported_file_runs_without_the_rest(model: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_THE_REST]
+    run = subprocess.run(
+        [*command, "inspect", str(model), str(whole / "in"), f"--out={out}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"
+    require_equal(out, whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_for_real_goes_on(model: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", 400)
+    args = ["inspect", str(model), str(folder), "--batch_size=2"]
+    assert main([*args, f"--out={tmp_path / 'whole' / 'out'}"]) == 0
+    out = tmp_path / "out"
+    for num in (1, 150):
+        run = subprocess.Popen([sys.executable, "-m", "steel", *args, f"--out={out}", "--resume"])
+        while run.poll() is None:
+            path = out / "results.csv.unfinished"
+            if path.exists() and len(path.read_bytes().splitlines()) > num:
+                run.kill()
+            time.sleep(0.001)
+        assert run.returncode == -signal.SIGKILL
+    assert main([*args, f"--out={out}", "--resume"]) == 0
+    require_equal(out, tmp_path / "whole")
