@@ -290,7 +290,8 @@ class Tables:
         """Makes results.parquet, and gives everything its name."""
         self.close()
         self.parquet.parent.mkdir(exist_ok=True)
-        unfinished = name_unfinished(self.parquet)
+        # Not in the folder of shards, where it would be read as one of them.
+        unfinished = name_unfinished(self.paths[0].with_suffix(".parquet"))
         _write_parquet(unfinished, self._classes, self.read())
         os.replace(unfinished, self.parquet)
         for path in self.paths:

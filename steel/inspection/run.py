@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,9 +109,11 @@ def inspect(
     pictures = folder / "overlays"
     pictures.mkdir(parents=True, exist_ok=True)
     about = {"model": Path(model).name, "sha256": _digest(Path(model))} | about
-    _note_model(folder / ABOUT, about, is_same=resume or part is not None)
+    if resume or part:
+        _require_same_model(folder / ABOUT, about)
     pipeline = Pipeline(module, about["classes"], where, batch_size, overlays, pictures)
     tables = Tables(folder, about["classes"], submission_format, part, resume)
+    _write_about(folder / ABOUT, about)
     if watch:
         _watch(pipeline, tables, Path(images), batch_size, idle_seconds)
         named = {name: Path(images) / name for name in tables.done}
@@ -148,17 +150,16 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _note_model(path: Path, about: dict[str, Any], is_same: bool) -> None:
-    """Writes down what inspects, or refuses another model than that of the results that are there."""
-    if (
-        is_same
-        and path.exists()
-        and (before := json.loads(path.read_text(encoding="utf-8")))["sha256"] != about["sha256"]
-    ):
+def _require_same_model(path: Path, about: Mapping[str, Any]) -> None:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else about
+    if before["sha256"] != about["sha256"]:
         raise InputError(
             f"what is in {path.parent} was inspected with another model ({before['model']}, {before['sha256'][:12]}); "
             f"give that one, or name another folder with --out"
         )
+
+
+def _write_about(path: Path, about: Mapping[str, Any]) -> None:
     # Shards may write it at the same time.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(about, indent=2), encoding="utf-8")

@@ -237,7 +237,9 @@ def draw_map(strip: Strip, classes: Sequence[str]) -> str:
         f'<span><i class="swatch" style="background:{_paint(c)}"></i>{html.escape(name)}</span>'
         for c, name in enumerate(classes)
     )
-    return f'{"".join(parts)}</svg><p class="legend note">{"".join(legend)}</p>'
+    num_spots = sum(len(shot.spots) for shot in strip.shots)
+    most = f"The {_NUM_MARKED:,} largest of {num_spots:,} spots are marked." if num_spots > _NUM_MARKED else ""
+    return f'{"".join(parts)}</svg><p class="legend note">{"".join(legend)}<span>{most}</span></p>'
 
 
 def _place_marks(

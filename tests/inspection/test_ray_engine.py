@@ -25,7 +25,7 @@ def _two_cpus() -> Iterator[None]:
 
 
 def list_workers(of: int) -> list[int]:
-    """Processes of our own cluster in which an inspector is at work."""
+    """Processes of our own cluster in which an inspector is loaded."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         try:
@@ -39,7 +39,8 @@ def list_workers(of: int) -> list[int]:
             process = parents.get(process, 0)
         return process == of
 
-    return [process for process, name in names.items() if b"ray::" in name and b"_Worker" in name and is_ours(process)]
+    ready = [process for process, name in names.items() if b"_Worker" in name and b"__init__" not in name]
+    return [process for process in ready if b"ray::" in names[process] and is_ours(process)]
 
 
 @pytest.mark.usefixtures("_two_cpus")
@@ -47,7 +48,7 @@ def list_workers(of: int) -> list[int]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_killed_worker_costs_nothing(tmp_path: Path, refused: Callable[..., str]) -> None:
     model = write_model(tmp_path / "inspector.pt")
-    folder = write_images(tmp_path / "in", 60)
+    folder = write_images(tmp_path / "in", 200)
     (folder / "4.png").write_text("no image")
     (folder / "5.png").write_bytes(b"")
     args = ["inspect", str(model), "--batch_size=1"]

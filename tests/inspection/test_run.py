@@ -192,7 +192,11 @@ def test_ctrl_c_leaves_whole_rows_and_tells_how_to_go_on(
     assert "6 of 9 images are in" in (told := capsys.readouterr().err)
     assert "--resume goes on" in told
     assert len(read(out / "results.csv.unfinished")) == 6
-    assert "is of a run that was stopped; go on with --resume" in refused(*args)
+    other = write_model(tmp_path / "other.pt", gate=0.6)
+    for again in (model, other):
+        sentence = refused("inspect", again, *args[2:])
+        assert "is of a run that was stopped; go on with --resume" in sentence
+    assert "was inspected with another model" in refused("inspect", other, *args[2:], "--resume")
     assert main([*args, "--resume"]) == 0
     assert "6 of 9 images are done already" in capsys.readouterr().out
     require_equal(out, whole)

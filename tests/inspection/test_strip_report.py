@@ -133,11 +133,14 @@ def test_it_is_one_file_that_fetches_nothing(model: Path, strip: Path) -> None:
 def test_more_than_fits_is_told(model: Path, strip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strip_report, "_NUM_THUMBNAILS", 3)
     monkeypatch.setattr(strip_report, "_NUM_LISTED", 1)
+    monkeypatch.setattr(strip_report, "_NUM_MARKED", 1)
     page = inspect(model, strip)
     data = read_data(page)
     assert [bool(image[4]) for image in data["images"]] == [True, True, True, False, False, False]
     assert len(data["spots"]) == 1
     assert "the 1 largest of 2 spots; spots.csv has them all" in page
+    assert "The 1 largest of 2 spots are marked." in page
+    assert page.count('class="spot"') == 1
 
 
 def test_images_that_are_gone_have_no_picture(model: Path, strip: Path) -> None:
