@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -22,6 +23,10 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; }
 """
+
+
+# Whoever opens the page need not trust us: the browser fetches nothing for it.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def clear_pictures(folder: Path) -> None:
@@ -53,6 +58,10 @@ class Page:
     def add_text(self, text: str) -> None:
         """Adds a paragraph of plain text."""
         self._parts.append(f"<p>{html.escape(text)}</p>")
+
+    def add_markup(self, markup: str) -> None:
+        """Adds HTML that the caller wrote, with every text in it escaped."""
+        self._parts.append(markup)
 
     def add_table(self, table: pd.DataFrame, caption: str) -> None:
         """Adds a table without its index; cells are shown as `str` shows them."""
@@ -87,13 +96,24 @@ class Page:
             f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
         )
 
-    def write(self) -> Path:
-        """Writes `index.html` and says where it is."""
-        path = self._folder / "index.html"
-        path.write_text(
+    def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
+        """Writes the page and says where it is.
+
+        Args:
+            name: Of the file.
+            style: CSS beside that of all pages.
+            script: JavaScript that runs when the page is there.
+        """
+        path = self._folder / name
+        unfinished = path.with_name(f"{name}.unfinished")
+        unfinished.write_text(
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
-            f"<body><h1>{self._title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n",
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
+            + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])
+            + "\n</body></html>\n",
             encoding="utf-8",
         )
+        os.replace(unfinished, path)
         return path

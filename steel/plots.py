@@ -1,12 +1,8 @@
-"""Figures from arrays and tables. Reads and saves nothing.
-
-Truth is green and prediction red, as in the original project; a class has the same colour everywhere.
-"""
+"""Figures from arrays and tables. Reads and saves nothing."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -17,67 +13,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from steel.overlays import CLASS_COLOURS, PREDICTION, TRUTH, draw_masks
+
 # Names of classes and files are shown as they are: matplotlib would read $...$ as a formula, and fail at a bad one.
 matplotlib.rcParams["text.parse_math"] = False
 
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 Numbers = NDArray[np.int64] | NDArray[np.float64]
-
-TRUTH, PREDICTION = (0, 200, 0), (230, 30, 30)
-CLASS_COLOURS = (
-    (255, 200, 0), (60, 140, 255), (255, 70, 60), (60, 220, 90), (220, 90, 255), (0, 220, 220), (255, 140, 0),
-    (160, 160, 255),
-)  # fmt: skip
-
-
-def draw_masks(
-    image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], colours: Sequence[tuple[int, int, int]]
-) -> NDArray[np.uint8]:
-    """Draws masks into an image: a faint fill, so that the steel stays visible, and an outline.
-
-    Args:
-        image: uint8 `(H, W)`.
-        masks: bool `(H, W)` each.
-        colours: RGB of each mask.
-
-    Returns:
-        uint8 `(H, W, 3)`, RGB.
-    """
-    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    for mask, colour in zip(masks, colours, strict=True):
-        if not mask.any():
-            continue
-        canvas[mask] = (0.75 * canvas[mask] + 0.25 * np.array(colour)).astype(np.uint8)
-        outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outline, -1, colour, 1)
-    return canvas  # type: ignore[return-value]
-
-
-def draw_overlay(
-    image: NDArray[np.uint8], masks: NDArray[np.bool_], captions: Sequence[str], headline: str
-) -> NDArray[np.uint8]:
-    """Draws a decision: each class in its colour, with a line of text above the image.
-
-    Args:
-        image: uint8 `(H, W)`.
-        masks: bool `(C, H, W)`.
-        captions: What to say of each class; shown where its mask is not empty.
-        headline: What to say of the image.
-
-    Returns:
-        uint8 `(H + 24, W, 3)`, RGB.
-    """
-    canvas = draw_masks(image, list(masks), CLASS_COLOURS[: len(masks)])
-    bar = np.zeros((24, image.shape[1], 3), np.uint8)
-    x = 6
-    shown = [(headline, (255, 255, 255))]
-    shown += [(text, CLASS_COLOURS[c]) for c, text in enumerate(captions) if masks[c].any()]
-    for text, colour in shown:
-        text = text.encode("ascii", "replace").decode()  # OpenCV's letters
-        cv2.putText(bar, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
-        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 18
-    return np.vstack([bar, canvas])
 
 
 def plot_comparison(

@@ -12,33 +12,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from steel import plots
+from steel.overlays import CLASS_COLOURS
 
 
 def render(figure) -> np.ndarray:  # type: ignore[no-untyped-def]
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-
-
-def test_a_mask_is_tinted_and_outlined_and_the_rest_stays() -> None:
-    image = np.full((20, 30), 100, np.uint8)
-    mask = np.zeros((20, 30), bool)
-    mask[5:15, 10:20] = True
-    drawn = plots.draw_masks(image, [mask], [plots.TRUTH])
-    assert (drawn[~mask] == 100).all()
-    assert tuple(drawn[5, 10]) == plots.TRUTH  # the outline
-    assert tuple(drawn[10, 15]) == (75, 125, 75)  # three quarters steel, one quarter green
-    assert (image == 100).all()
-
-
-def test_an_overlay_names_only_what_was_found() -> None:
-    masks = np.zeros((2, 40, 600), bool)
-    masks[1, 10:20, 100:200] = True
-    drawn = plots.draw_overlay(np.full((40, 600), 60, np.uint8), masks, ["one", "two"], "image.jpg clean")
-    assert drawn.shape == (64, 600, 3)
-    bar = drawn[:24].reshape(-1, 3).tolist()
-    assert list(plots.CLASS_COLOURS[1]) in bar
-    assert list(plots.CLASS_COLOURS[0]) not in bar
 
 
 def test_comparison_has_green_left_and_red_right() -> None:
@@ -60,10 +40,10 @@ def test_bars_are_as_high_as_their_counts(values: list[int]) -> None:
 
 
 def test_bars_have_the_colours_of_their_classes_though_two_share_a_name() -> None:
-    figure = plots.plot_bars(pd.Series([3, 5], ["dent", "dent"]), "title", "images", plots.CLASS_COLOURS[:2])
+    figure = plots.plot_bars(pd.Series([3, 5], ["dent", "dent"]), "title", "images", CLASS_COLOURS[:2])
     bars = figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == [3, 5]
-    for bar, colour in zip(bars, plots.CLASS_COLOURS, strict=False):
+    for bar, colour in zip(bars, CLASS_COLOURS, strict=False):
         np.testing.assert_allclose(to_rgb(bar.get_facecolor()), np.array(colour) / 255)
 
 
@@ -93,9 +73,9 @@ def check_histogram(axes: Axes, values: Sequence[float]) -> None:
 def test_whole_numbers_are_counted_on_a_logarithmic_axis(rows: list[list[int]]) -> None:
     names = [str(i) for i in range(len(rows))]
     values = [np.array(row, np.int64) for row in rows]
-    figure = plots.plot_distributions(values, names, plots.CLASS_COLOURS[: len(rows)], "title", "pixels")
+    figure = plots.plot_distributions(values, names, CLASS_COLOURS[: len(rows)], "title", "pixels")
     assert figure.axes[-1].get_xscale() == "log"
-    for axes, row, name, colour in zip(figure.axes, rows, names, plots.CLASS_COLOURS, strict=False):
+    for axes, row, name, colour in zip(figure.axes, rows, names, CLASS_COLOURS, strict=False):
         assert axes.get_ylabel() == f"{name}\nn = {len(row):,}"
         if not row:
             assert not axes.patches
@@ -109,7 +89,7 @@ def test_whole_numbers_are_counted_on_a_logarithmic_axis(rows: list[list[int]]) 
 
 def test_the_ticks_of_a_logarithmic_axis_are_whole_numbers_from_one() -> None:
     values = [np.array([1, 2, 9]), np.array([1])]
-    axes = plots.plot_distributions(values, ["a", "b"], plots.CLASS_COLOURS[:2], "title", "spots").axes[-1]
+    axes = plots.plot_distributions(values, ["a", "b"], CLASS_COLOURS[:2], "title", "spots").axes[-1]
     render(axes.figure)
     low, high = axes.get_xlim()
     shown = [
@@ -122,7 +102,7 @@ def test_the_ticks_of_a_logarithmic_axis_are_whole_numbers_from_one() -> None:
 
 def test_shares_are_counted_between_their_limits() -> None:
     values = [np.random.default_rng(0).uniform(0, 100, 200), np.array([0.0, 100.0]), np.zeros(0)]
-    colours = plots.CLASS_COLOURS[:3]
+    colours = CLASS_COLOURS[:3]
     figure = plots.plot_distributions(values, ["a", "b", "c"], colours, "title", "%", (0, 100))
     for axes, row in zip(figure.axes[:2], values, strict=False):
         check_histogram(axes, row.tolist())
@@ -169,7 +149,7 @@ def test_examples_are_drawn_with_masks_and_frames(size: tuple[int, int], columns
     for i, axes in enumerate(figure.axes):
         assert axes.get_title() == f"image {i}"
         drawn = np.asarray(axes.images[0].get_array())
-        assert tuple(drawn[20, 40]) == plots.CLASS_COLOURS[1]
+        assert tuple(drawn[20, 40]) == CLASS_COLOURS[1]
         np.testing.assert_array_equal(drawn[0, :, 0], images[i][0])
         if i != 1:
             assert not axes.patches

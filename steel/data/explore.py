@@ -17,6 +17,7 @@ from steel import plots
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.measure import BLACK, MIN_MARGIN, Defects, Pixels, measure_defects, measure_image
 from steel.errors import InputError, require_at_least, require_new_folder
+from steel.overlays import CLASS_COLOURS
 from steel.pages import Page
 from steel.progress import map_on_all_cores, track
 
@@ -113,9 +114,7 @@ def _show_counts(annotations: Annotations) -> Section:
             "How many classes of defect an image holds. Where 2 and more are rare, little can be learnt about them.",
         ),
         "images_per_class": Picture(
-            plots.plot_bars(
-                counts, "images with a defect of each class", "images", plots.CLASS_COLOURS[: len(classes)]
-            ),
+            plots.plot_bars(counts, "images with a defect of each class", "images", CLASS_COLOURS[: len(classes)]),
             "Images with each class. A class with few images is learnt worst and its score is the least certain.",
         ),
         "together": Picture(
@@ -133,7 +132,7 @@ def _show_defects(annotations: Annotations, defects: Defects) -> Section:
 
     def plot(table: NDArray[np.int64], title: str, label: str) -> Figure:
         values = [table[labels[:, c], c] for c in range(len(classes))]
-        return plots.plot_distributions(values, classes, plots.CLASS_COLOURS[: len(classes)], title, label)
+        return plots.plot_distributions(values, classes, CLASS_COLOURS[: len(classes)], title, label)
 
     pictures = {
         "areas": Picture(

@@ -65,7 +65,7 @@ def read_size(path: Path) -> tuple[int, int]:
     return _read_header(path, path)
 
 
-def _read_header(file: Path | BytesIO, path: Path) -> tuple[int, int]:
+def _read_header(file: Path | BytesIO, path: Path | str) -> tuple[int, int]:
     """Height and width; refuses what OpenCV would turn."""
     try:
         with warnings.catch_warnings():
@@ -76,7 +76,7 @@ def _read_header(file: Path | BytesIO, path: Path) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is damaged or too large to be one image of strip ({error}); cut it") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(_describe_failure(path)) from error
+        raise InputError(_describe_failure(file, path)) from error
     if 0 in size:
         raise InputError(f"{path} is an image of zero size ({size[1]} x {size[0]} pixels); take it out")
     if turned:
@@ -107,7 +107,7 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
     return decode_grey(data, path)
 
 
-def decode_grey(data: bytes, path: Path) -> NDArray[np.uint8]:
+def decode_grey(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     """Decodes an image that is already in memory; `path` is what errors call it. See `read_grey`."""
     # libjpeg may fill the missing part of a truncated file with grey and say nothing, so look for the end marker:
     # behind the last start-of-scan marker, since an embedded preview has an end marker of its own. Nearly always it is
@@ -120,17 +120,21 @@ def decode_grey(data: bytes, path: Path) -> NDArray[np.uint8]:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _GREY) if data else None
     except cv2.error as error:
-        raise InputError(_describe_failure(path)) from error
+        raise InputError(_describe_content(path, len(data))) from error
     if image is None or image.size == 0:
-        raise InputError(_describe_failure(path))
+        raise InputError(_describe_content(path, len(data)))
     if image.dtype != np.uint8:
         raise InputError(f"{path} has more than 8 bits a channel, but images are 8-bit grey; convert it first")
     return image  # type: ignore[return-value]
 
 
-def _describe_failure(path: Path) -> str:
-    if not path.exists():
-        return f"no image {path}"
-    if path.stat().st_size == 0:
+def _describe_failure(file: Path | BytesIO, path: Path | str) -> str:
+    if isinstance(file, BytesIO):
+        return _describe_content(path, file.getbuffer().nbytes)
+    return _describe_content(path, file.stat().st_size) if file.exists() else f"no image {path}"
+
+
+def _describe_content(path: Path | str, num_bytes: int) -> str:
+    if num_bytes == 0:
         return f"{path} is empty; copy the file again or take it out"
     return f"{path} is not an image that can be read (damaged, or another kind of file with this name); take it out"

@@ -1,5 +1,6 @@
 """`steel evaluate`: how good both stages are on images that neither network has seen, as a report to be signed."""
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from steel.inspection.assemble import assemble, recall_part
 from steel.inspection.judging import Judged, explain, judge_part
 from steel.inspection.operating_point import measure
 from steel.inspection.report import list_warnings, show, tabulate_scores, write_report
-from steel.inspection.run import SubmissionWriter, choose_device
+from steel.inspection.results import head_submission, list_codes
+from steel.inspection.run import choose_device
 from steel.inspection.search import Aim, Outcome
 from steel.intervals import Interval, bootstrap, rate
 from steel.pages import clear_pictures
@@ -242,9 +244,10 @@ def evaluate(
     folder = Path(out)
     clear_pictures(folder)
     with (folder / "submission.csv").open("w", newline="", encoding="utf-8") as file:
-        submission = SubmissionWriter(file)
+        submission = csv.writer(file, lineterminator="\n")
+        submission.writerow(head_submission("new"))
         for i, codes in zip(judged.indices.tolist(), judged.codes, strict=True):
-            submission.write(str(data.annotations.names[i]), codes)
+            submission.writerows(list_codes(str(data.annotations.names[i]), codes, "new"))
     write_report(folder, judged, summary, about, data.annotations, num_pictures)
     text = json.dumps(_drop_nan(summary | about), indent=2, allow_nan=False)
     (folder / "evaluation.json").write_text(text, encoding="utf-8")

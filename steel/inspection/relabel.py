@@ -303,20 +303,14 @@ def relabel(
         num_pictures: How many images to show at the most.
         flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         batch_size: Images that the networks see at once.
-        num_workers: Processes that load; by default one fewer than there are cores, 8 at the most.
+        num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
     """
     require_at_least(0, num_pictures=num_pictures)
     require_at_least(1, batch_size=batch_size)
     where = choose_device(device)
     assembly = assemble(classifier, segmenter, flips)
-    data = SteelDataModule(
-        root,
-        num_classes=len(assembly.classes),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        persistent_workers=False,
-    )
+    data = SteelDataModule(root, num_classes=len(assembly.classes), batch_size=batch_size, num_workers=num_workers)
     for path, about in (assembly.classifiers | assembly.segmenters).items():
         data.require_classes(about["data"], Path(path))
     annotations = data.annotations

@@ -1,56 +1,25 @@
-"""Runs an exported inspector over a file, a folder or a glob of images."""
+"""`steel inspect`: runs an exported file over an image, a folder, a glob, or what appears in a folder."""
 
-import csv
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from steel import plots
-from steel.data import rle
-from steel.data.images import find_images, read_grey
+from steel.data.images import find_images
 from steel.errors import InputError, require_at_least
 from steel.inspection import bundle
+from steel.inspection.pipeline import Drawn, Pipeline
+from steel.inspection.results import SubmissionFormat, Tables, name_images, name_unfinished, write_coco
 from steel.progress import track
 
-SubmissionFormat = Literal["new", "old"]
-
-
-class Decision(NamedTuple):
-    """What was decided of one image: see `Inspection`, without its first axis, on the CPU."""
-
-    gate_probability: float
-    class_probabilities: NDArray[np.float32]
-    masks: NDArray[np.bool_]
-    areas: NDArray[np.int64]
-
-
-class SubmissionWriter:
-    """Writes codes in Kaggle's form, one row per image and class, the code empty where nothing was found."""
-
-    def __init__(self, file: IO[str], form: SubmissionFormat = "new") -> None:
-        """Writes the header.
-
-        Args:
-            file: Open for writing, with newline="".
-            form: "new" has the columns ImageId,ClassId,EncodedPixels, "old" ImageId_ClassId,EncodedPixels.
-        """
-        self._csv = csv.writer(file, lineterminator="\n")
-        self._form = form
-        self._csv.writerow([*(["ImageId_ClassId"] if form == "old" else ["ImageId", "ClassId"]), "EncodedPixels"])
-
-    def write(self, image: str, codes: Sequence[str]) -> None:
-        """Writes an image's rows, the code of each class."""
-        for c, code in enumerate(codes):
-            key = [f"{image}_{c + 1}"] if self._form == "old" else [image, c + 1]
-            self._csv.writerow([*key, code])
+# What made the results: which file, by its name and its digest, and what stands in it.
+ABOUT = "inspector.json"
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,81 +43,28 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _decode(path: Path) -> NDArray[np.uint8] | InputError:
-    try:
-        return read_grey(path)
-    except InputError as error:
-        return error
-
-
-def _prefetch(
-    paths: Sequence[Path], window: int, pool: ThreadPoolExecutor
-) -> Iterator[list[NDArray[np.uint8] | InputError]]:
-    """Decoded images in windows, the next one in the making while one is used."""
-    ahead: list[Future[NDArray[np.uint8] | InputError]] = []
-    for start in range(0, len(paths) + window, window):
-        now, ahead = ahead, [pool.submit(_decode, path) for path in paths[start : start + window]]
-        if now:
-            yield [future.result() for future in now]
-
-
-@torch.inference_mode()
-def _decide(
-    module: torch.nn.Module, window: Sequence[NDArray[np.uint8] | InputError], batch_size: int, device: torch.device
-) -> list[Decision | InputError]:
-    """Decides about images of any sizes, in batches of one size; what could not be read is passed on."""
-    decided: dict[int, Decision | InputError] = {}
-    by_size: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
-    for i, image in enumerate(window):
-        if isinstance(image, InputError):
-            decided[i] = image
-        else:
-            by_size.setdefault(image.shape, []).append((i, image))
-    for same in by_size.values():
-        for start in range(0, len(same), batch_size):
-            some = same[start : start + batch_size]
-            batch = torch.from_numpy(np.stack([image for _, image in some]))
-            gate, classes, masks, areas = (tensor.cpu().numpy() for tensor in module(batch.to(device)))
-            for row, (i, _) in enumerate(some):
-                decided[i] = Decision(float(gate[row]), classes[row], masks[row], areas[row])
-    return [decided[i] for i in range(len(window))]
-
-
-def _inspect_all(
-    module: torch.nn.Module, paths: Sequence[Path], batch_size: int, device: torch.device
-) -> Iterator[tuple[NDArray[np.uint8], Decision] | InputError]:
-    """Every image with its decision, or why it could not be read, in the order of the paths and in constant memory."""
-    with ThreadPoolExecutor() as pool:
-        for window in _prefetch(paths, 4 * batch_size, pool):
-            for image, decision in zip(window, _decide(module, window, batch_size, device), strict=True):
-                if isinstance(image, InputError):
-                    yield image
-                else:
-                    assert isinstance(decision, Decision)
-                    yield image, decision
-
-
-def _name_images(paths: Sequence[Path]) -> list[str]:
-    """The names in the tables: the files' own, or where these are not unique, the paths below their common folder."""
-    if len({path.name for path in paths}) == len(paths):
-        return [path.name for path in paths]
-    common = os.path.commonpath([path.parent for path in paths])
-    return [path.relative_to(common).as_posix() for path in paths]
-
-
 def inspect(
     model: str,
     images: str,
     out: str = "inspected",
     batch_size: int = 8,
     device: str = "auto",
-    overlays: Literal["defective", "all", "none"] = "defective",
+    overlays: Drawn = "defective",
     submission_format: SubmissionFormat = "new",
+    resume: bool = False,
+    coco: bool = False,
+    report: bool = False,
+    mm_per_pixel: float | None = None,
+    image_length: float | None = None,
+    shard: str | None = None,
+    watch: bool = False,
+    idle_seconds: float | None = None,
+    engine: Literal["local", "ray"] = "local",
 ) -> None:
     """Inspects images with an exported file.
 
-    Writes results.csv (a row for each image, an unreadable one with the reason), submission.csv (codes in Kaggle's
-    form) and pictures of what was found.
+    Writes results.csv (a row for each image, an unreadable one with the reason), spots.csv (a row for each spot),
+    submission.csv (codes in Kaggle's form), results.parquet (all of it, typed) and pictures of what was found.
 
     Args:
         model: File that `steel export` wrote.
@@ -158,79 +74,137 @@ def inspect(
         device: Where to run: auto, cpu, cuda or cuda:1.
         overlays: Which images to draw.
         submission_format: Columns ImageId,ClassId,EncodedPixels (new) or ImageId_ClassId,EncodedPixels (old).
+        resume: Skip what results.csv has, and go on with a run that was stopped.
+        coco: Write coco/annotations/instances_default.json too, with an annotation for each spot.
+        report: Write report.html too, one page to look at what was found, which opens without a network.
+        mm_per_pixel: Size of a pixel in millimetres, for the report.
+        image_length: Millimetres of strip from one image to the next, for the report; by default the image's own.
+        shard: Which part of the images to inspect, such as 2/8; the parts share one results.parquet.
+        watch: Inspect images as they appear in the folder until Ctrl-C, and tell how long that took.
+        idle_seconds: Stop watching after so many seconds without a new image.
+        engine: What runs the work: this process (local), or a Ray cluster (ray), which writes results.parquet alone.
     """
     require_at_least(1, batch_size=batch_size)
+    for option, number in {"mm_per_pixel": mm_per_pixel, "image_length": image_length}.items():
+        if number is not None and not number > 0:
+            raise InputError(f"{option} is above 0, but {number} came")
+    part = _parse_shard(shard)
+    _refuse(
+        "--engine ray does not take", engine == "ray", shard=shard, watch=watch, resume=resume, coco=coco, report=report
+    )
+    _refuse("--shard does not take", part is not None, watch=watch, coco=coco, report=report)
+    _refuse("without --watch there is no", not watch, idle_seconds=idle_seconds)
+    _refuse("without --report there is no", not report, mm_per_pixel=mm_per_pixel, image_length=image_length)
+    if watch and not Path(images).is_dir():
+        raise InputError(f"--watch takes a folder, but {images} is none; make it, or name another")
+    folder = Path(out)
+    if engine == "ray":
+        from steel.inspection import ray_engine
+
+        ray_engine.inspect(model, images, out, batch_size, device)
+        return
     where = choose_device(device)
     module, about = bundle.read(model, where)
-    paths = find_images(images)
-    folder = Path(out)
+    named = {} if watch else name_images(find_images(images))
     pictures = folder / "overlays"
     pictures.mkdir(parents=True, exist_ok=True)
-    classes: list[str] = about["classes"]
-    gate = float(module.gate)
-    num_defective = num_unreadable = 0
-    results, submission = folder / "results.csv", folder / "submission.csv"
+    about = {"model": Path(model).name, "sha256": _digest(Path(model))} | about
+    if resume or part:
+        _require_same_model(folder / ABOUT, about)
+    pipeline = Pipeline(module, about["classes"], where, batch_size, overlays, pictures)
+    tables = Tables(folder, about["classes"], submission_format, part, resume)
+    _write_about(folder / ABOUT, about)
+    if watch:
+        _watch(pipeline, tables, Path(images), batch_size, idle_seconds)
+        named = {name: Path(images) / name for name in tables.done}
+    else:
+        _run(pipeline, tables, dict(list(named.items())[part[0] - 1 :: part[1]]) if part else named)
+    made = [*tables.paths, tables.parquet, pictures]
+    if coco:
+        made.append(write_coco(folder / "coco", tables, about["classes"]))
+    if report:
+        from steel.inspection.strip_report import Scale, write_strip_report
 
-    with ExitStack() as stack:
-        table = csv.writer(stack.enter_context(_open(results)), lineterminator="\n")
-        table.writerow(_header(classes))
-        codes = SubmissionWriter(stack.enter_context(_open(submission)), submission_format)
-        inspected = track(_inspect_all(module, paths, batch_size, where), "inspecting", len(paths))
-        for name, result in zip(_name_images(paths), inspected, strict=True):
-            if isinstance(result, InputError):
-                num_unreadable += 1
-                table.writerow([name] + [""] * (2 + 2 * len(classes)) + [str(result)])
-                continue
-            image, decision = result
-            defective = decision.gate_probability >= gate
-            num_defective += defective
-            table.writerow(_row(name, defective, decision))
-            codes.write(name, [rle.encode(mask) for mask in decision.masks])
-            if overlays == "all" or (overlays == "defective" and defective):
-                _write_picture(pictures / f"{name}.png", _draw(name, image, decision, classes, defective))
-    # They get their names when they are whole.
-    for path in (results, submission):
-        os.replace(_unfinished(path), path)
-
-    print(f"{len(paths):,} images: {num_defective:,} defective, {num_unreadable:,} unreadable")
-    if num_unreadable:
-        print(f"why {num_unreadable:,} could not be read stands in the column error of {results}")
-    print(f"wrote {results}, {submission}, {pictures}")
-    if num_unreadable == len(paths):
-        raise InputError(f"none of the {len(paths):,} images could be read; see the column error of {results}")
+        made.append(write_strip_report(folder, tables, about, named, Scale(mm_per_pixel, image_length)))
+    _tell(tables, made)
 
 
-def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f'--shard is i/n with i from 1 to n, such as 2/8, but "{text}" came')
+    return int(found[1]), int(found[2])
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.unfinished")
+def _refuse(way: str, is_chosen: bool, **options: object) -> None:
+    """Refuses options that one way of working does not know."""
+    for name, value in options.items():
+        if is_chosen and value not in (None, False):
+            raise InputError(f"{way} --{name}; leave it out")
 
 
-def _open(path: Path) -> IO[str]:
-    return _unfinished(path).open("w", newline="", encoding="utf-8")
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _header(classes: Sequence[str]) -> list[str]:
-    probabilities = [f"probability_{name}" for name in classes]
-    areas = [f"area_pixels_{name}" for name in classes]
-    return ["image", "defective", "gate_probability", *probabilities, *areas, "error"]
+def _require_same_model(path: Path, about: Mapping[str, Any]) -> None:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else about
+    if before["sha256"] != about["sha256"]:
+        raise InputError(
+            f"what is in {path.parent} was inspected with another model ({before['model']}, {before['sha256'][:12]}); "
+            f"give that one, or name another folder with --out"
+        )
 
 
-def _row(name: str, defective: bool, decision: Decision) -> list[Any]:
-    probabilities = [f"{p:.6f}" for p in decision.class_probabilities]
-    return [name, int(defective), f"{decision.gate_probability:.6f}", *probabilities, *decision.areas.tolist(), ""]
+def _write_about(path: Path, about: Mapping[str, Any]) -> None:
+    # Shards may write it at the same time.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(about, indent=2), encoding="utf-8")
+    os.replace(unfinished, path)
 
 
-def _draw(
-    name: str, image: NDArray[np.uint8], decision: Decision, classes: Sequence[str], defective: bool
-) -> NDArray[np.uint8]:
-    verdict = "defective" if defective else "clean"
-    headline = f"{name}  {verdict} p={decision.gate_probability:.2f}"
-    captions = [
-        f"{label} p={p:.2f} {area:,} px"
-        for label, p, area in zip(classes, decision.class_probabilities, decision.areas, strict=True)
-    ]
-    return plots.draw_overlay(image, decision.masks, captions, headline)
+def _run(pipeline: Pipeline, tables: Tables, named: dict[str, Path]) -> None:
+    """Inspects what is not done, and finishes the tables."""
+    left = {name: path for name, path in named.items() if name not in tables.done}
+    if len(left) < len(named):
+        print(f"{len(named) - len(left):,} of {len(named):,} images are done already")
+    with tables:
+        try:
+            for record in track(pipeline.run(left.items()), "inspecting", len(left)):
+                tables.write(record)
+        except KeyboardInterrupt:
+            print(
+                f"{len(tables.done):,} of {len(named):,} images are in {name_unfinished(tables.paths[0])}; the same "
+                f"command with --resume goes on",
+                file=sys.stderr,
+            )
+            raise
+        tables.finish()
+
+
+def _watch(pipeline: Pipeline, tables: Tables, folder: Path, most: int, idle_seconds: float | None) -> None:
+    """Inspects what appears until Ctrl-C, and finishes the tables."""
+    from steel.inspection.watch import Latencies, watch
+
+    print(f"watching {folder}; Ctrl-C ends it", file=sys.stderr)
+    latencies = Latencies()
+    with tables:
+        try:
+            watch(pipeline, tables, folder, most, idle_seconds, latencies)
+        except KeyboardInterrupt:
+            tables.cut()
+        print(latencies.describe())
+        tables.finish()
+
+
+def _tell(tables: Tables, made: Sequence[Path]) -> None:
+    results, num = tables.paths[0], len(tables.done)
+    print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
+    if tables.num_unreadable:
+        print(f"why {tables.num_unreadable:,} could not be read stands in the column error of {results}")
+    print(f"wrote {', '.join(map(str, made))}")
+    if num and tables.num_unreadable == num:
+        raise InputError(f"none of the {num:,} images could be read; see the column error of {results}")

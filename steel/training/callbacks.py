@@ -24,7 +24,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from steel import plots
+from steel import overlays
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import write_split
 from steel.errors import InputError
@@ -326,7 +326,7 @@ def _draw(
     true_ones = ", ".join(name for name, mask in zip(classes, truth, strict=True) if mask.any())
     if chances.ndim == 1:
         called = ", ".join(f"{name} {chance:.2f}" for name, chance in zip(classes, chances, strict=True))
-        return plots.draw_overlay(image, truth, [""] * len(truth), f"truth: {true_ones}; found: {called}")
-    above = plots.draw_masks(image, list(truth), [plots.TRUTH] * len(truth))
-    below = plots.draw_masks(image, list(chances >= 0.5), [plots.PREDICTION] * len(truth))
+        return overlays.draw_overlay(image, truth, [""] * len(truth), f"truth: {true_ones}; found: {called}")
+    above = overlays.draw_masks(image, list(truth), [overlays.TRUTH] * len(truth))
+    below = overlays.draw_masks(image, list(chances >= 0.5), [overlays.PREDICTION] * len(truth))
     return np.vstack([above, below])

@@ -1,0 +1,144 @@
+"""Images in, records out, in constant memory: the next are decoded and the last recorded while some are decided."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steel import overlays
+from steel.data import rle
+from steel.data.images import read_grey
+from steel.errors import InputError
+from steel.inspection.results import Record, Unreadable
+from steel.inspection.spots import list_spots
+
+Image = NDArray[np.uint8]
+Drawn = Literal["defective", "all", "none"]
+
+# Batches that are decoded ahead; more of them find more images of one size.
+_AHEAD = 4
+
+
+class Decision(NamedTuple):
+    """What was decided of one image: see `Inspection`, without its first axis, on the CPU."""
+
+    gate_probability: float
+    class_probabilities: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    areas: NDArray[np.int64]
+
+
+class Pipeline:
+    """An exported inspector at work."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        classes: Sequence[str],
+        device: torch.device,
+        batch_size: int,
+        drawn: Drawn = "none",
+        pictures: Path | None = None,
+    ) -> None:
+        """Takes what `bundle.read` gave.
+
+        Args:
+            module: The inspector.
+            classes: Names of its classes.
+            device: Where it is.
+            batch_size: Images that the networks see at once.
+            drawn: Which images to draw.
+            pictures: Folder for what is drawn.
+        """
+        self._module, self._device, self._batch_size = module, device, batch_size
+        self._gate = float(module.gate)  # type: ignore[arg-type]
+        self._classes, self._drawn, self._pictures = classes, drawn, pictures
+
+    def run(
+        self, named: Iterable[tuple[str, Any]], read: Callable[[Any], Image] = read_grey
+    ) -> Iterator[Record | Unreadable]:
+        """Inspects images.
+
+        Args:
+            named: Names, and where the images are.
+            read: What decodes an image from there, or raises an InputError.
+
+        Returns:
+            A record for each, in their order.
+        """
+        left = iter(named)
+        windows = iter(lambda: list(islice(left, _AHEAD * self._batch_size)), [])
+        decoding: list[tuple[str, Future[Image | InputError]]] = []
+        recording: list[Future[Record | Unreadable]] = []
+        pool = ThreadPoolExecutor()
+        try:
+            # One turn more, for the last window to leave.
+            for window in chain(windows, [[]]):
+                current, decoding = decoding, [(name, pool.submit(_try, read, where)) for name, where in window]
+                images = [future.result() for _, future in current]
+                decisions = self.decide(images)
+                yield from (future.result() for future in recording)
+                recording = [
+                    pool.submit(self._record, name, image, decision)
+                    for (name, _), image, decision in zip(current, images, decisions, strict=True)
+                ]
+            yield from (future.result() for future in recording)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def decide(self, images: Sequence[Image | InputError]) -> list[Decision | InputError]:
+        """Decides about images of any sizes, in batches of one size; what could not be read is passed on."""
+        decided: dict[int, Decision | InputError] = {}
+        by_size: dict[tuple[int, ...], list[tuple[int, Image]]] = {}
+        for i, image in enumerate(images):
+            if isinstance(image, InputError):
+                decided[i] = image
+            else:
+                by_size.setdefault(image.shape, []).append((i, image))
+        for same in by_size.values():
+            for start in range(0, len(same), self._batch_size):
+                some = same[start : start + self._batch_size]
+                batch = torch.from_numpy(np.stack([image for _, image in some])).to(self._device)
+                gate, classes, masks, areas = (tensor.cpu().numpy() for tensor in self._module(batch))
+                for row, (i, _) in enumerate(some):
+                    decided[i] = Decision(float(gate[row]), classes[row], masks[row], areas[row])
+        return [decided[i] for i in range(len(images))]
+
+    def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
+        if isinstance(image, InputError) or isinstance(decision, InputError):
+            return Unreadable(name, str(image))
+        gate, classes, masks, areas = decision
+        defective = gate >= self._gate
+        if self._pictures and (self._drawn == "all" or (self._drawn == "defective" and defective)):
+            _write_png(self._pictures / f"{name}.png", self._draw(name, image, decision, defective))
+        codes = [rle.encode(mask) for mask in masks]
+        size = (image.shape[0], image.shape[1])
+        return Record(name, defective, gate, classes.tolist(), areas.tolist(), size, codes, list_spots(masks))
+
+    def _draw(self, name: str, image: Image, decision: Decision, defective: bool) -> Image:
+        verdict = "defective" if defective else "clean"
+        headline = f"{name}  {verdict} p={decision.gate_probability:.2f}"
+        captions = [
+            f"{label} p={p:.2f} {area:,} px"
+            for label, p, area in zip(self._classes, decision.class_probabilities, decision.areas, strict=True)
+        ]
+        return overlays.draw_overlay(image, decision.masks, captions, headline)
+
+
+def _try(read: Callable[[Any], Image], where: Any) -> Image | InputError:
+    try:
+        return read(where)
+    except InputError as error:
+        return error
+
+
+def _write_png(path: Path, picture: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,0 +1,135 @@
+"use strict";
+// Images: name, state (0 clean, 1 defective, 2 unreadable), probability, place on the strip, thumbnail, error.
+// Spots: number of the image, class from 0, area, left, top, width, height.
+const data = JSON.parse(document.getElementById("data").textContent);
+const STATES = ["clean", "defective", "unreadable"];
+const STEP = { thumbs: 60, rows: 200 };
+const byId = (id) => document.getElementById(id);
+const shown = { ...STEP };
+const order = { column: 2, rises: false };
+
+function make(tag, text, attributes = {}) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+const spotsOf = data.images.map(() => []);
+data.spots.forEach((spot) => spotsOf[spot[0]].push(spot));
+const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 });
+const area = (pixels) =>
+  data.mmPerPixel ? `${number(pixels * data.mmPerPixel ** 2)} mm²` : `${number(pixels)} px`;
+
+// What a cell shows, and what its column is sorted by.
+const COLUMNS = [
+  ["image", (s) => data.images[s[0]][0], (s) => data.images[s[0]][0]],
+  ["class", (s) => data.classes[s[1]], (s) => s[1]],
+  ["area", (s) => area(s[2]), (s) => s[2]],
+  [`along the strip, ${data.unit}`, (s) => number(along(s)), along],
+  ["left, px", (s) => number(s[3]), (s) => s[3]],
+  ["top, px", (s) => number(s[4]), (s) => s[4]],
+  ["width, px", (s) => number(s[5]), (s) => s[5]],
+  ["height, px", (s) => number(s[6]), (s) => s[6]],
+];
+
+function along(spot) {
+  const [, , , start, , , scale] = data.images[spot[0]];
+  return start + (spot[4] + spot[6] / 2) * scale;
+}
+
+function matches() {
+  const words = byId("name").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+  const state = byId("state").value;
+  const smallest = Number(byId("area").value) || 0;
+  const boxes = [...document.querySelectorAll("[name=class]")];
+  const chosen = new Set(boxes.filter((box) => box.checked).map((box) => Number(box.value)));
+  const narrowed = chosen.size < boxes.length || smallest > 0;
+  const fits = (spot) => chosen.has(spot[1]) && spot[2] >= smallest;
+  const images = [];
+  data.images.forEach(([name, its], i) => {
+    const text = name.toLowerCase();
+    if (state !== "" && Number(state) !== its) return;
+    if (!words.every((word) => text.includes(word))) return;
+    if (narrowed && !spotsOf[i].some(fits)) return;
+    images.push(i);
+  });
+  return { images, spots: images.flatMap((i) => spotsOf[i].filter(fits)) };
+}
+
+function picture(i) {
+  const [name, state, , , thumbnail] = data.images[i];
+  return thumbnail
+    ? make("img", undefined, { src: `data:image/jpeg;base64,${thumbnail}`, alt: `${name}, ${STATES[state]}` })
+    : make("span", "no picture on this page");
+}
+
+function describe(i) {
+  const [name, state, probability] = data.images[i];
+  return state === 2 ? `${name}: unreadable` : `${name}: ${STATES[state]}, p = ${probability.toFixed(2)}`;
+}
+
+function open(i) {
+  const dialog = byId("one");
+  const list = make("ul");
+  const lines = data.images[i][1] === 2 ? [data.images[i][5]] : spotsOf[i].map((s) =>
+    `${data.classes[s[1]]}: ${area(s[2])} at ${s[3]}, ${s[4]}, ${s[5]} x ${s[6]} pixels`);
+  list.append(...lines.map((line) => make("li", line)));
+  const close = make("button", "Close", { autofocus: "" });
+  close.onclick = () => dialog.close();
+  dialog.replaceChildren(make("h2", describe(i)), picture(i), list, close);
+  dialog.showModal();
+}
+
+function more(id, total, what) {
+  byId(id).hidden = shown[what] >= total;
+  byId(id).textContent = `Show more (${number(total - shown[what])} left)`;
+}
+
+function draw() {
+  const { images, spots } = matches();
+  const [, , key] = COLUMNS[order.column];
+  const sign = order.rises ? 1 : -1;
+  spots.sort((a, b) => (key(a) < key(b) ? -sign : key(a) > key(b) ? sign : 0));
+  byId("count").textContent =
+    `${number(images.length)} of ${number(data.images.length)} images, ` +
+    `${number(spots.length)} of ${number(data.spots.length)} spots`;
+  byId("thumbs").replaceChildren(...images.slice(0, shown.thumbs).map((i) => {
+    const button = make("button", undefined, { type: "button", "data-state": data.images[i][1] });
+    button.append(picture(i), make("span", describe(i)));
+    button.onclick = () => open(i);
+    return button;
+  }));
+  byId("spots").tBodies[0].replaceChildren(...spots.slice(0, shown.rows).map((spot) => {
+    const row = make("tr", undefined, { tabindex: 0 });
+    row.append(...COLUMNS.map(([, text]) => make("td", text(spot))));
+    row.onclick = () => open(spot[0]);
+    row.onkeydown = (event) => event.key === "Enter" && open(spot[0]);
+    return row;
+  }));
+  document.querySelectorAll("#spots th").forEach((head, i) =>
+    head.setAttribute("aria-sort", i !== order.column ? "none" : order.rises ? "ascending" : "descending"));
+  more("more-thumbs", images.length, "thumbs");
+  more("more-rows", spots.length, "rows");
+}
+
+const head = make("tr");
+COLUMNS.forEach(([name], i) => {
+  const cell = make("th", undefined, { scope: "col" });
+  const button = make("button", name, { type: "button" });
+  button.onclick = () => {
+    order.rises = order.column === i ? !order.rises : true;
+    order.column = i;
+    draw();
+  };
+  cell.append(button);
+  head.append(cell);
+});
+byId("spots").tHead.append(head);
+byId("filters").oninput = () => { Object.assign(shown, STEP); draw(); };
+byId("filters").onsubmit = (event) => event.preventDefault();
+for (const [id, what] of [["more-thumbs", "thumbs"], ["more-rows", "rows"]])
+  byId(id).onclick = () => { shown[what] += STEP[what]; draw(); };
+document.querySelectorAll(".map [data-image]").forEach((mark) =>
+  (mark.onclick = () => open(Number(mark.dataset.image))));
+draw();

@@ -1,0 +1,55 @@
+"""An inspector whose answers are known without it, and images to show to it."""
+
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steel.inspection import bundle
+from steel.inspection.inspector import Inspector, OperatingPoint
+
+
+class Gate(nn.Module):
+    """Calls an image defective where its mean is above 50."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        brightness = images.float().mean(dim=[1, 2, 3])
+        return torch.stack([brightness - 50, brightness - 1000], dim=1)
+
+
+class BrightPixels(nn.Module):
+    """Class 1 where a pixel is above 127, class 2 nowhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        grey = images[:, 0].float()
+        return torch.stack([grey - 127.5, grey - 1000], dim=1)
+
+
+def write_model(path: Path, gate: float = 0.5) -> Path:
+    point = OperatingPoint.untuned(2)
+    inspector = Inspector(Gate(), BrightPixels(), point).eval()
+    inspector.gate.fill_(gate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.script(inspector)
+    bundle.write(scripted, {"classes": ["spot", "never"], "operating_point": point.to_dict()}, path)
+    return path
+
+
+def draw(seed: int, size: tuple[int, int], level: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, level, size, dtype=np.uint8)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def write_images(folder: Path, num: int = 9) -> Path:
+    """Images of two sizes, every third one dark."""
+    folder.mkdir()
+    for i in range(num):
+        write_png(folder / f"{i}.png", draw(i, (20, 30) if i % 2 else (16, 44), 40 if i % 3 == 0 else 255))
+    return folder

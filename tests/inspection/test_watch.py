@@ -1,0 +1,91 @@
+import _thread
+import csv
+import re
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from bright import draw, write_images, write_model
+from steel.cli import main
+from steel.inspection import watch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "inspector.pt")
+
+
+def read(path: Path) -> dict[str, dict[str, str]]:
+    return {row["image"]: row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
+
+
+def wait_for(out: Path, num: int) -> None:
+    """Until so many images are recorded."""
+    path = out / "results.csv.unfinished"
+    while not path.exists() or len(read(path)) < num:
+        time.sleep(0.05)
+
+
+def test_images_are_inspected_as_they_appear_and_none_by_half(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = write_images(tmp_path / "line", 2), tmp_path / "out"
+    images = {f"late{i}.png": draw(i, (200, 300), 255) for i in range(4)}
+
+    def write_slowly() -> None:
+        wait_for(out, 2)
+        for name, image in images.items():
+            data = cv2.imencode(".png", image)[1].tobytes()
+            with (folder / name).open("wb") as file:
+                for start in range(0, len(data), len(data) // 4):
+                    file.write(data[start : start + len(data) // 4])
+                    file.flush()
+                    # Longer than between two looks, so that a part is seen as it is.
+                    time.sleep(3 * watch._PAUSE)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    assert main(["inspect", str(model), str(folder), f"--out={out}", "--watch", "--idle_seconds=3"]) == 0
+    writer.join()
+    results = read(out / "results.csv")
+    assert set(results) == {"0.png", "1.png", *images}
+    for name, image in images.items():
+        assert int(results[name]["area_pixels_spot"]) == (image > 127).sum()
+    told = capsys.readouterr()
+    assert re.search(r"latency of 4 images at [\d.]+ a second: p50 \d+ ms, p99 \d+ ms", told.out)
+    assert "6 images: 5 defective, 0 unreadable" in told.out
+
+
+def test_ctrl_c_ends_it_and_what_cannot_be_read_is_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "_PATIENCE", 0.2)
+    folder, out = write_images(tmp_path / "line", 1), tmp_path / "out"
+    (folder / "broken.png").write_text("no image")
+    (folder / "empty.jpg").touch()
+
+    def interrupt() -> None:
+        wait_for(out, 3)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    args = ["inspect", str(model), str(folder), f"--out={out}", "--watch"]
+    assert main(args) == 0
+    results = read(out / "results.csv")
+    assert "not an image" in results["broken.png"]["error"]
+    assert "is empty" in results["empty.jpg"]["error"]
+    assert "no image came while" in capsys.readouterr().out
+    write_images(tmp_path / "more", 2)
+    (tmp_path / "more" / "1.png").rename(folder / "1.png")
+    assert main([*args, "--resume", "--idle_seconds=0.5"]) == 0
+    assert list(read(out / "results.csv")) == [*results, "1.png"]
+
+
+def test_latencies_are_those_of_numpy() -> None:
+    seconds = np.linspace(0.01, 0.02, 101)
+    latencies = watch.Latencies([0.5 * i for i in range(101)], seconds.tolist())
+    assert latencies.describe() == "latency of 101 images at 2.0 a second: p50 15 ms, p99 20 ms"

@@ -1,0 +1,24 @@
+import numpy as np
+
+from steel import overlays
+
+
+def test_a_mask_is_tinted_and_outlined_and_the_rest_stays() -> None:
+    image = np.full((20, 30), 100, np.uint8)
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 10:20] = True
+    drawn = overlays.draw_masks(image, [mask], [overlays.TRUTH])
+    assert (drawn[~mask] == 100).all()
+    assert tuple(drawn[5, 10]) == overlays.TRUTH  # the outline
+    assert tuple(drawn[10, 15]) == (75, 125, 75)  # three quarters steel, one quarter green
+    assert (image == 100).all()
+
+
+def test_an_overlay_names_only_what_was_found() -> None:
+    masks = np.zeros((2, 40, 600), bool)
+    masks[1, 10:20, 100:200] = True
+    drawn = overlays.draw_overlay(np.full((40, 600), 60, np.uint8), masks, ["one", "two"], "image.jpg clean")
+    assert drawn.shape == (64, 600, 3)
+    bar = drawn[:24].reshape(-1, 3).tolist()
+    assert list(overlays.CLASS_COLOURS[1]) in bar
+    assert list(overlays.CLASS_COLOURS[0]) not in bar
