@@ -112,7 +112,7 @@ def choose_judges(assembly: Assembly, names: NDArray[np.str_]) -> tuple[NDArray[
     judges, is_learnt = [], np.zeros(len(names), bool)
     for networks in (assembly.classifiers, assembly.segmenters):
         learnt = np.stack([np.isin(names, about["data"]["members"]["train"]) for about in networks.values()], axis=1)
-        by_all = learnt.all(axis=1)
+        by_all: NDArray[np.bool_] = learnt.all(axis=1)
         is_learnt |= by_all
         judges.append(~learnt | by_all[:, None])
     return np.concatenate(judges, axis=1), is_learnt
@@ -226,12 +226,13 @@ def _explain(
 ) -> tuple[int, Kind, str]:
     """The class, kind and reason of the worst label of an image; see `Opinion` and `weigh`."""
     # The labelled class and one that is likely, and fits better in its place.
-    pairs = [(given, other) for given in np.flatnonzero(label) for other in np.flatnonzero(~label & (likely >= 0.5))]
+    others = np.flatnonzero(~label & (likely >= 0.5)).tolist()
+    pairs = [(given, other) for given in np.flatnonzero(label).tolist() for other in others]
     swaps = [pair for pair in pairs if c in pair and inside[pair] > inside[pair[0], pair[0]]]
     if swaps:
         given, other = max(swaps, key=lambda pair: float(inside[pair]))
         seen = f"the networks see {names[other]} (probability {likely[other]:.2f})"
-        return int(given), Kind.CLASS, f"labelled {names[given]} where {seen}"
+        return given, Kind.CLASS, f"labelled {names[given]} where {seen}"
     if not label[c]:
         return c, Kind.MISSING, f"nobody labelled {names[c]}, which is there with probability {likely[c]:.2f}"
     if likely[c] < 0.5:

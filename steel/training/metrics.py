@@ -55,15 +55,15 @@ def count(predicted: Tensor, truth: Tensor) -> Counts:
     n, num_classes, height, width = truth.shape
     pixels = torch.full((n,), height * width, dtype=torch.int64, device=truth.device)
     if truth.device.type != "cpu":
-        return Counts(*(masks.sum((2, 3)) for masks in (predicted & truth, predicted, truth)), pixels)
+        return Counts((predicted & truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3)), pixels)
     # 110 times faster than torch's sum over a bool tensor on a CPU; plane by plane, so that all three are in the cache.
     both = np.empty((height, width), bool)
     rows = []
-    for said, true in zip(*(masks.flatten(0, 1).numpy() for masks in (predicted, truth)), strict=True):
-        np.logical_and(said, true, out=both)
-        rows.append([np.count_nonzero(plane) for plane in (both, said, true)])
-    sums = torch.tensor(rows, dtype=torch.int64).reshape(n, num_classes, 3)
-    return Counts(*sums.unbind(2), pixels)
+    for planes in zip(*(masks.flatten(0, 1).numpy() for masks in (predicted, truth)), strict=True):
+        np.logical_and(*planes, out=both)
+        rows.append([np.count_nonzero(plane) for plane in (both, *planes)])
+    hits, said, true = torch.tensor(rows, dtype=torch.int64).reshape(n, num_classes, 3).unbind(2)
+    return Counts(hits, said, true, pixels)
 
 
 # A power of two, so that a probability times it is exact and its whole part is the last threshold that it reaches.
