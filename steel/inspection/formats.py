@@ -23,7 +23,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Traced on this many; sizes of 1 would become constants.
-_TRACED = (2, 1, 64, 256)
+_TRACED = (2, 1, 96, 256)
 
 
 class _Lowered(nn.Module):
@@ -97,9 +97,9 @@ class Outside(Inspector):
 
 
 def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
-    # Any number of images of any height and width that are multiples of 32: the padding of others is a branch that
-    # tracing cannot follow. Guards become checks at run time, since whether they hold for all sizes is beyond proof.
-    sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=32), 3: torch.export.Dim("W", min=32)}
+    # Any number of images whose height and width are multiples of 32, from 64 on: the padding of others is a branch that
+    # tracing cannot follow, and so is the broadcast of features that are one pixel high. Guards become checks at run time, since whether they hold for all sizes is beyond proof.
+    sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
         _Scorer(inspector),
         (torch.zeros(_TRACED, dtype=torch.uint8),),

@@ -17,14 +17,14 @@ from steel.progress import track
 _BATCH_SIZES = (1, 3)
 _SIZES = ((64, 256), (103, 222), (40, 400))
 # What torch.export and ONNX can take; see `formats`.
-_WHOLE_SIZES = ((64, 256), (96, 224), (32, 384))
+_WHOLE_SIZES = ((64, 256), (96, 224), (128, 64))
 
 
 def draw_batches(whole: bool = False) -> Iterator[Tensor]:
     """Synthetic images over batch sizes and image sizes, grey and RGB.
 
     Args:
-        whole: Only sizes that are multiples of 32.
+        whole: Only sizes that are multiples of 32, from 64 on.
     """
     shapes = list(product(_BATCH_SIZES, _WHOLE_SIZES if whole else _SIZES))
     for n, size in track(shapes, "comparing", len(shapes)):
