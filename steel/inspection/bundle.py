@@ -1,27 +1,107 @@
-"""The exported file: an Inspector as TorchScript, with `inspector.json` inside it. Reading it needs torch alone."""
+"""The exported file: an Inspector as TorchScript, with `inspector.json` inside it. Reading it needs torch alone.
+
+It is stored as it was scripted, for a frozen program moves to no other device; who loads it freezes it.
+"""
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from steel.errors import InputError
+from steel.inspection.inspector import Inspector, OperatingPoint, Point, Probabilities
 
 METADATA = "inspector.json"
 
+# What a frozen program keeps beside `forward`: its other methods, and whatever a program may read and set.
+_KEPT = ["probabilities", "decide", "point", "self_test", "example", "flips", *Point._fields]
 
-def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    """Loads an exported inspector.
+
+class Program(Inspector):
+    """An inspector that remembers what it said of one image, so that wherever it is loaded it can be tested.
+
+    Attributes:
+        example: uint8 `(1, H, W)`, the image.
+    """
+
+    example: Tensor
+    example_classes: Tensor
+    example_pixels: Tensor
+    example_areas: Tensor
+
+    def __init__(self, inspector: Inspector, point: OperatingPoint, example: Tensor, tolerance: float) -> None:
+        """Asks the inspector about the image.
+
+        Args:
+            inspector: In evaluation mode.
+            point: Its operating point.
+            example: uint8 `(1, H, W)`.
+            tolerance: By how much a probability may differ later: other machines sum in another order.
+        """
+        super().__init__(inspector.classifier, inspector.segmenter, point, inspector.flips)
+        self.tolerance = tolerance
+        with torch.no_grad():
+            said = inspector.probabilities(example)
+        self.register_buffer("example", example)
+        self.register_buffer("example_classes", said.classes)
+        self.register_buffer("example_pixels", said.pixels)
+        self.register_buffer("example_areas", self.decide(said, self._example_point()).areas)
+        self.eval()
+
+    @torch.jit.export
+    def self_test(self, said: Probabilities) -> str:
+        """What is wrong with the program on this machine; empty where nothing is.
+
+        Args:
+            said: What `probabilities(example)` gives here.
+        """
+        differs = float((said.classes - self.example_classes).abs().max())
+        differs = max(differs, float((said.pixels - self.example_pixels).abs().max()))
+        if not differs <= self.tolerance:  # nor if it is no number
+            return f"its probabilities of the example differ by {differs}, allowed {self.tolerance}"
+        remembered = Probabilities(self.example_classes, self.example_pixels)
+        areas = self.decide(remembered, self._example_point()).areas
+        if not torch.equal(areas, self.example_areas):
+            outlined, before = int(areas.sum()), int(self.example_areas.sum())
+            return f"of the same probabilities it outlines {outlined} pixels instead of {before}"
+        return ""
+
+    def _example_point(self) -> Point:
+        """A point that outlines half of the pixels of each class, in spots of all sizes, whatever the networks say."""
+        point = self.point()
+        zeros, ones = torch.zeros_like(point.label), torch.ones_like(point.label)
+        straight = torch.stack([zeros, ones], 1)
+        pixel = self.example_pixels.flatten(2).median(2)[0][0]
+        size = torch.full_like(point.smallest_spot, 5)
+        return Point(torch.zeros_like(point.gate), zeros, pixel, size, size, ones, straight, straight)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Leaves out TorchScript's notice that it is deprecated, which is for us and not for a user.
+
+    It is, in favour of torch.export, which can neither hold the gate's branch nor run in C++ without a compiler on the
+    line computer; it works on.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """Loads an exported inspector as it was stored; `read` is what runs it fast.
 
     Args:
         path: The file that `steel export` wrote.
         device: Where it is to run.
 
     Returns:
-        The inspector, which takes images as `Inspector.forward` does, and its metadata ("classes",
-        "operating_point", ...).
+        The inspector and its metadata, as `read` gives them.
 
     Raises:
         InputError: There is no such file, or it is not an exported inspector.
@@ -31,22 +111,59 @@ def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
         raise InputError(f"no file {path}; `steel export` writes it")
     extra = {METADATA: ""}
     try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated in favour of torch.export, which cannot hold the gate's branch or run in C++
-            # without a compiler on the line computer; it works on, and its notice is for us, not for a user.
-            warnings.simplefilter("ignore")
+        with silence():
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location=device, _extra_files=extra
             )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
-    if not extra[METADATA]:
+    if not extra[METADATA] or not hasattr(module, "self_test"):
         raise InputError(f"{path} is a TorchScript program, but not an inspector; `steel export` writes one")
     return module, json.loads(extra[METADATA])
 
 
+def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """Loads an exported inspector ready for the line: frozen, tested on this machine and warm.
+
+    Args:
+        path: The file that `steel export` wrote.
+        device: Where it is to run; it cannot be moved to another later.
+
+    Returns:
+        The inspector, which takes images as `Inspector.forward` does and has its methods and thresholds, and its
+        metadata ("classes", "operating_point", ...).
+
+    Raises:
+        InputError: There is no such file, it is not an exported inspector, or it does not give here what it gave where
+            it was exported.
+    """
+    module, about = load(path, device)
+    with silence():
+        module = torch.jit.freeze(module, preserved_attrs=_KEPT)
+    with torch.inference_mode():
+        try:
+            fault = module.self_test(module.probabilities(module.example))
+        except RuntimeError as error:
+            fault = f"it does not run: {' '.join(str(error).split())[-200:]}"
+    if fault:
+        raise InputError(
+            f"{path} failed its self-test on {device}, since {fault}; export it again with this version of torch"
+        )
+    _warm_up(module)
+    return module, about
+
+
+@torch.inference_mode()
+def _warm_up(module: torch.jit.ScriptModule) -> None:
+    """Runs both networks as `forward` does, so that the first image on the line is as fast as the others."""
+    gate = module.gate.clone()
+    module.gate.zero_()
+    for _ in range(2):  # once watched, once compiled
+        module(module.example)
+    module.gate.copy_(gate)
+
+
 def write(module: torch.jit.ScriptModule, metadata: dict[str, Any], path: Path) -> None:
-    """Saves a scripted inspector with its metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same notice as in `read`
+    """Saves a scripted `Program` with its metadata."""
+    with silence():
         torch.jit.save(module, str(path), _extra_files={METADATA: json.dumps(metadata, indent=2)})

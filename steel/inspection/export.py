@@ -1,61 +1,32 @@
 """One file that needs only libtorch, proved equal to the networks that were trained."""
 
 import os
-import warnings
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.errors import InputError
-from steel.inspection import bundle
-from steel.inspection.assemble import assemble
+from steel.inspection import bundle, formats, parity
+from steel.inspection.assemble import Assembly, assemble
+from steel.inspection.formats import Format, Precision
 from steel.inspection.inspector import Inspector
-from steel.progress import track
 from steel.versions import describe_versions
 
-# Probabilities of the two may differ by this: the compiler may sum in another order. Seen on the CPU: 0.
-TOLERANCE = 1e-5
+# Probabilities may differ by this from the networks' own. As it is stored, a file computes the same in the same order;
+# a frozen one, and ONNX Runtime, have the normalisation folded into the convolutions. Seen on the CPU: 0 and 2e-6.
+STORED = 1e-5
+FOLDED = 1e-4
+# On another machine or a GPU, with whatever its convolutions round to.
+_SELF_TEST = {"fp32": 1e-2, "bf16": 0.2, "fp16": 0.05}
 
-_BATCH_SIZES = (1, 3)
-_SIZES = ((64, 256), (103, 222), (40, 400))
-
-
-def _draw_images() -> Iterator[Tensor]:
-    """Batches over batch sizes and image sizes, grey and RGB, with structure for the networks to respond to."""
-    generator = torch.Generator().manual_seed(0)
-    for n, (height, width) in product(_BATCH_SIZES, _SIZES):
-        coarse = torch.rand(n, 1, height // 16 + 1, width // 16 + 1, generator=generator)
-        smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
-        grain = torch.rand(n, 1, height, width, generator=generator)
-        images = (255 * (0.8 * smooth + 0.2 * grain)).clamp(0, 255).to(torch.uint8)
-        # RGB is made grey before anything else, so once is enough.
-        yield images if n == 1 else images.expand(-1, 3, -1, -1)
-
-
-@torch.inference_mode()
-def compare(eager: Inspector, exported: torch.nn.Module) -> tuple[float, int]:
-    """Runs both on the same images.
-
-    Both networks are compared on every image, whatever the gate says of it, and then the decisions.
-
-    Returns:
-        The largest difference of a probability, and how many pixels of the masks differ without lying within
-        `TOLERANCE` of their threshold.
-    """
-    worst, differing = 0.0, 0
-    for images in track(_draw_images(), "comparing", len(_BATCH_SIZES) * len(_SIZES)):
-        ours, theirs = eager.probabilities(images), exported.probabilities(images)  # type: ignore[operator]
-        worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
-        undecided = (ours.pixels - eager.pixel[:, None, None]).abs() <= TOLERANCE
-        for decide_ours, decide_theirs in (
-            (eager.decide(ours), exported.decide(theirs)),  # type: ignore[operator]
-            (eager(images), exported(images)),
-        ):
-            differing += int(((decide_ours.masks != decide_theirs.masks) & ~undecided).sum())
-    return worst, differing
+_LICENSE = "Apache-2.0; whoever exports decides on the licence of the weights"
 
 
 def export(
@@ -64,6 +35,9 @@ def export(
     segmenter: str | list[str],
     operating_point: str | None = None,
     flips: bool = False,
+    format: Format = "torchscript",
+    precision: Precision = "fp32",
+    images: str | None = None,
     out: str = "inspector.pt",
 ) -> None:
     """Writes both networks and the decision as one file that needs only libtorch.
@@ -76,27 +50,134 @@ def export(
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
         operating_point: File that `steel tune` wrote; by default all thresholds are 0.5.
         flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
+        format: torchscript holds the whole decision. onnx and pt2 (torch.export) give what the networks say, for images
+            whose sides are multiples of 32, from 64 on; gate, thresholds and smallest sizes are then to be applied outside.
+        precision: What the networks compute in; what bf16 and fp16 cost in masks is shown.
+        images: Images to compare on, as a folder or a pattern in quotes; by default synthetic ones.
         out: File to write.
     """
+    if format == "onnx":
+        formats.require_onnx()
     assembly = assemble(classifier, segmenter, flips, operating_point)
-    metadata = assembly.describe() | {"versions": describe_versions(), "license": "Apache-2.0"}
+    _require_numbers(assembly.inspector, "its training diverged, so choose another checkpoint")
+    inspector = formats.lower(assembly.inspector, precision)
+    _require_numbers(inspector, f"it is too large for {precision}, so choose bf16 or fp32")
+    metadata = assembly.describe() | {
+        "format": format,
+        "precision": precision,
+        "versions": describe_versions(),
+        "license": _LICENSE,
+    }
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     unproved = path.with_name(f"{path.name}.unproved")
+
+    def draw() -> Iterator[Tensor]:
+        return parity.draw_batches(format != "torchscript") if images is None else parity.read_batches(images)
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript's deprecation; see bundle.read
-            module = torch.jit.script(assembly.inspector)
-        bundle.write(module, metadata, unproved)
-        loaded, _ = bundle.read(unproved)
-        worst, differing = compare(assembly.inspector, loaded)
-        if worst > TOLERANCE or differing:
-            raise InputError(
-                f"the exported file differs from the trained networks (probabilities by up to {worst:.2g}, allowed "
-                f"{TOLERANCE:.0e}; {differing} pixels), so {path} was not written; report this with the checkpoints"
-            )
+        exported = _write(format, inspector, assembly, metadata, precision, unproved)
+        for name, (load, tolerance) in exported.items():
+            _prove(name, inspector, load(), draw(), tolerance, path)
+        if precision != "fp32":
+            load, _ = list(exported.values())[-1]
+            _show_cost(assembly.inspector, load(), draw(), precision)
         os.replace(unproved, path)
     finally:
         unproved.unlink(missing_ok=True)
-    print(f"exported equals trained: probabilities differ by at most {worst:.2g}, masks in {differing} pixels")
+    _show_break_even(assembly.inspector)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _require_numbers(inspector: Inspector, remedy: str) -> None:
+    for name, tensor in inspector.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"the weights {name} hold what is no finite number, and a file needs numbers; {remedy}")
+
+
+def _write(
+    format: Format,
+    inspector: Inspector,
+    assembly: Assembly,
+    metadata: dict[str, Any],
+    precision: Precision,
+    path: Path,
+) -> dict[str, tuple[Callable[[], torch.nn.Module], float]]:
+    """Writes the file; by what it is then read as, how to, and by how much its probabilities may differ."""
+    match format:
+        case "torchscript":
+            rng = np.random.default_rng(0)
+            example, _ = draw_image(rng, tuple(range(NUM_CLASSES)), (64, 256))
+            program = bundle.Program(inspector, assembly.point, torch.from_numpy(example)[None], _SELF_TEST[precision])
+            with bundle.silence():
+                scripted = torch.jit.script(program)
+            bundle.write(scripted, metadata, path)
+            # Folding in a lower precision rounds otherwise: what that costs is shown against fp32.
+            frozen = FOLDED if precision == "fp32" else 1.0
+            return {
+                "as stored": (lambda: bundle.load(path)[0], STORED),
+                "frozen": (lambda: bundle.read(path)[0], frozen),
+            }
+        case "onnx":
+            formats.write_onnx(inspector, metadata, path)
+            tolerance = FOLDED if precision == "fp32" else 1.0
+            return {"in ONNX Runtime": (lambda: formats.read_onnx(path, assembly.point), tolerance)}
+        case "pt2":
+            formats.write_pt2(inspector, metadata, path)
+            return {"as stored": (lambda: formats.read_pt2(path, assembly.point), STORED)}
+
+
+def _prove(
+    name: str, inspector: Inspector, exported: torch.nn.Module, batches: Iterator[Tensor], tolerance: float, path: Path
+) -> None:
+    """Prints the table of differences.
+
+    Raises:
+        InputError: They are more than that.
+    """
+    table = parity.prove(inspector, exported, batches, tolerance)
+    print(f"exported, {name}, against trained; probabilities may differ by {tolerance:g}")
+    print(
+        pd.DataFrame(
+            {
+                "images": table["images"],
+                "pixels": table["pixels"],
+                "largest difference": table["probability"].map("{:.1e}".format),
+                "undecided": table["undecided"],
+                "these differ": table["differing"],
+                "tipped by these": table["tipped"],
+                "differ otherwise": table["otherwise"],
+            }
+        ).to_string()
+    )
+    worst, differing = float(table["probability"].max()), int(table["otherwise"].sum())
+    if not worst <= tolerance or differing:
+        raise InputError(
+            f"the exported file, {name}, differs from the trained networks (probabilities by up to {worst:.2g}, "
+            f"allowed {tolerance:g}; {differing} pixels), so {path} was not written; report this with the checkpoints"
+        )
+
+
+def _show_cost(full: Inspector, lowered: torch.nn.Module, batches: Iterator[Tensor], precision: Precision) -> None:
+    costs = [parity.price(full, lowered, images) for images in batches]
+    total = parity.Cost(*(sum(column) for column in zip(*costs, strict=True)))
+    dice = 2 * total.common / total.either if total.either else 1.0
+    worst = max(cost.probability for cost in costs)
+    print(
+        f"{precision} against fp32: {total.differing:,} of {total.pixels:,} pixels of the masks differ "
+        f"({total.differing / total.pixels:.3%}; Dice between {dice:.4f}; a probability by up to {worst:.2g}), and "
+        f"{total.called_otherwise} images pass the gate in one of them alone"
+    )
+
+
+def _show_break_even(inspector: Inspector) -> None:
+    """Prints from which share of clean images on the gate saves time, by the networks' multiplications."""
+    image = torch.zeros(1, 1, 64, 256, dtype=torch.uint8)
+    operations = []
+    for network in (inspector.classifier, inspector.segmenter):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(image)
+        operations.append(counter.get_total_flops())
+    share = operations[0] / operations[1]
+    verdict = f"it saves time where more than {share:.1%} of the images are turned away" if share < 1 else "never pays"
+    print(f"the gate takes {share:.1%} of the segmenter's operations: {verdict}")

@@ -53,6 +53,20 @@ class OperatingPoint:
 
         return {key: to_lists(value) for key, value in asdict(self).items()}
 
+    def to_tensors(self) -> "Point":
+        """The point as `Inspector.decide` takes it."""
+        knots, values = tabulate_curves(self.curve)
+        return Point(
+            torch.tensor(self.gate),
+            torch.tensor(self.label),
+            torch.tensor(self.pixel),
+            torch.tensor(self.smallest_spot, dtype=torch.int64),
+            torch.tensor(self.smallest_area, dtype=torch.int64),
+            torch.tensor(self.temperature),
+            knots,
+            values,
+        )
+
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "OperatingPoint":
         """The point that `to_dict` wrote."""
@@ -61,6 +75,30 @@ class OperatingPoint:
             return tuple(to_tuples(item) for item in value) if isinstance(value, list) else value
 
         return cls(**{key: to_tuples(value) for key, value in plain.items()})
+
+
+class Point(NamedTuple):
+    """An operating point as tensors, so that a program can read it, change it and decide by it; see `OperatingPoint`.
+
+    Attributes:
+        gate: float `()`.
+        label: float `(C,)`.
+        pixel: float `(C,)`.
+        smallest_spot: int64 `(C,)`.
+        smallest_area: int64 `(C,)`.
+        temperature: float `(C,)`.
+        knots: float `(C, K)`, the first axis of the curves' points; see `tabulate_curves`.
+        values: float `(C, K)`, the second.
+    """
+
+    gate: Tensor
+    label: Tensor
+    pixel: Tensor
+    smallest_spot: Tensor
+    smallest_area: Tensor
+    temperature: Tensor
+    knots: Tensor
+    values: Tensor
 
 
 class Probabilities(NamedTuple):
@@ -137,7 +175,8 @@ def calibrate(classes: Tensor, temperature: Tensor, knots: Tensor, values: Tenso
     # Where nothing is to be done, nothing is: not even rounding.
     scaled = torch.where(temperature == 1, classes, torch.sigmoid(torch.logit(classes) / temperature))
     scaled = scaled.t().contiguous()
-    right = torch.searchsorted(knots, scaled, right=True).clamp(1, knots.shape[1] - 1)
+    # As searchsorted finds it, which ONNX does not have.
+    right = (scaled[:, :, None] >= knots[:, None]).sum(2).clamp(1, knots.shape[1] - 1)
     x, y = knots.gather(1, right - 1), values.gather(1, right - 1)
     slope = (values.gather(1, right) - y) / (knots.gather(1, right) - x)
     return (y + (scaled - x) * slope).t()
@@ -172,15 +211,8 @@ class Inspector(nn.Module):
         self.classifier = classifier
         self.segmenter = segmenter
         self.flips = flips
-        self.register_buffer("gate", torch.tensor(point.gate))
-        self.register_buffer("label", torch.tensor(point.label))
-        self.register_buffer("pixel", torch.tensor(point.pixel))
-        self.register_buffer("smallest_spot", torch.tensor(point.smallest_spot, dtype=torch.int64))
-        self.register_buffer("smallest_area", torch.tensor(point.smallest_area, dtype=torch.int64))
-        self.register_buffer("temperature", torch.tensor(point.temperature))
-        knots, values = tabulate_curves(point.curve)
-        self.register_buffer("knots", knots)
-        self.register_buffer("values", values)
+        for name, tensor in point.to_tensors()._asdict().items():
+            self.register_buffer(name, tensor)
 
     def forward(self, images: Tensor) -> Inspection:
         """Inspects images.
@@ -196,12 +228,28 @@ class Inspector(nn.Module):
         """
         grey = self._to_grey(images)
         classes = self._classify(grey)
-        passed = torch.nonzero(self._calibrate(classes).amax(1) >= self.gate).squeeze(1)
+        point = self.point()
+        called = calibrate(classes, point.temperature, point.knots, point.values).amax(1) >= point.gate
+        passed = torch.nonzero(called).squeeze(1)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
         pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
         if len(passed) > 0:
             pixels[passed] = self._segment(grey[passed])
-        return self.decide(Probabilities(classes, pixels))
+        return self.decide(Probabilities(classes, pixels), point)
+
+    @torch.jit.export
+    def point(self) -> Point:
+        """The present operating point: the buffers themselves, not copies."""
+        return Point(
+            self.gate,
+            self.label,
+            self.pixel,
+            self.smallest_spot,
+            self.smallest_area,
+            self.temperature,
+            self.knots,
+            self.values,
+        )
 
     @torch.jit.export
     def probabilities(self, images: Tensor) -> Probabilities:
@@ -214,19 +262,21 @@ class Inspector(nn.Module):
         return Probabilities(self._classify(grey), self._segment(grey))
 
     @torch.jit.export
-    def decide(self, probabilities: Probabilities) -> Inspection:
-        """Applies calibration, gate, thresholds and smallest sizes."""
-        classes = self._calibrate(probabilities.classes)
-        gate = classes.amax(1)
-        called = (gate >= self.gate)[:, None] & (classes >= self.label)
-        masks = (probabilities.pixels >= self.pixel[:, None, None]) & called[:, :, None, None]
-        masks = drop_small_spots(masks, self.smallest_spot)
-        areas = masks.flatten(2).sum(2)
-        large = areas >= self.smallest_area
-        return Inspection(gate, classes, masks & large[:, :, None, None], areas * large)
+    def decide(self, probabilities: Probabilities, point: Point) -> Inspection:
+        """Applies an operating point: calibration, gate, thresholds and smallest sizes.
 
-    def _calibrate(self, classes: Tensor) -> Tensor:
-        return calibrate(classes, self.temperature, self.knots, self.values)
+        Args:
+            probabilities: Of both networks.
+            point: `point()`, or another one.
+        """
+        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values)
+        gate = classes.amax(1)
+        called = (gate >= point.gate)[:, None] & (classes >= point.label)
+        masks = (probabilities.pixels >= point.pixel[:, None, None]) & called[:, :, None, None]
+        masks = drop_small_spots(masks, point.smallest_spot)
+        areas = masks.flatten(2).sum(2)
+        large = areas >= point.smallest_area
+        return Inspection(gate, classes, masks & large[:, :, None, None], areas * large)
 
     def _classify(self, grey: Tensor) -> Tensor:
         views = self._views()

@@ -1,8 +1,6 @@
 """What an inspector does to a part of a data set, kept image by image so that every score and its interval follow."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from steel.data import rle
 from steel.data.datamodule import SteelDataModule
+from steel.inspection.inspector import Point
 from steel.progress import track
 from steel.training.metrics import Counts, count, dice, exclusive, unpack, unpack_unknown
 from steel.training.outlines import count_boundaries, match_spots
@@ -61,18 +60,6 @@ class Judged(NamedTuple):
         return self.known.any(1)
 
 
-@contextmanager
-def _without_gate(inspector: torch.nn.Module) -> Iterator[None]:
-    """Lets every class of every image be outlined."""
-    buffers = [inspector.gate, inspector.label]
-    kept = [buffer.clone() for buffer in buffers]  # type: ignore[operator]
-    for buffer in buffers:
-        buffer.zero_()  # type: ignore[operator]
-    yield
-    for buffer, values in zip(buffers, kept, strict=True):
-        buffer.copy_(values)  # type: ignore[operator]
-
-
 @torch.inference_mode()
 def judge_part(
     inspector: torch.nn.Module, data: SteelDataModule, part: str, device: torch.device, tolerance: int
@@ -93,16 +80,18 @@ def judge_part(
     boundaries, overlaps, codes = [], [], []
     indices: list[int] = []
     seconds = 0.0
+    point: Point = inspector.point()  # type: ignore[operator]
+    # Lets every class of every image be outlined.
+    without_gate = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
     loader = data.part_dataloader(part)
     for batch in track(loader, "inspecting", len(loader)):
         images = batch["image"].to(device)
         start = time.perf_counter()
         said = inspector.probabilities(images)  # type: ignore[operator]
-        inspection = inspector.decide(said)  # type: ignore[operator]
+        inspection = inspector.decide(said, point)  # type: ignore[operator]
         masks = inspection.masks.cpu()
         seconds += time.perf_counter() - start
-        with _without_gate(inspector):
-            ungated = inspector.decide(said).masks.cpu()  # type: ignore[operator]
+        ungated = inspector.decide(said, without_gate).masks.cpu()  # type: ignore[operator]
 
         truth = unpack(batch["mask"], annotations.num_classes)
         on_image = truth.flatten(2).any(2)
@@ -120,8 +109,8 @@ def judge_part(
         counts.append(
             tuple(each._replace(pixels=each.pixels - hidden) for each in (both, alone, one_each))  # type: ignore[arg-type]
         )
-        passed = inspection.gate_probability >= inspector.gate
-        allowed = passed[:, None] & (inspection.class_probabilities >= inspector.label)
+        passed = inspection.gate_probability >= point.gate
+        allowed = passed[:, None] & (inspection.class_probabilities >= point.label)
         # What is seen on an image is known; what is not seen may lie where nobody has looked.
         is_known = on_image | (hidden == 0)[:, None]
         answers.append((inspection.class_probabilities.float().cpu(), on_image, is_known, passed.cpu(), allowed.cpu()))

@@ -4,6 +4,7 @@ Normalisation, the repeat of grey to three channels, scaling, padding and the cr
 test, export and server cannot disagree about them. Every network scripts to TorchScript and takes any image size.
 """
 
+import math
 import re
 import threading
 import urllib.error
@@ -53,14 +54,23 @@ class _Reduce(nn.Module):
         if size is not None:
             height, width = size[0], size[1]
         else:
-            # TorchScript's round gives a float.
-            height = max(1, int(round(height * self.scale)))  # noqa: RUF046
-            width = max(1, int(round(width * self.scale)))  # noqa: RUF046
+            height, width = _reduce_side(height, self.scale), _reduce_side(width, self.scale)
         if height != x.shape[2] or width != x.shape[3]:
             # Antialiased, since a thin crack must not fall between two samples; reduced before the repeat: a third of
             # the work.
             x = F.interpolate(x, size=[height, width], mode="bilinear", antialias=True)
         return (x - self.mean) / self.std
+
+
+def _reduce_side(pixels: int, scale: float) -> int:
+    """Python's `round`, halves to even, of what is left of a side."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return max(1, int(round(pixels * scale)))  # noqa: RUF046
+    # In the one operation on a symbolic size that torch.export can save.
+    reduced = pixels * scale + 0.5
+    above = math.trunc(reduced)
+    is_half = math.trunc(1 - (reduced - above))
+    return max(1, above - is_half * (above % 2))
 
 
 class ClassifierNetwork(nn.Module):

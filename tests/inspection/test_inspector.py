@@ -127,8 +127,23 @@ def test_only_gated_images_are_segmented() -> None:
 
 def test_forward_is_probabilities_then_decide() -> None:
     inspector = build(smallest_area=(20, 0))
-    for one, other in zip(inspector(draw()), inspector.decide(inspector.probabilities(draw())), strict=True):
+    for one, other in zip(
+        inspector(draw()), inspector.decide(inspector.probabilities(draw()), inspector.point()), strict=True
+    ):
         assert torch.equal(one, other)
+
+
+def test_another_point_is_decided_without_the_networks() -> None:
+    inspector = build()
+    said = inspector.probabilities(draw())
+    seen = int(inspector.segmenter.seen)
+    other = replace(UNTUNED, gate=0.6, pixel=(0.5, 0.2), smallest_spot=(13, 0), temperature=(4.0, 1.0))
+    expected = build(**{key: getattr(other, key) for key in ("gate", "pixel", "smallest_spot", "temperature")})(draw())
+    for decide in (inspector.decide, torch.jit.script(inspector).decide):
+        for one, two in zip(decide(said, other.to_tensors()), expected, strict=True):
+            assert torch.equal(one, two)
+    assert int(inspector.segmenter.seen) == seen
+    assert torch.equal(inspector(draw()).masks, build()(draw()).masks)  # the buffers are as they were
 
 
 def test_thresholds_are_buffers_that_a_program_can_set() -> None:

@@ -1,0 +1,105 @@
+"""The C++ program against `steel inspect`, and what it says to rubbish."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import Trained
+from steel.cli import main
+from steel.data.images import read_grey
+from steel.inspection.inspector import OperatingPoint
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
+HEADERS = Path("/usr/include")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine"),
+    pytest.mark.skipif(not (HEADERS / "png.h").exists(), reason="no headers of libpng on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built by the line that the README names."""
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("cpp") / "cpp"))
+    found = re.search(r"^T=.*$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    line = found[0] if (HEADERS / "jpeglib.h").exists() else found[0].replace(" -ljpeg", "")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", line], cwd=folder, env=os.environ | {"PATH": path}, check=True)
+    return folder / "inspect"
+
+
+@pytest.fixture(scope="module")
+def inspector(_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lets everything through and drops small spots, so that there is something to outline."""
+    folder = tmp_path_factory.mktemp("exported")
+    point = OperatingPoint.untuned(4).to_dict() | {"gate": 0.0, "smallest_spot": [5, 5, 5, 5]}
+    (folder / "point.yaml").write_text(yaml.safe_dump({"operating_point": point}), encoding="utf-8")
+    args = [f"--classifier={_trained.classifier}", f"--segmenter={_trained.segmenter}"]
+    assert main(["export", *args, f"--operating_point={folder / 'point.yaml'}", f"--out={folder / 'i.pt'}"]) == 0
+    return folder / "i.pt"
+
+
+def run(program: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program), *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def test_it_gives_the_codes_of_steel_inspect(program: Path, inspector: Path, trained: Trained, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((trained.root / "train_images").iterdir())[:6]:
+        cv2.imwrite(str(images / f"{path.stem}.png"), read_grey(path))
+    cv2.imwrite(str(images / "odd.png"), np.random.default_rng(0).integers(0, 256, (50, 77), dtype=np.uint8))
+    args = [str(inspector), str(images), f"--out={tmp_path / 'out'}", "--batch_size=1", "--device=cpu"]
+    assert main(["inspect", *args]) == 0
+    done = run(program, inspector, tmp_path / "codes.csv", *sorted(images.iterdir()))
+    assert done.returncode == 0, done.stderr
+    ours = (tmp_path / "out" / "submission.csv").read_bytes()
+    assert any(line.count(b" ") > 3 for line in ours.splitlines())
+    assert (tmp_path / "codes.csv").read_bytes() == ours
+    # Raw pixels are the same pixels.
+    grey = read_grey(images / "odd.png")
+    (tmp_path / "odd.png").write_bytes(b"P5\n77 50\n255\n" + grey.tobytes())
+    run(program, inspector, tmp_path / "raw.csv", tmp_path / "odd.png")
+    assert (tmp_path / "raw.csv").read_bytes().splitlines()[1:] == ours.splitlines()[-4:]
+
+
+def test_it_refuses_rubbish_with_a_sentence(program: Path, inspector: Path, tmp_path: Path) -> None:
+    whole = inspector.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(FutureWarning, match="deprecated"):
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "relu.pt")
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 40), np.uint8))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "image.png").read_bytes()[:60])
+    (tmp_path / "cut.pgm").write_bytes(b"P5\n40 40\n255\nabc")
+    (tmp_path / "empty.pgm").write_bytes(b"P5\n0 40\n255\n")
+    (tmp_path / "text.png").write_text("no image")
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((40, 40), np.uint16))
+    out = tmp_path / "codes.csv"
+    for model, image, sentence in (
+        (tmp_path / "gone.pt", "image.png", "cannot read"),
+        (tmp_path / "cut.pt", "image.png", "is damaged"),
+        (tmp_path / "relu.pt", "image.png", "but not an inspector"),
+        (inspector, "gone.png", "cannot read"),
+        (inspector, "cut.png", "damaged"),
+        (inspector, "cut.pgm", "is truncated: 1597 pixels are missing"),
+        (inspector, "empty.pgm", "no PGM of 8 bits"),
+        (inspector, "text.png", "no image that this program"),
+        (inspector, "deep.png", "more than 8 bits"),
+    ):
+        done = run(program, model, out, tmp_path / image)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not out.exists()
