@@ -112,7 +112,7 @@ def choose_judges(assembly: Assembly, names: NDArray[np.str_]) -> tuple[NDArray[
     judges, is_learnt = [], np.zeros(len(names), bool)
     for networks in (assembly.classifiers, assembly.segmenters):
         learnt = np.stack([np.isin(names, about["data"]["members"]["train"]) for about in networks.values()], axis=1)
-        by_all: NDArray[np.bool_] = learnt.all(axis=1)
+        by_all: NDArray[np.bool_] = learnt.min(axis=1)
         is_learnt |= by_all
         judges.append(~learnt | by_all[:, None])
     return np.concatenate(judges, axis=1), is_learnt
