@@ -79,7 +79,8 @@ def export(
         out: File to write.
     """
     assembly = assemble(classifier, segmenter, flips, operating_point)
-    metadata = assembly.describe() | {"versions": describe_versions(), "license": "Apache-2.0"}
+    metadata = assembly.describe() | {"reference": assembly.reference}
+    metadata |= {"versions": describe_versions(), "license": "Apache-2.0"}
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     unproved = path.with_name(f"{path.name}.unproved")

@@ -18,6 +18,7 @@ from steel.data import rle
 from steel.data.images import find_images, read_grey
 from steel.errors import InputError, require_at_least
 from steel.inspection import bundle
+from steel.inspection.drift import Drift, Window
 from steel.progress import track
 
 SubmissionFormat = Literal["new", "old"]
@@ -169,6 +170,7 @@ def inspect(
     classes: list[str] = about["classes"]
     gate = float(module.gate)
     num_defective = num_unreadable = 0
+    window, drifts = Window.from_metadata(about), list[Drift]()
     results, submission = folder / "results.csv", folder / "submission.csv"
 
     with ExitStack() as stack:
@@ -184,6 +186,8 @@ def inspect(
             image, decision = result
             defective = decision.gate_probability >= gate
             num_defective += defective
+            if window and (drift := window.add(image, decision.class_probabilities)):
+                drifts.append(drift)
             table.writerow(_row(name, defective, decision))
             codes.write(name, [rle.encode(mask) for mask in decision.masks])
             if overlays == "all" or (overlays == "defective" and defective):
@@ -195,6 +199,8 @@ def inspect(
     print(f"{len(paths):,} images: {num_defective:,} defective, {num_unreadable:,} unreadable")
     if num_unreadable:
         print(f"why {num_unreadable:,} could not be read stands in the column error of {results}")
+    for drift in drifts:
+        print(f"warning: {drift.sentence}")
     print(f"wrote {results}, {submission}, {pictures}")
     if num_unreadable == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read; see the column error of {results}")
