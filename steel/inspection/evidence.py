@@ -97,7 +97,7 @@ class Evidence(NamedTuple):
     def take(self, rows: NDArray[np.int64]) -> "Evidence":
         """Some of the images."""
         arrays = {key: value[rows] for key, value in self._asdict().items() if isinstance(value, np.ndarray)}
-        return self._replace(**arrays)
+        return self._replace(**arrays)  # type: ignore[arg-type]
 
 
 def gather(
