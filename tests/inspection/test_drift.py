@@ -104,7 +104,10 @@ def test_real_windows_hardly_ever_warn_and_real_drift_is_found(real_data: Callab
         plain = build_reference(measured[known], probabilities[known], table.groups[known])
         assert plain is not None
         reference = Reference.from_dict(plain)
-        warned += Sent(reference, table.classes).send(measured[new], probabilities[new])
+        for _ in range(12):
+            rank = rng.permutation(len(order))[table.groups[new]]
+            rows = new[np.argsort(rank, kind="stable")]
+            warned += Sent(reference, table.classes).send(measured[rows], probabilities[rows])
         for changed in (dark, soft):
             found += Sent(reference, table.classes).send(changed[new], probabilities[new])
     assert np.mean(warned) <= 0.02
