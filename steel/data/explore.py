@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from steel import plots
 from steel.data.annotations import Annotations, read_annotations
-from steel.data.measure import BLACK, MIN_MARGIN, Defects, Pixels, measure_defects, measure_image
+from steel.data.exposure import BLACK, MIN_MARGIN, measure_image
+from steel.data.measure import Defects, Pixels, measure_defects
 from steel.errors import InputError, require_at_least, require_new_folder
 from steel.overlays import CLASS_COLOURS
 from steel.pages import Page

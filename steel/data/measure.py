@@ -12,10 +12,6 @@ from steel.data.annotations import Annotations
 from steel.progress import track
 
 MAP_ROWS = 16  # of the maps of where defects sit; they have as many columns as make their cells square
-# Beside the strip Severstal's images have columns of mean grey 0 to 9, while the darkest steel has 16 and more. Edges
-# that only lie in the shade are narrower than a fiftieth of the width.
-BLACK = 10
-MIN_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,23 +72,3 @@ def _weigh(num_cells: int, num_pixels: int) -> NDArray[np.float32]:
     pixels = np.arange(num_pixels)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return (overlap.clip(0) * num_cells / num_pixels).astype(np.float32)
-
-
-def measure_image(image: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Measures the brightness of the steel and the black margins beside it.
-
-    Args:
-        image: uint8 `(H, W)`.
-
-    Returns:
-        Mean grey value between the margins, and the shares of the width that they take at the left and at the right. A
-        margin is columns with a mean grey value below `BLACK`, from the edge on, and at least `MIN_MARGIN` of them; an
-        image that is black all over is measured as steel.
-    """
-    columns = cv2.reduce(image, 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0]
-    bright = np.flatnonzero(columns >= BLACK)
-    width = len(columns)
-    first, last = (int(bright[0]), int(bright[-1]) + 1) if len(bright) else (0, width)
-    first = first if first >= MIN_MARGIN * width else 0
-    last = last if width - last >= MIN_MARGIN * width else width
-    return float(columns[first:last].mean()), first / width, 1 - last / width

@@ -12,6 +12,7 @@ from torch import nn
 
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
+from steel.inspection.drift import Reference
 from steel.inspection.inspector import Ensemble, Inspector, OperatingPoint
 from steel.training.fit import load_task
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
@@ -27,6 +28,8 @@ class Assembly(NamedTuple):
         classifiers: What the classifiers' checkpoints say of themselves, by their paths.
         segmenters: What the segmenters' checkpoints say of themselves, by their paths.
         tuned: What `steel tune` says of the point: aim, promises and where it was chosen; None where it was not tuned.
+        reference: What the images were like that it was chosen by, a `drift.Reference` as a dictionary; None where that
+            is not known.
     """
 
     inspector: Inspector
@@ -35,6 +38,7 @@ class Assembly(NamedTuple):
     classifiers: dict[str, dict[str, Any]]
     segmenters: dict[str, dict[str, Any]]
     tuned: dict[str, Any] | None
+    reference: dict[str, Any] | None
 
     def take(self, classifiers: Sequence[int], segmenters: Sequence[int]) -> Inspector:
         """An inspector of some of the networks, by their places in the order of the checkpoints."""
@@ -102,8 +106,9 @@ def assemble(
                 f"{operating_point} was chosen for other networks or flips ({tuned['networks']}) than are given here "
                 f"({now}); thresholds mean nothing for others, so run `steel tune` with these"
             )
+    reference = tuned.pop("reference", None) if tuned else None
     inspector = Inspector(gate, outline, point, flips).eval()
-    return Assembly(inspector, point, tuple(classes), classifiers, segmenters, tuned)
+    return Assembly(inspector, point, tuple(classes), classifiers, segmenters, tuned, reference)
 
 
 def describe_networks(classifiers: Iterable[str], segmenters: Iterable[str], flips: bool) -> dict[str, Any]:
@@ -135,6 +140,8 @@ def read_point(path: str | Path, classes: Sequence[str]) -> tuple[OperatingPoint
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         point = OperatingPoint.from_dict(content["operating_point"])
         _check_point(point)
+        if "reference" in content:
+            Reference.from_dict(content["reference"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} holds no operating point ({reason}); `steel tune` writes one") from error
@@ -145,7 +152,8 @@ def read_point(path: str | Path, classes: Sequence[str]) -> tuple[OperatingPoint
             f"{path} is for the classes {theirs}, but here are {', '.join(classes)}; run `steel tune` with these "
             f"networks"
         )
-    about = {key: content[key] for key in ("aim", "chosen_on", "networks", "promises", "warnings") if key in content}
+    kept = ("aim", "chosen_on", "networks", "promises", "warnings", "reference")
+    about = {key: content[key] for key in kept if key in content}
     return point, about if "networks" in about else None
 
 

@@ -21,6 +21,7 @@ from steel.data.annotations import MAX_CLASSES
 from steel.data.datamodule import SteelDataModule
 from steel.data.rle import UNKNOWN_BIT
 from steel.data.tables import Finding, raise_first, read_table
+from steel.inspection import drift
 from steel.inspection.inspector import Probabilities
 from steel.progress import track
 
@@ -68,6 +69,7 @@ class Evidence(NamedTuple):
         predicted: As `areas`, without those of which nobody knows what they show.
         hits: int32 `(n, C, T, S)`, outlined pixels that are true.
         grid: The T thresholds, the S smallest spots, and the smallest areas to choose from.
+        measured: `(n, 4)`, what `drift.measure` gives; None of scores alone.
     """
 
     names: NDArray[np.str_]
@@ -79,6 +81,7 @@ class Evidence(NamedTuple):
     predicted: NDArray[np.int32]
     hits: NDArray[np.int32]
     grid: Grid
+    measured: NDArray[np.float64] | None = None
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -93,8 +96,8 @@ class Evidence(NamedTuple):
 
     def take(self, rows: NDArray[np.int64]) -> "Evidence":
         """Some of the images."""
-        *arrays, grid = self
-        return Evidence(*(array[rows] for array in arrays), grid)  # type: ignore[call-arg, arg-type]
+        arrays = {key: value[rows] for key, value in self._asdict().items() if isinstance(value, np.ndarray)}
+        return self._replace(**arrays)  # type: ignore[arg-type]
 
 
 def gather(
@@ -113,12 +116,14 @@ def gather(
     rows: list[int] = []
     classes: list[NDArray[np.float32]] = []
     counted: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
+    measured: list[NDArray[np.float64]] = []
     loader = data.part_dataloader(part)
     with ThreadPoolExecutor() as pool:
         for batch in track(loader, "looking", len(loader)):
             with torch.inference_mode():
                 said = probabilities(batch["image"].to(device))
             rows += batch["index"].tolist()
+            measured += pool.map(drift.measure, batch["image"][:, 0].numpy())
             classes += list(said.classes.float().cpu().numpy())
             counted += pool.map(_count, said.pixels.float().cpu().numpy(), batch["mask"].numpy(), repeat(grid))
     order = np.argsort(rows)
@@ -130,7 +135,7 @@ def gather(
     known = (truth > 0) | ~hidden[:, None]
     return Evidence(
         annotations.names[index], annotations.groups[index], np.stack(classes)[order], truth, known,
-        areas, predicted, hits, grid,
+        areas, predicted, hits, grid, np.stack(measured)[order],
     )  # fmt: skip
 
 

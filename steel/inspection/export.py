@@ -63,6 +63,7 @@ def export(
     inspector = formats.lower(assembly.inspector, precision)
     _require_numbers(inspector, f"it is too large for {precision}, so choose bf16 or fp32")
     metadata = assembly.describe() | {
+        "reference": assembly.reference,
         "format": format,
         "precision": precision,
         "versions": describe_versions(),

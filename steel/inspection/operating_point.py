@@ -16,6 +16,7 @@ from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError, require_at_least
 from steel.inspection.assemble import assemble, describe_networks, recall_part
 from steel.inspection.calibration import Calibration, split_folds
+from steel.inspection.drift import FEWEST_GROUPS, FEWEST_IMAGES, build_reference
 from steel.inspection.evidence import Evidence, Grid, gather, read_scores
 from steel.inspection.inspector import OperatingPoint
 from steel.inspection.run import choose_device
@@ -359,6 +360,14 @@ def tune(
     wanted = _read_aim(aim, miss_cost, alarm_cost, recall, false_alarms, len(classes))
     tuned = tune_on(evidence, wanted, classes, num_new)
     warnings = list_warnings(evidence, tuned, wanted, classes)
+    reference = None
+    if evidence.measured is not None:
+        reference = build_reference(evidence.measured, calibrated(evidence, tuned.point), evidence.groups)
+        if reference is None:
+            warnings.append(
+                f"drift will not be watched: that takes {FEWEST_IMAGES} images of {FEWEST_GROUPS} groups, but there "
+                f"are {len(evidence.names)} of {len(np.unique(evidence.groups))}"
+            )
 
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -388,6 +397,7 @@ def tune(
         "promises": [_to_plain(row) for row in tuned.promises],
         "warnings": warnings,
         "versions": describe_versions(),
+        **({} if reference is None else {"reference": reference}),
     }
     path.write_text(
         yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120),

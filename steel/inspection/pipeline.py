@@ -15,6 +15,7 @@ from steel import overlays
 from steel.data import rle
 from steel.data.images import read_grey
 from steel.errors import InputError
+from steel.inspection.drift import Drift, Window
 from steel.inspection.results import Record, Unreadable
 from steel.inspection.spots import list_spots
 
@@ -45,6 +46,7 @@ class Pipeline:
         batch_size: int,
         drawn: Drawn = "none",
         pictures: Path | None = None,
+        window: Window | None = None,
     ) -> None:
         """Takes what `bundle.read` gave.
 
@@ -55,10 +57,13 @@ class Pipeline:
             batch_size: Images that the networks see at once.
             drawn: Which images to draw.
             pictures: Folder for what is drawn.
+            window: What watches for drift; what it finds stands in `drifts`.
         """
         self._module, self._device, self._batch_size = module, device, batch_size
         self._gate = float(module.gate)  # type: ignore[arg-type]
         self._classes, self._drawn, self._pictures = classes, drawn, pictures
+        self._window = window
+        self.drifts: list[Drift] = []
 
     def run(
         self, named: Iterable[tuple[str, Any]], read: Callable[[Any], Image] = read_grey
@@ -83,6 +88,7 @@ class Pipeline:
                 current, decoding = decoding, [(name, pool.submit(_try, read, where)) for name, where in window]
                 images = [future.result() for _, future in current]
                 decisions = self.decide(images)
+                self._watch(images, decisions)
                 yield from (future.result() for future in recording)
                 recording = [
                     pool.submit(self._record, name, image, decision)
@@ -110,6 +116,13 @@ class Pipeline:
                 for row, (i, _) in enumerate(some):
                     decided[i] = Decision(float(gate[row]), classes[row], masks[row], areas[row])
         return [decided[i] for i in range(len(images))]
+
+    def _watch(self, images: Sequence[Image | InputError], decisions: Sequence[Decision | InputError]) -> None:
+        for image, decision in zip(images, decisions, strict=True):
+            if self._window is None or isinstance(image, InputError) or isinstance(decision, InputError):
+                continue
+            if (drift := self._window.add(image, decision.class_probabilities)) is not None:
+                self.drifts.append(drift)
 
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):

@@ -14,6 +14,7 @@ import torch
 from steel.data.images import find_images
 from steel.errors import InputError, require_at_least
 from steel.inspection import bundle
+from steel.inspection.drift import Drift, Window
 from steel.inspection.pipeline import Drawn, Pipeline
 from steel.inspection.results import SubmissionFormat, Tables, name_images, name_unfinished, write_coco
 from steel.progress import track
@@ -111,7 +112,8 @@ def inspect(
     about = {"model": Path(model).name, "sha256": _digest(Path(model))} | about
     if resume or part:
         _require_same_model(folder / ABOUT, about)
-    pipeline = Pipeline(module, about["classes"], where, batch_size, overlays, pictures)
+    window = Window.from_metadata(about)
+    pipeline = Pipeline(module, about["classes"], where, batch_size, overlays, pictures, window)
     tables = Tables(folder, about["classes"], submission_format, part, resume)
     _write_about(folder / ABOUT, about)
     if watch:
@@ -126,7 +128,7 @@ def inspect(
         from steel.inspection.strip_report import Scale, write_strip_report
 
         made.append(write_strip_report(folder, tables, about, named, Scale(mm_per_pixel, image_length)))
-    _tell(tables, made)
+    _tell(tables, pipeline.drifts, made)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -200,11 +202,13 @@ def _watch(pipeline: Pipeline, tables: Tables, folder: Path, most: int, idle_sec
         tables.finish()
 
 
-def _tell(tables: Tables, made: Sequence[Path]) -> None:
+def _tell(tables: Tables, drifts: Sequence[Drift], made: Sequence[Path]) -> None:
     results, num = tables.paths[0], len(tables.done)
     print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:
         print(f"why {tables.num_unreadable:,} could not be read stands in the column error of {results}")
+    for drift in drifts:
+        print(f"warning: {drift.sentence}")
     print(f"wrote {', '.join(map(str, made))}")
     if num and tables.num_unreadable == num:
         raise InputError(f"none of the {num:,} images could be read; see the column error of {results}")

@@ -21,7 +21,8 @@ from steel.cli import main
 from steel.data import rle
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.explore import Section, build_sections, summarise
-from steel.data.measure import MAP_ROWS, measure_defects, measure_image
+from steel.data.exposure import measure_image
+from steel.data.measure import MAP_ROWS, measure_defects
 
 NAMES = ("pits", "crack", "scratch", "patch")
 PICTURES = {

@@ -127,6 +127,7 @@ def test_the_file_is_the_point_of_the_inspector(
     assert main(tune_args(trained, out, "--aim=false_alarms", "--false_alarms=0.3", "--num_new=500")) == 0
     printed = capsys.readouterr().out
     assert "defects found" in printed
+    assert "warning: drift will not be watched: that takes 50 images of 20 groups, but there are " in printed
     for name in ("point_trade_off.png", "point_calibration.png"):
         assert (out.parent / name).is_file()
     content = yaml.safe_load(out.read_text())
