@@ -51,7 +51,7 @@ def export(
         operating_point: File that `steel tune` wrote; by default all thresholds are 0.5.
         flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         format: torchscript holds the whole decision. onnx and pt2 (torch.export) give what the networks say, for images
-            whose sides are multiples of 32, from 64 on; gate, thresholds and smallest sizes are then to be applied outside.
+            whose sides are multiples of 32, from 64 on; thresholds and smallest sizes are then to be applied outside.
         precision: What the networks compute in; what bf16 and fp16 cost in masks is shown.
         images: Images to compare on, as a folder or a pattern in quotes; by default synthetic ones.
         out: File to write.
@@ -180,5 +180,7 @@ def _show_break_even(inspector: Inspector) -> None:
             network(image)
         operations.append(counter.get_total_flops())
     share = operations[0] / operations[1]
-    verdict = f"it saves time where more than {share:.1%} of the images are turned away" if share < 1 else "never pays"
+    verdict = (
+        f"it saves time where more than {share:.1%} of the images are turned away" if share < 1 else "it never pays"
+    )
     print(f"the gate takes {share:.1%} of the segmenter's operations: {verdict}")

@@ -97,8 +97,8 @@ class Outside(Inspector):
 
 
 def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
-    # Any number of images whose height and width are multiples of 32, from 64 on: the padding of others is a branch that
-    # tracing cannot follow, and so is the broadcast of features that are one pixel high. Guards become checks at run time, since whether they hold for all sizes is beyond proof.
+    # Any number of images whose sides are multiples of 32, from 64 on: tracing can follow neither the branch that pads
+    # others nor features of one pixel. Guards become checks at run time, for whether they hold always is beyond proof.
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
         _Scorer(inspector),

@@ -72,7 +72,7 @@ def test_it_gives_the_codes_of_steel_inspect(program: Path, inspector: Path, tra
     grey = read_grey(images / "odd.png")
     (tmp_path / "odd.png").write_bytes(b"P5\n77 50\n255\n" + grey.tobytes())
     run(program, inspector, tmp_path / "raw.csv", tmp_path / "odd.png")
-    assert (tmp_path / "raw.csv").read_bytes().splitlines()[1:] == ours.splitlines()[-4:]
+    assert (tmp_path / "raw.csv").read_bytes().splitlines()[1:] == ours.splitlines()[1:5]
 
 
 def test_it_refuses_rubbish_with_a_sentence(program: Path, inspector: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """An inspector whose answers are known without it, and images to show to it."""
 
-import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -29,17 +29,16 @@ class BrightPixels(nn.Module):
 
 
 def write_model(path: Path, gate: float = 0.5) -> Path:
-    point = OperatingPoint.untuned(2)
+    point = replace(OperatingPoint.untuned(2), gate=gate)
     inspector = Inspector(Gate(), BrightPixels(), point).eval()
-    inspector.gate.fill_(gate)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated
-        scripted = torch.jit.script(inspector)
+    example = torch.from_numpy(draw(0, (1, 64, 256), 255))
+    with bundle.silence():
+        scripted = torch.jit.script(bundle.Program(inspector, point, example, tolerance=1e-5))
     bundle.write(scripted, {"classes": ["spot", "never"], "operating_point": point.to_dict()}, path)
     return path
 
 
-def draw(seed: int, size: tuple[int, int], level: int) -> np.ndarray:
+def draw(seed: int, size: tuple[int, ...], level: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, level, size, dtype=np.uint8)
 
 

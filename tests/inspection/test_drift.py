@@ -316,8 +316,11 @@ class Nothing(nn.Module):
 def test_inspect_warns(strip: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measured = np.stack([measure(image) for image in strip[:300]])
     reference = build_reference(measured, np.full((300, 2), 0.5), np.arange(300))
-    with pytest.warns(FutureWarning, match="deprecated"):
-        scripted = torch.jit.script(Inspector(Half(), Nothing(), OperatingPoint.untuned(2)).eval())
+    point = OperatingPoint.untuned(2)
+    example = torch.from_numpy(strip[0][None])
+    with bundle.silence():
+        inspector = Inspector(Half(), Nothing(), point).eval()
+        scripted = torch.jit.script(bundle.Program(inspector, point, example, tolerance=1e-5))
     model = tmp_path / "inspector.pt"
     bundle.write(scripted, {"classes": ["a", "b"], "reference": reference}, model)
     folder = tmp_path / "strip"
