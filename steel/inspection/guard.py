@@ -20,7 +20,7 @@ _OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 _PAGE = "/page/"
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _HEADERS = {
-    b"content-security-policy": b"default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     b"form-action 'none'; frame-ancestors 'none'",
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",

@@ -64,8 +64,8 @@ _ABOUT = """An exported inspector of steel strip. From a shell:
     curl -F images=@0002cc93b.jpg -F images=@00031f466.jpg http://127.0.0.1:8000/v1/inspect
     curl --data-binary @0002cc93b.jpg http://127.0.0.1:8000/v1/inspect?overlay=png -o overlay.png
 
-Where the service was started with STEEL_TOKEN, add `-H "Authorization: Bearer $STEEL_TOKEN"`. On 503 wait for as many
-seconds as `Retry-After` says and ask again.
+Where the service was started with STEEL_TOKEN, add -H "Authorization: Bearer $STEEL_TOKEN".
+On 503 wait for as many seconds as Retry-After says and ask again.
 """
 
 

@@ -1,4 +1,4 @@
-"""The smallest exported inspector, and ways to serve it: it judges by grey values, so that a test knows what it has to say."""
+"""The smallest exported inspector, which judges by grey values so that a test knows what it has to say, served."""
 
 import socket
 import threading
@@ -23,10 +23,13 @@ from steel.inspection.server import build_server
 from steel.inspection.verdicts import Verdicts
 
 CLASSES = ["scale", "scratch"]
+LIMITS = Limits()
+
+Spot = tuple[int, int, int, int, int]
 
 
 class MeanGate(nn.Module):
-    """The probability of both classes grows with the image's mean: that of "scale" is a half at 50, of "scratch" at 90."""
+    """The probability of "scale" is a half where the image's mean is 50, that of "scratch" where it is 90."""
 
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.float().mean(dim=[1, 2, 3])
@@ -75,7 +78,7 @@ def encode(image: np.ndarray, suffix: str = ".png") -> bytes:
     return cv2.imencode(suffix, image)[1].tobytes()
 
 
-def build_desk(folder: Path, gate: type[nn.Module] = MeanGate, limits: Limits = Limits(), **more: Any) -> Desk:
+def build_desk(folder: Path, gate: type[nn.Module] = MeanGate, limits: Limits = LIMITS, **more: Any) -> Desk:
     """A desk that runs the file, with its verdicts beside it."""
     module, about = bundle.read(write_inspector(folder / "inspector.pt", gate))
     verdicts = Verdicts(folder / "verdicts.sqlite", CLASSES)
