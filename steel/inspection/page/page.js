@@ -47,6 +47,7 @@ function decide({ answer, error }) {
 // ---- images come in
 
 async function listEntry(entry) {
+  if (entry instanceof File) return [entry];
   if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
   const reader = entry.createReader();
   const files = [];
@@ -58,8 +59,10 @@ async function listEntry(entry) {
   }
 }
 
-function add(files) {
-  const fresh = [...files].filter((file) => ENDINGS.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
+async function add(files) {
+  files = [...files]; // an input's list is emptied with it
+  await opened;
+  const fresh = files.filter((file) => ENDINGS.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
   say(fresh.length ? "" : "No image among these: their names end in jpg, jpeg, png, bmp, tif or tiff.");
   for (const file of fresh) {
     const image = { file, answer: null, error: null, asked: null };
@@ -352,7 +355,8 @@ function listen() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+    const entries = [...event.dataTransfer.items].filter((item) => item.kind === "file")
+      .map((item) => item.webkitGetAsEntry() ?? item.getAsFile());
     attempt(async () => add((await Promise.all(entries.map(listEntry))).flat()));
   });
   addEventListener("keydown", press);
@@ -377,7 +381,8 @@ function reset() {
   thresholds = { gate: model.gate, labels: model.classes.map(({ label }) => label) };
 }
 
-attempt(async () => {
+listen();
+const opened = attempt(async () => {
   model = await (await ask("v1/model")).json();
   reset();
   for (const verdict of (await (await ask(`v1/verdicts?hours=${SHIFT_HOURS}`)).json()).verdicts) {
@@ -385,6 +390,5 @@ attempt(async () => {
   }
   buildClasses();
   showPromises();
-  listen();
   tell();
 });
