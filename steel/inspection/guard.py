@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 # What a browser fetches before anyone could give it the token, what says nothing of images, and what a supervisor asks.
 _OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 _PAGE = "/page/"
+_MOST_HEADERS = 32_768  # bytes
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _HEADERS = {
     b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -56,7 +57,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refuse(scope["path"], dict(scope["headers"]))
+        num_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        if num_bytes > _MOST_HEADERS:
+            refusal: tuple[int, str] | None = 431, f"headers have at most {_MOST_HEADERS:,} bytes; send fewer"
+        else:
+            refusal = self._refuse(scope["path"], dict(scope["headers"]))
         if refusal is None:
             await self._app(scope, self._limit(receive), _add_headers(send))
             return
