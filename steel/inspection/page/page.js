@@ -252,7 +252,7 @@ function showDefects(answer) {
     return row;
   }));
   $("#defects-title").textContent = spots.length > 500
-    ? `Defects (the 500 largest spots of ${spots.length.toLocaleString("en")})` : `Defects (${spots.length} spots)`;
+    ? `Defects (the 500 largest spots of ${spots.length.toLocaleString("en")})` : `Defects (${spots.length} spot${spots.length === 1 ? "" : "s"})`;
 }
 
 function showPromises() {

@@ -127,7 +127,7 @@ export class Viewer {
   #resize() {
     const [height, width] = this.#size;
     const wanted = (this.#canvas.clientWidth * height) / width;
-    this.#canvas.style.height = `${Math.round(Math.min(Math.max(wanted, 160), 0.6 * innerHeight))}px`;
+    this.#canvas.style.height = `${Math.round(Math.min(Math.max(wanted, 160), 0.5 * innerHeight))}px`;
     const before = this.#fitting;
     this.#canvas.width = Math.round(this.#canvas.clientWidth * devicePixelRatio);
     this.#canvas.height = Math.round(this.#canvas.clientHeight * devicePixelRatio);
