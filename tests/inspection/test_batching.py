@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steel.inspection.batching import Batcher, Full, Thresholds
-from steel.inspection.run import Decision
+from steel.inspection.pipeline import Decision
 
 
 class Echo(nn.Module):
