@@ -81,12 +81,6 @@ class Desk:
         self.model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
-    def warm_up(self) -> None:
-        """Runs both networks on blank strip, for TorchScript compiles them in the first runs."""
-        everything = Thresholds(0.0, (0.0,) * len(self.classes))
-        for _ in range(2):
-            self.batcher.submit(np.zeros((256, 1600), np.uint8), everything).result()
-
     def close(self) -> None:
         """Finishes what it took."""
         self.batcher.close()

@@ -78,7 +78,6 @@ def serve(
     with _listen(host, port) as listening:
         kept = Verdicts(verdicts, about["classes"])
         desk = Desk(module, about, kept, where, limits, mm_per_pixel, batch_size, wait_ms / 1000, queue)
-        desk.warm_up()
         app = build_app(desk, token, is_local=is_own and token is None and not insecure)
         address = f"[{host}]" if ":" in host else host
         print(f"the inspection desk is at http://{address}:{listening.getsockname()[1]}; Ctrl-C closes it", flush=True)

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -46,10 +45,11 @@ class GreyLevels(nn.Module):
 
 @cache
 def _script(gate: type[nn.Module]) -> torch.jit.ScriptModule:
-    inspector = Inspector(gate(), GreyLevels(), OperatingPoint.untuned(2)).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript's deprecation
-        return torch.jit.script(inspector)
+    point = OperatingPoint.untuned(2)
+    inspector = Inspector(gate(), GreyLevels(), point).eval()
+    program = bundle.Program(inspector, point, torch.arange(48, dtype=torch.uint8).reshape(1, 6, 8) * 5, 1e-5)
+    with bundle.silence():
+        return torch.jit.script(program)
 
 
 def write_inspector(path: Path, gate: type[nn.Module] = MeanGate) -> Path:
