@@ -24,6 +24,7 @@ _COMMANDS = {
     "relabel": "steel.inspection.relabel:relabel",
     "export": "steel.inspection.export:export",
     "inspect": "steel.inspection.run:inspect",
+    "serve": "steel.inspection.server:serve",
     "info": "steel.versions:info",
 }
 
@@ -53,6 +54,7 @@ From two trained networks to decisions
   relabel    rank the images whose labels look wrong
   export     write both and the decision as one file
   inspect    run that file over images
+  serve      the same over HTTP, with a page for the people at the line
 """
 
 

@@ -14,7 +14,7 @@ from steel.cli import main
 def test_the_public_commands() -> None:
     """A command that appears or goes is announced here."""
     commands = (
-        "demo synth check explore split audit convert fit validate test tune evaluate relabel export inspect info"
+        "demo synth check explore split audit convert fit validate test tune evaluate relabel export inspect serve info"
     )
     assert list(steel.cli._COMMANDS) == commands.split()
 

@@ -130,19 +130,22 @@ class Pipeline:
         gate, classes, masks, areas = decision
         defective = gate >= self._gate
         if self._pictures and (self._drawn == "all" or (self._drawn == "defective" and defective)):
-            _write_png(self._pictures / f"{name}.png", self._draw(name, image, decision, defective))
+            picture = draw_decision(name, image, decision, self._classes, defective)
+            _write_png(self._pictures / f"{name}.png", picture)
         codes = [rle.encode(mask) for mask in masks]
         size = (image.shape[0], image.shape[1])
         return Record(name, defective, gate, classes.tolist(), areas.tolist(), size, codes, list_spots(masks))
 
-    def _draw(self, name: str, image: Image, decision: Decision, defective: bool) -> Image:
-        verdict = "defective" if defective else "clean"
-        headline = f"{name}  {verdict} p={decision.gate_probability:.2f}"
-        captions = [
-            f"{label} p={p:.2f} {area:,} px"
-            for label, p, area in zip(self._classes, decision.class_probabilities, decision.areas, strict=True)
-        ]
-        return overlays.draw_overlay(image, decision.masks, captions, headline)
+
+def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str], defective: bool) -> Image:
+    """The image with what was found on it, and a line of text above it; RGB."""
+    verdict = "defective" if defective else "clean"
+    headline = f"{name}  {verdict} p={decision.gate_probability:.2f}"
+    captions = [
+        f"{label} p={p:.2f} {area:,} px"
+        for label, p, area in zip(classes, decision.class_probabilities, decision.areas, strict=True)
+    ]
+    return overlays.draw_overlay(image, decision.masks, captions, headline)
 
 
 def _try(read: Callable[[Any], Image], where: Any) -> Image | InputError:

@@ -101,10 +101,14 @@ def list_codes(image: str, codes: Iterable[str], form: SubmissionFormat) -> list
     return [[f"{name}_{c}", code] if form == "old" else [name, c, code] for name, c, code in rows]
 
 
+def tell_apart(classes: Sequence[str]) -> list[str]:
+    """The names of the classes, with their numbers where two have the same name; columns and keys may not."""
+    return list(classes) if len(set(classes)) == len(classes) else [f"{c}_{name}" for c, name in enumerate(classes, 1)]
+
+
 def head_results(classes: Sequence[str]) -> Row:
     """The columns of results.csv."""
-    # Two classes may have the same name, but not two columns.
-    names = classes if len(set(classes)) == len(classes) else [f"{c}_{name}" for c, name in enumerate(classes, 1)]
+    names = tell_apart(classes)
     probabilities, areas = ([f"{kind}_{name}" for name in names] for kind in ("probability", "area_pixels"))
     return ["image", "defective", "gate_probability", *probabilities, *areas, "spots", "height", "width", "error"]
 

@@ -1,5 +1,6 @@
 """A submission counted on its codes gives the counts of its masks."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from steel.data import rle
 from steel.data.annotations import Annotations, read_annotations
 from steel.errors import InputError
-from steel.inspection.run import SubmissionFormat, SubmissionWriter
+from steel.inspection.results import SubmissionFormat, head_submission, list_codes
 from steel.inspection.submission import count_submission
 from steel.training.metrics import count, unpack, unpack_unknown
 
@@ -22,9 +23,10 @@ def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tenso
     masks[rng.random(masks.shape[:2]) < 0.3] = False
     masks[1, 2, 5:20, 7:90] = True
     with path.open("w", newline="") as file:
-        writer = SubmissionWriter(file, form)
+        writer = csv.writer(file)
+        writer.writerow(head_submission(form))
         for name, planes in list(zip(table.names.tolist(), masks, strict=True))[::-1]:
-            writer.write(name, [rle.encode(plane) for plane in planes])
+            writer.writerows(list_codes(name, [rle.encode(plane) for plane in planes], form))
     return torch.from_numpy(masks)
 
 
