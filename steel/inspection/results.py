@@ -33,8 +33,8 @@ Row = list[str]
 P = TypeVar("P", bound=PurePath)
 
 _SPOT_COLUMNS = ["class", "area_pixels", "left", "top", "width", "height", "centroid_x", "centroid_y", "code"]
-# Images of a Parquet file that are held at a time.
-_GROUP = 250
+# Letters of a Parquet file that are held at a time.
+_GROUP = 4_000_000
 
 # The code of a noisy mask is longer than the 131,072 letters that the module allows.
 csv.field_size_limit(2**31 - 1)
@@ -378,14 +378,18 @@ def _parse(text: str, kind: "pa.DataType") -> Any:
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], schema: "pa.Schema") -> "pa.Table":
-    """Typed rows as a table; by way of JSON, since from lists pyarrow makes one only after it has loaded pandas."""
+    """Typed rows as a table."""
+    return _read_json("".join(json.dumps(row) + "\n" for row in rows), schema)
+
+
+def _read_json(text: str, schema: "pa.Schema") -> "pa.Table":
+    """A table from a line for each row; from lists pyarrow would make one only after it has loaded pandas."""
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
-    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     whole = arrow_json.ReadOptions(block_size=len(text) + 1)
     types = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-    return arrow_json.read_json(pa.BufferReader(text), whole, types) if text else schema.empty_table()
+    return arrow_json.read_json(pa.BufferReader(text.encode()), whole, types) if text else schema.empty_table()
 
 
 def _write_parquet(path: Path, classes: Sequence[str], images: Iterator[Found]) -> None:
@@ -393,8 +397,13 @@ def _write_parquet(path: Path, classes: Sequence[str], images: Iterator[Found]) 
 
     schema = build_schema(classes)
     with pq.ParquetWriter(path, schema) as writer:
-        while some := list(islice(images, _GROUP)):
-            writer.write_table(to_table((_type_row(one.row, one.spots, schema) for one in some), schema))
+        text = io.StringIO()
+        for one in images:
+            text.write(json.dumps(_type_row(one.row, one.spots, schema)) + "\n")
+            if text.tell() > _GROUP:
+                writer.write_table(_read_json(text.getvalue(), schema))
+                text = io.StringIO()
+        writer.write_table(_read_json(text.getvalue(), schema))
 
 
 def write_coco(folder: Path, tables: Tables, classes: Sequence[str]) -> Path:

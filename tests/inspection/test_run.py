@@ -18,6 +18,7 @@ import pytest
 from bright import write_images, write_model
 from steel.cli import main
 from steel.data import rle
+from steel.inspection import results as results_file
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.results import Record, Unreadable
 
@@ -222,7 +223,10 @@ def test_a_resumed_run_refuses_another_model_and_another_form(
     assert json.loads((out / "inspector.json").read_text())["model"] == "inspector.pt"
 
 
-def test_spots_parquet_and_coco_say_the_same(model: Path, whole: Path, tmp_path: Path) -> None:
+def test_spots_parquet_and_coco_say_the_same(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_file, "_GROUP", 500)  # so that the Parquet file is written in parts
     out = tmp_path / "out"
     assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--coco"]) == 0
     results, codes = read(out / "results.csv"), read(out / "submission.csv")
