@@ -99,6 +99,11 @@ class ModelAnswer(BaseModel):
     )
     service: str = Field(description="Version of the service.", examples=["0.1.0"])
     mm_per_pixel: float | None
+    drift: str | None = Field(
+        default=None,
+        description="How the newest images differ from those that the thresholds were chosen on, and what to do; null "
+        "where they do not.",
+    )
 
 
 class VerdictQuestion(BaseModel):

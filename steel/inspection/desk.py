@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steel.inspection.answers import ImageAnswer, describe_decision, describe_model
+from steel.inspection.answers import ImageAnswer, ModelAnswer, describe_decision, describe_model
 from steel.inspection.batching import Batcher, Full, Thresholds
+from steel.inspection.drift import Window
 from steel.inspection.guard import Metrics
 from steel.inspection.pipeline import Decision
 from steel.inspection.uploads import Refused, read_upload
 from steel.inspection.verdicts import Verdicts
+
+_log = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
@@ -78,8 +82,15 @@ class Desk:
         self._mm_per_pixel = mm_per_pixel
         self.metrics = Metrics(lambda: self.batcher.num_reserved)
         self.batcher = Batcher(module, device, batch_size, wait, num_places, self.metrics.batches.observe)
-        self.model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
+        self._model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
+        self._window = Window.from_metadata(about)
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
+
+    @property
+    def model(self) -> ModelAnswer:
+        """What the service runs, and whether the images are still those that it was made for."""
+        drift = self._window.latest if self._window else None
+        return self._model.model_copy(update={"drift": drift.sentence if drift else None})
 
     def close(self) -> None:
         """Finishes what it took."""
@@ -116,14 +127,18 @@ class Desk:
         except Exception:  # whatever the inspector raised has been logged with its traceback
             return Refused(503, "the inspector failed on this image; ask again, or look into the log of the service")
         answer = await run(self._describe, upload, decision, thresholds.gate)
-        self._note(image, answer, thresholds)
+        self._note(image, decision, answer, thresholds)
         return Inspected(upload, image, decision, answer)
 
     def _describe(self, upload: Upload, decision: Decision, gate: float) -> ImageAnswer:
         digest = hashlib.sha256(upload.data).hexdigest()
         return describe_decision(upload.name, digest, decision, gate, self.classes, self._mm_per_pixel)
 
-    def _note(self, image: NDArray[np.uint8], answer: ImageAnswer, thresholds: Thresholds) -> None:
-        """Every decision at the operating point passes here, with its image: where a running window would look on."""
-        if thresholds == self.batcher.thresholds:
-            self.metrics.images.labels("defective" if answer.defective else "clean").inc()
+    def _note(self, image: NDArray[np.uint8], decision: Decision, answer: ImageAnswer, thresholds: Thresholds) -> None:
+        """Every decision at the operating point passes here, with its image; what if questions do not count."""
+        if thresholds != self.batcher.thresholds:
+            return
+        self.metrics.images.labels("defective" if answer.defective else "clean").inc()
+        if self._window and (drift := self._window.add(image, decision.class_probabilities)) is not None:
+            self.metrics.drifts.inc()
+            _log.warning(drift.sentence)

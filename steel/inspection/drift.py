@@ -329,6 +329,7 @@ class Window:
         self._names = [*MEASURES, *(f"class {c + 1} {name}" for c, name in enumerate(classes))]
         self._values = np.empty((reference.window, len(self._names)))
         self._num_seen = 0
+        self.latest: Drift | None = None  # what the last full window found
 
     @classmethod
     def from_metadata(cls, about: Mapping[str, Any]) -> Self | None:
@@ -353,7 +354,10 @@ class Window:
         size = len(self._values)
         self._values[self._num_seen % size] = _join(measure(image), class_probabilities)
         self._num_seen += 1
-        return None if self._num_seen % size else self._compare()
+        if self._num_seen % size:
+            return None
+        self.latest = self._compare()
+        return self.latest
 
     def _compare(self) -> Drift | None:
         changes = []

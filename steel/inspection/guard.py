@@ -148,6 +148,7 @@ class Metrics:
         self.images = Counter("steel_images", "Images by decision.", ["decision"], registry=of)
         for decision in ("clean", "defective", "refused"):
             self.images.labels(decision)  # 0 rather than nothing
+        self.drifts = Counter("steel_drift_warnings", "Windows of images that were unlike the reference.", registry=of)
         self.batches = Histogram(
             "steel_batch_images", "Images in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=of
         )

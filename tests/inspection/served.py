@@ -52,13 +52,14 @@ def _script(gate: type[nn.Module]) -> torch.jit.ScriptModule:
         return torch.jit.script(program)
 
 
-def write_inspector(path: Path, gate: type[nn.Module] = MeanGate) -> Path:
+def write_inspector(path: Path, gate: type[nn.Module] = MeanGate, reference: dict[str, Any] | None = None) -> Path:
     """An exported file of the two."""
     about = {
         "classes": CLASSES,
         "operating_point": OperatingPoint.untuned(2).to_dict(),
         "tuned": None,
         "versions": {"steel": "0.1.0"},
+        "reference": reference,
     }
     bundle.write(_script(gate), about, path)
     return path

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from scipy import ndimage
 from starlette.testclient import TestClient
@@ -19,8 +20,11 @@ from starlette.testclient import TestClient
 import steel.inspection
 from served import CLASSES, build_desk, draw, encode, open_client, write_inspector
 from steel.data import rle
-from steel.inspection.desk import Limits
+from steel.inspection import bundle
+from steel.inspection.desk import Desk, Limits
+from steel.inspection.drift import build_reference, measure
 from steel.inspection.service import build_app
+from steel.inspection.verdicts import Verdicts
 
 SCALE = (10, 8, 12, 5, 255)
 SCRATCH = (40, 20, 30, 3, 150)
@@ -353,3 +357,34 @@ def test_what_cannot_be_served_is_one_sentence(
     assert "mm_per_pixel is above 0" in refused("serve", model, "--mm_per_pixel=0")
     (tmp_path / "other.sqlite").write_text("no database, but long enough to be taken for one by nobody" * 9)
     assert "other.sqlite" in refused("serve", model, "--port=0", f"--verdicts={tmp_path / 'other.sqlite'}")
+
+
+def test_a_window_of_other_images_is_said_until_one_is_as_before(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def shoot(level: float) -> np.ndarray:
+        return np.clip(rng.normal(level + rng.normal() * 3, 6, (16, 32)), 0, 255).astype(np.uint8)
+
+    usual = [shoot(90) for _ in range(200)]
+    reference = build_reference(np.stack([measure(image) for image in usual]), np.full((200, 2), 0.5), np.arange(200))
+    assert reference is not None
+    for sketch in reference["sketches"][4:]:
+        sketch["limit"] = 1e9  # the images decide here, not what the classifier says of them
+    model = write_inspector(tmp_path / "inspector.pt", reference=reference)
+    module, about = bundle.read(model)
+    desk = Desk(module, about, Verdicts(tmp_path / "verdicts.sqlite", CLASSES), torch.device("cpu"), Limits(images=200))
+    with open_client(build_app(desk)) as client:
+
+        def send(level: float, **params: float) -> str | None:
+            for _ in range(20):
+                images = [("images", (f"{i}.png", encode(shoot(level)), "image/png")) for i in range(10)]
+                assert client.post("/v1/inspect", files=images, params=params).status_code == 200
+            return client.get("/v1/model").json()["drift"]
+
+        assert send(90) is None
+        assert send(45, gate=0.3) is None  # what if: not the operating point
+        sentence = send(45)
+        assert sentence is not None
+        assert "images are darker" in sentence
+        assert "steel_drift_warnings_total 1.0" in client.get("/metrics").text
+        assert send(90) is None

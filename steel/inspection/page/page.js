@@ -92,6 +92,12 @@ async function work() {
   }
   numRunning--;
   tell();
+  if (!numRunning) attempt(async () => showDrift(await (await ask("v1/model")).json()));
+}
+
+function showDrift({ drift }) {
+  $("#drift").hidden = !drift;
+  $("#drift").textContent = drift ?? "";
 }
 
 // Pixels as they are stored, as the service takes them, whatever a camera says of up and down.
@@ -385,6 +391,7 @@ listen();
 const opened = attempt(async () => {
   model = await (await ask("v1/model")).json();
   reset();
+  showDrift(model);
   for (const verdict of (await (await ask(`v1/verdicts?hours=${SHIFT_HOURS}`)).json()).verdicts) {
     verdicts.set(verdict.digest, verdict);
   }
