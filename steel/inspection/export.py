@@ -73,7 +73,8 @@ def export(
     unproved = path.with_name(f"{path.name}.unproved")
 
     def draw() -> Iterator[Tensor]:
-        return parity.draw_batches(format != "torchscript") if images is None else parity.read_batches(images)
+        whole = format != "torchscript"
+        return parity.draw_batches(whole) if images is None else parity.read_batches(images, whole)
 
     try:
         exported = _write(format, inspector, assembly, metadata, precision, unproved)
@@ -108,10 +109,8 @@ def _write(
         case "torchscript":
             rng = np.random.default_rng(0)
             example, _ = draw_image(rng, tuple(range(NUM_CLASSES)), (64, 256))
-            program = bundle.Program(inspector, assembly.point, torch.from_numpy(example)[None], _SELF_TEST[precision])
-            with bundle.silence():
-                scripted = torch.jit.script(program)
-            bundle.write(scripted, metadata, path)
+            program = bundle.Program(inspector, torch.from_numpy(example)[None], _SELF_TEST[precision])
+            bundle.write(program, metadata, path)
             # Folding in a lower precision rounds otherwise: what that costs is shown against fp32.
             frozen = FOLDED if precision == "fp32" else 1.0
             return {

@@ -34,10 +34,9 @@ class BrightPixels(nn.Module):
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "inspector.pt"
     inspector = Inspector(Gate(), BrightPixels(), OperatingPoint.untuned(2)).eval()
-    with pytest.warns(FutureWarning, match="deprecated"):
-        scripted = torch.jit.script(inspector)
+    program = bundle.Program(inspector, torch.zeros(1, 64, 256, dtype=torch.uint8), tolerance=1e-5)
     metadata = {"classes": ["spot", "never"], "operating_point": {"gate": 0.5}}
-    bundle.write(scripted, metadata, path)
+    bundle.write(program, metadata, path)
     return path
 
 
