@@ -43,15 +43,13 @@ def build() -> Inspector:
 
 def write_files(folder: Path) -> None:
     """The inspector in fp32, bf16 and as ONNX."""
-    inspector, point = build(), OperatingPoint.untuned(NUM_CLASSES)
+    inspector = build()
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
-    with bundle.silence():
-        for precision in ("fp32", "bf16"):
-            lowered = formats.lower(inspector, precision)
-            # Random weights of this depth differ far more than trained ones.
-            program = bundle.Program(lowered, point, example, 1.0)
-            bundle.write(torch.jit.script(program), {}, folder / f"{precision}.pt")
-        formats.write_onnx(inspector, {}, folder / "fp32.onnx")
+    for precision in ("fp32", "bf16"):
+        # Random weights of this depth differ far more than trained ones.
+        program = bundle.Program(formats.lower(inspector, precision), example, 1.0)
+        bundle.write(program, {}, folder / f"{precision}.pt")
+    formats.write_onnx(inspector, {}, folder / "fp32.onnx")
 
 
 def draw_masks() -> torch.Tensor:
@@ -86,7 +84,8 @@ def run(folder: Path, rounds: int) -> None:
     modules = {precision: bundle.read(folder / f"{precision}.pt")[0] for precision in ("fp32", "bf16")}
     onnx = formats.read_onnx(folder / "fp32.onnx", OperatingPoint.untuned(NUM_CLASSES))
     masks, smallest = draw_masks(), torch.full((NUM_CLASSES,), 50)
-    with bundle.silence():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.*` is deprecated")
         filter_spots = torch.jit.script(drop_small_spots)
 
     def inferring(way: Callable[[], object]) -> Callable[[], object]:

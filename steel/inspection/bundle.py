@@ -34,16 +34,18 @@ class Program(Inspector):
     example_pixels: Tensor
     example_areas: Tensor
 
-    def __init__(self, inspector: Inspector, point: OperatingPoint, example: Tensor, tolerance: float) -> None:
+    def __init__(self, inspector: Inspector, example: Tensor, tolerance: float) -> None:
         """Asks the inspector about the image.
 
         Args:
             inspector: In evaluation mode.
-            point: Its operating point.
             example: uint8 `(1, H, W)`.
             tolerance: By how much a probability may differ later: other machines sum in another order.
         """
-        super().__init__(inspector.classifier, inspector.segmenter, point, inspector.flips)
+        untuned = OperatingPoint.untuned(len(inspector.label))
+        super().__init__(inspector.classifier, inspector.segmenter, untuned, inspector.flips)
+        for name, tensor in inspector.point()._asdict().items():
+            self.register_buffer(name, tensor)
         self.tolerance = tolerance
         with torch.no_grad():
             said = inspector.probabilities(example)
@@ -82,7 +84,7 @@ class Program(Inspector):
 
 
 @contextmanager
-def silence() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Leaves out TorchScript's notice that it is deprecated, which is for us and not for a user.
 
     It is, in favour of torch.export, which can neither hold the gate's branch nor run in C++ without a compiler on the
@@ -111,7 +113,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
         raise InputError(f"no file {path}; `steel export` writes it")
     extra = {METADATA: ""}
     try:
-        with silence():
+        with _silence():
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location=device, _extra_files=extra
             )
@@ -138,7 +140,7 @@ def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
             it was exported.
     """
     module, about = load(path, device)
-    with silence():
+    with _silence():
         module = torch.jit.freeze(module, preserved_attrs=_KEPT)
     with torch.inference_mode():
         try:
@@ -163,7 +165,8 @@ def _warm_up(module: torch.jit.ScriptModule) -> None:
     module.gate.copy_(gate)
 
 
-def write(module: torch.jit.ScriptModule, metadata: dict[str, Any], path: Path) -> None:
-    """Saves a scripted `Program` with its metadata."""
-    with silence():
-        torch.jit.save(module, str(path), _extra_files={METADATA: json.dumps(metadata, indent=2)})
+def write(program: Program, metadata: dict[str, Any], path: Path) -> None:
+    """Saves a program with its metadata: what `read` reads."""
+    with _silence():
+        scripted = torch.jit.script(program)
+        torch.jit.save(scripted, str(path), _extra_files={METADATA: json.dumps(metadata, indent=2)})

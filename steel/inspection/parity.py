@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steel.data.images import find_images, read_grey
 from steel.data.synthetic import NUM_CLASSES, draw_image
+from steel.errors import InputError
 from steel.inspection.inspector import Inspector, Probabilities
 from steel.progress import track
 
@@ -35,14 +36,27 @@ def draw_batches(whole: bool = False) -> Iterator[Tensor]:
         yield images if n == 1 else images.expand(-1, 3, -1, -1)
 
 
-def read_batches(images: str) -> Iterator[Tensor]:
-    """The images of a folder or a pattern, those of one size together, in batches of every size by turns."""
+def read_batches(images: str, whole: bool = False) -> Iterator[Tensor]:
+    """The images of a folder or a pattern, those of one size together, in batches of every size by turns.
+
+    Args:
+        images: As `find_images` takes them.
+        whole: Only sizes that are multiples of 32, from 64 on, are allowed.
+
+    Raises:
+        InputError: There is none, one cannot be read, or one has another size.
+    """
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
     turns = cycle(_BATCH_SIZES)
     num = next(turns)
     paths = find_images(images)
     for path in track(paths, "comparing", len(paths)):
         image = torch.from_numpy(read_grey(path))
+        if whole and any(side % 32 or side < 64 for side in image.shape):
+            raise InputError(
+                f"{path} has {image.shape[0]} x {image.shape[1]} pixels, but this format takes sides that are "
+                f"multiples of 32, from 64 on; name other images, or export as torchscript"
+            )
         batch = waiting.setdefault(tuple(image.shape), [])
         batch.append(image)
         if len(batch) >= num:

@@ -32,9 +32,8 @@ def write_model(path: Path, gate: float = 0.5) -> Path:
     point = replace(OperatingPoint.untuned(2), gate=gate)
     inspector = Inspector(Gate(), BrightPixels(), point).eval()
     example = torch.from_numpy(draw(0, (1, 64, 256), 255))
-    with bundle.silence():
-        scripted = torch.jit.script(bundle.Program(inspector, point, example, tolerance=1e-5))
-    bundle.write(scripted, {"classes": ["spot", "never"], "operating_point": point.to_dict()}, path)
+    program = bundle.Program(inspector, example, tolerance=1e-5)
+    bundle.write(program, {"classes": ["spot", "never"], "operating_point": point.to_dict()}, path)
     return path
 
 

@@ -44,12 +44,9 @@ class GreyLevels(nn.Module):
 
 
 @cache
-def _script(gate: type[nn.Module]) -> torch.jit.ScriptModule:
-    point = OperatingPoint.untuned(2)
-    inspector = Inspector(gate(), GreyLevels(), point).eval()
-    program = bundle.Program(inspector, point, torch.arange(48, dtype=torch.uint8).reshape(1, 6, 8) * 5, 1e-5)
-    with bundle.silence():
-        return torch.jit.script(program)
+def _build(gate: type[nn.Module]) -> bundle.Program:
+    inspector = Inspector(gate(), GreyLevels(), OperatingPoint.untuned(2)).eval()
+    return bundle.Program(inspector, torch.arange(48, dtype=torch.uint8).reshape(1, 6, 8) * 5, tolerance=1e-5)
 
 
 def write_inspector(path: Path, gate: type[nn.Module] = MeanGate, reference: dict[str, Any] | None = None) -> Path:
@@ -61,7 +58,7 @@ def write_inspector(path: Path, gate: type[nn.Module] = MeanGate, reference: dic
         "versions": {"steel": "0.1.0"},
         "reference": reference,
     }
-    bundle.write(_script(gate), about, path)
+    bundle.write(_build(gate), about, path)
     return path
 
 

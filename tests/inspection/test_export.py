@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from conftest import Trained
 from steel.cli import main
+from steel.errors import InputError
 from steel.inspection import bundle, export, formats, parity
 from steel.inspection.assemble import assemble
 from steel.inspection.inspector import Inspector, OperatingPoint
@@ -220,6 +222,14 @@ def test_other_formats_give_the_probabilities(form: formats.Format, trained: Tra
             assert torch.allclose(one, other, atol=export.FOLDED)
 
 
+def test_sizes_that_a_format_cannot_take_are_refused(tmp_path: Path) -> None:
+    for name, size in (("a.png", (64, 96)), ("b.png", (64, 100))):
+        cv2.imwrite(str(tmp_path / name), np.zeros(size, np.uint8))
+    assert len(list(parity.read_batches(str(tmp_path)))) == 2
+    with pytest.raises(InputError, match=r"b.png has 64 x 100 pixels, but this format takes"):
+        list(parity.read_batches(str(tmp_path), whole=True))
+
+
 def perturb(checkpoint: Path, path: Path) -> Path:
     """A checkpoint as another seed might have left it."""
     saved = torch.load(checkpoint, weights_only=True)
@@ -344,6 +354,7 @@ def test_rubbish_is_refused_by_the_file_too(images: torch.Tensor, exported: Path
         module(images)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 def test_a_file_that_says_something_else_here_is_refused(
     exported: Path, trained: Trained, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -352,6 +363,7 @@ def test_a_file_that_says_something_else_here_is_refused(
     for buffer, sentence in (("example_classes", "differ by 0."), ("example_areas", "outlines")):
         kept = getattr(module, buffer).clone()
         getattr(module, buffer).add_(1 if buffer == "example_areas" else 0.3)
-        bundle.write(module, about, tmp_path / "other.pt")
-        assert sentence in refused("inspect", tmp_path / "other.pt", images)
+        other = tmp_path / "other.pt"
+        torch.jit.save(module, other, _extra_files={bundle.METADATA: json.dumps(about)})
+        assert sentence in refused("inspect", other, images)
         getattr(module, buffer).copy_(kept)

@@ -91,7 +91,7 @@ def know(root: Path) -> Assembly:
     point = OperatingPoint.untuned(table.num_classes)
     inspector = Inspector(Knowing(truth, 1, False), Knowing(truth, 2, True), point).eval()
     about: dict[str, dict[str, Any]] = {"c": {"data": {"classes": list(table.classes), "members": {"train": []}}}}
-    return Assembly(inspector, point, table.classes, about, about, None)
+    return Assembly(inspector, point, table.classes, about, about, None, None)
 
 
 @pytest.fixture(scope="module")
