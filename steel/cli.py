@@ -22,6 +22,7 @@ _COMMANDS = {
     "tune": "steel.inspection.operating_point:tune",
     "evaluate": "steel.inspection.evaluation:evaluate",
     "relabel": "steel.inspection.relabel:relabel",
+    "score": "steel.inspection.submission:score",
     "export": "steel.inspection.export:export",
     "inspect": "steel.inspection.run:inspect",
     "serve": "steel.inspection.server:serve",
@@ -52,6 +53,7 @@ From two trained networks to decisions
   tune       choose the operating point: thresholds, calibration, smallest sizes
   evaluate   judge both stages together on unseen images
   relabel    rank the images whose labels look wrong
+  score      score any submission.csv against the labels
   export     write both and the decision as one file
   inspect    run that file over images
   serve      the same over HTTP, with a page for the people at the line

@@ -1,15 +1,20 @@
 """A submission, whoever made it, against the labels of a data set: counted on the codes, without drawing a mask."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from steel.data.annotations import Annotations, join_rows, parse
+from steel.data.datamodule import SteelDataModule
 from steel.data.overlap import Offsets, Runs, count_pixels, intersect
 from steel.data.tables import raise_first
-from steel.training.metrics import Counts
+from steel.errors import InputError
+from steel.intervals import bootstrap
+from steel.training.metrics import Counts, predict_everything, predict_nothing, score_masks
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
@@ -57,3 +62,43 @@ def _repeat_unknown(annotations: Annotations) -> tuple[NDArray[np.int32], NDArra
         counts[row] = len(region)
         regions += [region] * annotations.num_classes
     return np.concatenate(regions), np.concatenate([[0], np.cumsum(counts)])
+
+
+def score(submission: str, root: str, split: Literal["all", "train", "val", "test"] = "all") -> None:
+    """Scores a submission.csv, whoever made it, against the labels of a data set, on the codes: no image is decoded.
+
+    Args:
+        submission: CSV in either form of the contest; an image without a row is one on which nothing was found.
+        root: Folder with train.csv and train_images.
+        split: The part to score, by splits.csv; all takes every image.
+    """
+    path = Path(submission)
+    if not path.is_file():
+        raise InputError(f"no file {path}; `steel inspect` and `steel evaluate` write a submission.csv")
+    data = SteelDataModule(root)
+    table = data.annotations
+    rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
+    if len(rows) == 0:
+        raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
+    counts = _take(count_submission(path, table), rows)
+    names = list(score_masks(counts))
+    ends = bootstrap(
+        lambda some: np.array(list(score_masks(_take(counts, some)).values())), len(rows), table.groups[rows]
+    )
+    columns = {
+        "submission": score_masks(counts),
+        "predict nothing": score_masks(predict_nothing(counts)),
+        "predict everything": score_masks(predict_everything(counts)),
+    }
+    scores = pd.DataFrame({title: [values[name] for name in names] for title, values in columns.items()}, index=names)
+    scores.insert(1, "95 % interval", [f"{max(0, low):.4f} to {high:.4f}" for low, high in ends])
+    print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
+    num_groups = len(np.unique(table.groups[rows]))
+    print(
+        f"{len(rows):,} images in {num_groups:,} groups, part {split}; data {table.digest}, split {data.split.digest}"
+    )
+
+
+def _take(counts: Counts, rows: NDArray[np.int64]) -> Counts:
+    index = torch.from_numpy(rows)
+    return Counts(*(tensor[index] for tensor in counts))

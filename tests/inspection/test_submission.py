@@ -2,18 +2,21 @@
 
 import csv
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from steel.cli import main
 from steel.data import rle
 from steel.data.annotations import Annotations, read_annotations
 from steel.errors import InputError
 from steel.inspection.results import SubmissionFormat, head_submission, list_codes
 from steel.inspection.submission import count_submission
-from steel.training.metrics import count, unpack, unpack_unknown
+from steel.training.metrics import count, score_masks, unpack, unpack_unknown
 
 
 def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tensor:
@@ -58,3 +61,16 @@ def test_what_is_not_named_was_not_found_and_what_is_unknown_is_refused(root: Pa
     path.write_text("ImageId,ClassId,EncodedPixels\nother.jpg,2,1 10\n")
     with pytest.raises(InputError, match=r'submission\.csv, line 2.*"other\.jpg"'):
         count_submission(path, table)
+
+
+def test_a_submission_is_scored_as_its_masks_are(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    table = read_annotations(root)
+    masks = write(tmp_path / "submission.csv", table, "new")
+    assert main(["score", str(tmp_path / "submission.csv"), str(root)]) == 0
+    shown = dict(re.findall(r"^(\w+) +([\d.]+) ", capsys.readouterr().out, re.MULTILINE))
+    truth = torch.from_numpy(np.stack([table.draw_masks(i) for i in range(len(table))]))
+    for name, value in score_masks(count(masks, truth)).items():
+        assert float(shown[name]) == pytest.approx(value, abs=1e-4)
+    assert "no file" in refused("score", tmp_path / "nothing.csv", root)
