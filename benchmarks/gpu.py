@@ -4,8 +4,8 @@
     uv run python -m benchmarks.gpu --device cpu --small
 
 First the step of the segmenter alone, its batch on the device already: bf16 against fp32 (with TensorFloat-32, as in
-`steel fit`), channels last against contiguous weights, compiled against as it is. Then the whole of `steel fit`, loader,
-callbacks and logs with it, for several numbers of loader threads, which share the interpreter's lock with the thread
+`steel fit`), channels last against contiguous weights, compiled against as it is. Then the whole of `steel fit`, with
+loader, callbacks and logs, for several numbers of loader threads, which share the interpreter's lock with the thread
 that launches the kernels: the step's time over theirs is the share of the GPU that they keep at work. Then the exported
 file, images from the host's memory and decisions back there.
 
