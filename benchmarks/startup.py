@@ -4,10 +4,12 @@
 
 `steel --help` and `steel --version` against `import pytorch_lightning`; and `steel inspect` of one image against
 importing torch and loading the file, which are its limit. Of the command the forward passes are taken off: those of the
-self-test and of warming up, and that of the image, each measured in the command's own process by `--timed`.
+self-test and of warming up, and that of the image, each measured in the command's own process by `--timed`. All on one
+thread, since threads of torch that wait for one another on a busy machine count as work.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,8 @@ LOADING = "import sys, torch; torch.jit.load(sys.argv[1])"
 
 def run(*command: str) -> str:
     """Runs Python and gives what it printed."""
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], env=one_thread, capture_output=True, text=True, check=True).stdout
 
 
 def compare_help(rounds: int) -> Comparison:
