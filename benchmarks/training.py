@@ -15,7 +15,7 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
@@ -37,6 +37,26 @@ class Clock(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.times.append(time.perf_counter())
+
+
+class Span(Callback):
+    """How long a step of an epoch takes behind the first ones, with the GPU waited for at both ends alone."""
+
+    steps: ClassVar[list[float]] = []  # seconds of a step, run after run, since LightningCLI builds the callback
+
+    def __init__(self) -> None:
+        self._start = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *others: Any) -> None:
+        done = others[-1] + 1
+        if done not in (SKIPPED, trainer.num_training_batches):
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if done == SKIPPED:
+            self._start = time.perf_counter()
+        else:
+            self.steps.append((time.perf_counter() - self._start) / (done - SKIPPED))
 
 
 def build(args: argparse.Namespace, root: Path) -> tuple[Task, SteelDataModule]:

@@ -53,6 +53,29 @@ def test_the_dispatcher_imports_nothing_heavy() -> None:
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_commands_on_data_import_neither_lightning_nor_smp(root: Path, tmp_path: Path) -> None:
+    heavy = ("torch", "pytorch_lightning", "lightning_fabric", "segmentation_models_pytorch")
+    code = f"""
+import sys
+from steel.cli import main
+
+statuses = [main(words.split("|")) for words in sys.argv[1:]]
+print(statuses, [name for name in {heavy} if name in sys.modules])
+"""
+    commands = [
+        ("--help",),
+        ("--version",),
+        ("check", root),
+        ("explore", root, f"--out={tmp_path / 'explored'}"),
+        ("convert", root, tmp_path / "coco", "--from=severstal", "--to=coco"),
+        ("split", root),
+    ]
+    words = ["|".join(map(str, command)) for command in commands]
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines()[-1:] == ["[0, 0, 0, 0, 0, 0] []"], run.stderr
+
+
 def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out

@@ -83,11 +83,32 @@ class Samples:
         Raises:
             InputError: See `Annotations.read_image`.
         """
+        return self._load(place, None)
+
+    def write(self, place: Place, image_out: Plane, plane_out: Plane) -> None:
+        """Reads one sample into a batch; a smaller one is reflected at the right and the lower border.
+
+        Args:
+            place: Which one.
+            image_out: uint8 `(H, W)`, at least as large as the sample.
+            plane_out: The same for its labels.
+
+        Raises:
+            InputError: See `Annotations.read_image`.
+        """
+        sample = self._load(place, (image_out, plane_out))
+        for array, out in ((sample.image, image_out), (sample.plane, plane_out)):
+            if array is not out:
+                out[...] = pad_to(array, out.shape)
+
+    def _load(self, place: Place, out: tuple[Plane, Plane] | None) -> Sample:
+        """A sample, written to `out` where it is augmented and just as large."""
         image, plane = self._read(place.index)
         if self._augmentation:
             seed = self._seed, place.epoch, place.position
             donate = self._donate if self._rarity.any() else None
-            image, plane = self._augmentation(image, plane, seed, place.focus, donate)
+            fits = out is not None and out[0].shape == (self._augmentation.crop or image.shape)
+            image, plane = self._augmentation(image, plane, seed, place.focus, donate, out if fits else None)
         return Sample(image, plane, place.index)
 
     def measure(self, places: Sequence[Place]) -> tuple[int, int]:
@@ -211,8 +232,6 @@ class Loader:
         size = self._samples.measure(places)
         image, mask = self._memory.take((len(places), 1, *size)), self._memory.take((len(places), *size))
         for place, image_out, mask_out in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
-            sample = self._samples[place]
-            image_out[...] = pad_to(sample.image, size)
-            mask_out[...] = pad_to(sample.plane, size)
+            self._samples.write(place, image_out, mask_out)
         index = torch.tensor([place.index for place in places], pin_memory=self._memory.pinned)
         return {"image": image, "mask": mask, "index": index}

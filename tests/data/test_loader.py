@@ -43,7 +43,7 @@ class FakeSamples(Samples):
         shapes = [self.shapes[place.index] for place in places]
         return max(height for height, _ in shapes), max(width for _, width in shapes)
 
-    def __getitem__(self, place: Place) -> Sample:
+    def _load(self, place: Place, out: Any) -> Sample:
         self.asked.append(place.index)
         self.go.wait(10)
         if place.index in self.broken:
@@ -288,8 +288,9 @@ class Recorder:
     """Stands in for an Augmentation and keeps what it is asked for; takes one donor and passes it on."""
 
     calls: list[tuple[Any, int]] = field(default_factory=list)
+    crop: None = None
 
-    def __call__(self, image: Any, plane: Any, seed: Any, focus: int, donate: Any) -> tuple[Any, Any]:
+    def __call__(self, image: Any, plane: Any, seed: Any, focus: int, donate: Any, out: Any) -> tuple[Any, Any]:
         self.calls.append((seed, focus))
         if donate is None:
             return image, plane

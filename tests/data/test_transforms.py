@@ -100,6 +100,30 @@ def test_flips_and_brightness_are_those_of_albumentations() -> None:
         np.testing.assert_array_equal(shown[1], expected["mask"])
 
 
+def test_brightness_is_that_of_a_table() -> None:
+    rng = np.random.default_rng(0)
+    image = np.concatenate([np.arange(256), rng.integers(0, 256, 301)]).astype(np.uint8)[None]
+    out = np.empty_like(image)
+    whole = [(1.0, 0.0), (1.0, 20.0), (0.875, -16.0), (1.2, 51.0), (0.8, -51.0)]  # values on and beside whole numbers
+    for contrast, brightness in [*whole, *(rng.uniform([0.8, -51], [1.2, 51]) for _ in range(2000))]:
+        curve = np.arange(256, dtype=np.float32) * float(contrast) + float(brightness)
+        transforms._light(image, float(contrast), float(brightness), out)
+        np.testing.assert_array_equal(out, np.clip(curve, 0, 255).astype(np.uint8)[image])
+
+
+@pytest.mark.parametrize("crop", [None, (8, 8)])
+@pytest.mark.parametrize("plane", [PLACES, np.zeros_like(PLACES)])
+def test_a_sample_is_written_where_it_is_wanted(crop: tuple[int, int] | None, plane: Plane) -> None:
+    augmentation = Augmentation(crop, 0.5)
+    out = np.full((2, *(crop or PLACES.shape)), 77, np.uint8)
+    for seed in range(20):
+        expected = augmentation(GREY, plane, (seed, 0, 0))
+        shown = augmentation(GREY, plane, (seed, 0, 0), out=(out[0], out[1]))
+        np.testing.assert_array_equal(out, expected)
+        assert np.shares_memory(shown[0], out[0])
+        assert np.shares_memory(shown[1], out[1])
+
+
 def test_crops_come_from_everywhere() -> None:
     corners = {tuple(np.sort(side)[0] for side in trace(augment((8, 8), seed)[1])) for seed in range(600)}
     assert {row for row, _ in corners} == {column for _, column in corners} == set(range(9))
@@ -209,7 +233,7 @@ OTHER = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))  # how far paint re
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out flips and brightness, so that pixels can be compared where they are."""
-    monkeypatch.setattr(transforms, "_mirror_and_light", lambda image, plane, _: (image, plane))
+    monkeypatch.setattr(transforms, "_mirror_and_light", lambda image, plane, *_: (image, plane))
 
 
 def draw_steel(seed: int, shape: tuple[int, int] = (96, 160), level: float = 120.0) -> Plane:

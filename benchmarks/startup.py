@@ -1,0 +1,134 @@
+"""What a command costs before it does anything, in CPU time of processes of its own.
+
+    uv run python -m benchmarks.startup [--rounds 5] [--image FILE]
+
+`steel --help` and `steel --version` against `import pytorch_lightning`; and `steel inspect` of one image against
+importing torch and loading the file, which are its limit. Of the command the forward passes are taken off: those of the
+self-test and of warming up, and that of the image, each measured in the command's own process by `--timed`. All on one
+thread, since threads of torch that wait for one another on a busy machine count as work.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.harness import Comparison, build_parser, compare, read_cpu_time, report, summarise
+
+LOADING = "import sys, torch; torch.jit.load(sys.argv[1])"
+
+
+def run(*command: str) -> str:
+    """Runs Python and gives what it printed."""
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], env=one_thread, capture_output=True, text=True, check=True).stdout
+
+
+def compare_help(rounds: int) -> Comparison:
+    """The dispatcher against the import of Lightning."""
+    ways: dict[str, Callable[[], object]] = {
+        "steel --help": lambda: run("-m", "steel", "--help"),
+        "steel --version": lambda: run("-m", "steel", "--version"),
+        "import pytorch_lightning": lambda: run("-c", "import pytorch_lightning"),
+        "Python alone": lambda: run("-c", "pass"),
+    }
+    return compare("help and version", ways, "steel --version", 1, "ms", rounds, {"import pytorch_lightning": 8})
+
+
+def compare_inspect(model: Path, image: Path, out: Path, rounds: int) -> Comparison:
+    """`steel inspect` of one image without its forward passes, against importing torch and loading the file."""
+    ours, limit = "steel inspect of one image, forward passes apart", "import torch, load the file"
+    seconds: dict[str, list[float]] = {ours: [], limit: []}
+    for _ in range(rounds):
+        start = read_cpu_time()
+        forward = float(run("-m", "benchmarks.startup", "--timed", str(model), str(image), str(out)).split()[-1])
+        seconds[ours].append(read_cpu_time() - start - forward)
+        start = read_cpu_time()
+        run("-W", "ignore", "-c", LOADING, str(model))
+        seconds[limit].append(read_cpu_time() - start)
+    return summarise("one image, the file that is exported", seconds, ours, 1, "s", {limit: 1 / 1.5})
+
+
+def inspect_timed(model: str, image: str, out: str) -> None:
+    """Runs `steel inspect` and prints how many seconds of CPU its forward passes took."""
+    from steel.cli import main as steel
+    from steel.inspection import bundle
+
+    forward, freeze = 0.0, bundle.torch.jit.freeze
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def way(*args: Any) -> Any:
+            nonlocal forward
+            start = time.process_time()
+            result = call(*args)
+            forward += time.process_time() - start
+            return result
+
+        return way
+
+    class Timed:
+        """The frozen module, with a watch on what runs the networks."""
+
+        def __init__(self, module: Any) -> None:
+            self._module = module
+            self.probabilities = timed(module.probabilities)
+
+        def __call__(self, images: Any) -> Any:
+            return timed(self._module)(images)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._module, name)
+
+    bundle.torch.jit.freeze = lambda *args, **options: Timed(freeze(*args, **options))  # type: ignore[assignment]
+    steel(["inspect", model, image, f"--out={out}"])
+    print(forward)
+
+
+def write_model(path: Path) -> None:
+    """The default pair of random weights, as `steel export` writes it."""
+    import torch
+
+    from benchmarks.inference import NUM_CLASSES, build
+    from steel.inspection import bundle, formats
+    from steel.inspection.inspector import OperatingPoint
+
+    inspector, point = build(), OperatingPoint.untuned(NUM_CLASSES)
+    example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
+    program = bundle.Program(formats.lower(inspector, "fp32"), point, example, 1.0)
+    bundle.write(torch.jit.script(program), {"classes": [str(c + 1) for c in range(NUM_CLASSES)]}, path)
+
+
+def main() -> None:
+    """Prints the ratios."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--model", type=Path, help="exported file; by default the default pair, of random weights")
+    parser.add_argument("--image", type=Path, help="by default noise of 256 x 1600")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--timed", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.timed:
+        inspect_timed(*args.timed)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, image = args.model or folder / "inspector.pt", args.image or folder / "noise.png"
+        if not args.image:
+            cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (256, 1600), np.uint8))
+        if not args.model:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                write_model(model)
+        report([compare_help(args.rounds), compare_inspect(model, image, folder / "out", args.rounds)], args.json)
+
+
+if __name__ == "__main__":
+    main()
