@@ -123,7 +123,8 @@ def bootstrap(
         seed: Of the drawing.
 
     Returns:
-        `(K, 2)`; nan where the score of the data is undefined. Resamples in which a score is undefined do not count.
+        `(K, 2)`; nan where the score of the data is undefined, and where all resamples have the same, as of a class on
+        images of a single group, whose spread nobody has seen. Resamples in which a score is undefined do not count.
     """
     if groups is None:
         groups = np.arange(num_images)
@@ -139,7 +140,7 @@ def bootstrap(
     ends = np.full((len(whole), 2), np.nan)
     for i, column in enumerate(resampled.T):
         known = column[~np.isnan(column)]
-        if len(known) and not np.isnan(whole[i]):
+        if len(known) and np.ptp(known) > 0 and not np.isnan(whole[i]):
             ends[i] = whole[i] + wider * (np.percentile(known, tails) - whole[i])
     return ends
 

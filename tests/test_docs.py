@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks import definitions
+from conftest import Trained
 from steel.cli import main
 from steel.data.convert import convert
 
@@ -62,6 +63,12 @@ def shorten(words: list[str]) -> list[str]:
     return [*words[:at], *small, *quiet, *words[at:]]
 
 
+def prepare(folder: str) -> Path:
+    path = Path(folder)
+    path.mkdir(parents=True)
+    return path
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_known(page: str) -> None:
     for block in read_blocks(page):
@@ -81,8 +88,14 @@ def test_every_command_is_known(page: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of Lightning, on runs of two steps
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # what a user sees too
 def test_every_example_runs(
-    page: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    root: Path,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     blocks = [block for block in read_blocks(page) if block.language in ("bash", "python") and not block.not_run]
     if not blocks:
@@ -91,6 +104,13 @@ def test_every_example_runs(
     for form in ("coco", "yolo", "masks"):
         convert(str(root), form, **{"from": "severstal", "to": form})
     shutil.copytree(root / "train_images", "NEW_IMAGES")
+    if page == "docs/deploying.md":  # which goes on from two trained networks and the file that they became
+        networks = {}
+        for task, trained_to in (("classifier", trained.classifier), ("segmenter", trained.segmenter)):
+            networks[task] = shutil.copy(
+                trained_to, prepare(f"lightning_logs/{task}/version_0/checkpoints") / "best.ckpt"
+            )
+        assert main(["export", *(f"--{task}={path}" for task, path in networks.items())]) == 0
     variables: dict[str, str] = {}
     for block in blocks:
         if block.language == "python":

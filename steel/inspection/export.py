@@ -26,6 +26,7 @@ FOLDED = 1e-4
 # On another machine or a GPU, with whatever its convolutions round to; and where folding rounds to a lower precision.
 _ROUNDED = {"fp32": 1e-2, "bf16": 0.2, "fp16": 0.05}
 
+_MOST_ROWS = 12  # of a table of differences; of more sizes the worst are shown, and all together
 _LICENSE = "Apache-2.0; whoever exports decides on the licence of the weights"
 
 
@@ -135,6 +136,12 @@ def _prove(
         InputError: They are more than that.
     """
     table = parity.prove(inspector, exported, batches, tolerance)
+    worst, differing = float(table["probability"].max()), int(table["otherwise"].sum())
+    if len(table) > _MOST_ROWS:
+        total = table.sum()
+        total["probability"] = worst
+        shown = table.sort_values(["otherwise", "probability"], ascending=False).head(_MOST_ROWS - 1)
+        table = pd.concat([shown, total.rename(f"all {len(table):,} sizes").to_frame().T.astype(table.dtypes)])
     print(f"exported, {name}, against trained; probabilities may differ by {tolerance:g}")
     print(
         pd.DataFrame(
@@ -149,7 +156,6 @@ def _prove(
             }
         ).to_string()
     )
-    worst, differing = float(table["probability"].max()), int(table["otherwise"].sum())
     if not worst <= tolerance or differing:
         raise InputError(
             f"the exported file, {name}, differs from the trained networks (probabilities by up to {worst:.2g}, "

@@ -193,7 +193,9 @@ def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[st
         else:
             # The spread of what was left out, around what is expected.
             values = values + (value - values.mean())
-            interval = Interval(*bootstrap(partial(_average, values), n, groups)[0].tolist())
+            ends = bootstrap(partial(_average, values), n, groups)[0]
+            # Of a single group nothing is known.
+            interval = Interval(*np.where(np.isnan(ends), (0.0, np.inf), ends).tolist())
             prediction = predict_mean(values, m, groups)
             # A wide interval of a number near its bound reaches beyond.
             interval, prediction = (

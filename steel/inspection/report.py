@@ -72,9 +72,12 @@ def list_warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def show(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A number with its interval, each where there is one."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:.4f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    if interval is None or math.isnan(interval[0]):
+        return f"{value:.4f}"
+    return f"{value:.4f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def tabulate_scores(summary: Mapping[str, Any]) -> pd.DataFrame:

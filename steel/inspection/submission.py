@@ -91,7 +91,8 @@ def score(submission: str, root: str, split: Literal["all", "train", "val", "tes
         "predict everything": score_masks(predict_everything(counts)),
     }
     scores = pd.DataFrame({title: [values[name] for name in names] for title, values in columns.items()}, index=names)
-    scores.insert(1, "95 % interval", [f"{max(0, low):.4f} to {high:.4f}" for low, high in ends])
+    limits = ["-" if np.isnan(low) else f"{max(0, low):.4f} to {high:.4f}" for low, high in ends]
+    scores.insert(1, "95 % interval", limits)
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(table.groups[rows]))
     print(
