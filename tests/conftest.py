@@ -1,6 +1,7 @@
 """Shared data sets and networks, the smallest that are real."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,12 @@ SMALL = (64, 128)
 def _one_thread() -> None:
     """Threads cost small networks more than they bring: the suite is more than twice as fast with one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """Whoever runs the tests in the background of a shell has Ctrl-C ignored, in them and in what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
