@@ -99,12 +99,10 @@ def write_model(path: Path) -> None:
 
     from benchmarks.inference import NUM_CLASSES, build
     from steel.inspection import bundle, formats
-    from steel.inspection.inspector import OperatingPoint
 
-    inspector, point = build(), OperatingPoint.untuned(NUM_CLASSES)
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
-    program = bundle.Program(formats.lower(inspector, "fp32"), point, example, 1.0)
-    bundle.write(torch.jit.script(program), {"classes": [str(c + 1) for c in range(NUM_CLASSES)]}, path)
+    program = bundle.Program(formats.lower(build(), "fp32"), example, 1.0)
+    bundle.write(program, {"classes": [str(c + 1) for c in range(NUM_CLASSES)]}, path)
 
 
 def main() -> None:
