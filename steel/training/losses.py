@@ -12,6 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 LossName = Literal["bce_dice", "focal_tversky", "bce", "focal", "lovasz"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -23,25 +24,26 @@ def build_loss(name: LossName, positive_weight: Tensor | None = None) -> Loss:
     Args:
         name: "bce_dice": cross-entropy + Dice, half and half. "focal_tversky": as the original notebook, beside a focal
             term. "bce", "focal": one term alone. "lovasz": Lovasz hinge beside cross-entropy.
-        positive_weight: How much more a positive weighs in cross-entropy, for each class, as it is broadcast against
-            the logits; "focal" and "focal_tversky" have no such term.
+        positive_weight: How much more a positive weighs in the pixel-wise term, for each class, as it is broadcast
+            against the logits.
 
     Returns:
         A function of logits and targets, both `(N, C, ...)` (targets 0 or 1), to a scalar. It computes in fp32: a full
         256 x 1600 mask has 409,600 pixels, and fp16 ends at 65,504.
     """
     bce: Loss = partial(F.binary_cross_entropy_with_logits, pos_weight=positive_weight)
+    focal: Loss = partial(_focal, positive_weight=positive_weight)
     match name:
         case "bce":
             loss: Loss = bce
         case "focal":
-            loss = smp.losses.FocalLoss("multilabel", alpha=0.5, gamma=2.0)
+            loss = focal
         case "bce_dice":
             loss = _mix(bce, smp.losses.DiceLoss("multilabel", smooth=1.0))
         case "lovasz":
             loss = _mix(bce, smp.losses.LovaszLoss("multilabel", per_image=False))
         case "focal_tversky":
-            loss = _mix(smp.losses.FocalLoss("multilabel", alpha=0.5, gamma=2.0), _focal_tversky)
+            loss = _mix(focal, _focal_tversky)
 
     def in_fp32(logits: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
@@ -52,6 +54,13 @@ def build_loss(name: LossName, positive_weight: Tensor | None = None) -> Loss:
 
 def _mix(first: Loss, second: Loss) -> Loss:
     return lambda logits, targets: (first(logits, targets) + second(logits, targets)) / 2
+
+
+def _focal(logits: Tensor, targets: Tensor, positive_weight: Tensor | None) -> Tensor:
+    lost: Tensor = sigmoid_focal_loss(logits, targets, alpha=0.5, gamma=2.0)
+    if positive_weight is not None:
+        lost = lost * (1 + (positive_weight - 1) * targets)
+    return lost.mean()
 
 
 def _focal_tversky(

@@ -339,7 +339,7 @@ class DefectSegmenter(Task):
         scale: float = 1.0,
         input_size: tuple[int, int] | None = None,
         loss: LossName = "bce_dice",
-        balance: float = 0.0,
+        balance: float = 0.5,
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
@@ -360,8 +360,8 @@ class DefectSegmenter(Task):
             scale: The network looks at the image reduced by this factor, over 0 to 1.
             input_size: Height and width to squeeze every image to instead of scaling it.
             loss: Loss on the pixel logits.
-            balance: How much more a pixel of a rare class weighs in cross-entropy, 0 (as any other) to 1 (as all its
-                negatives).
+            balance: How much more a pixel of a rare class weighs in the pixel-wise term of the loss, 0 (as any other)
+                to 1 (as all its negatives).
             freeze_epochs: Epochs at the beginning in which the pretrained encoder stays as it is.
             optimizer: Optimizer.
             lr: Learning rate at its highest.
@@ -372,8 +372,6 @@ class DefectSegmenter(Task):
             num_classes: Number of classes; by default the data set's.
         """
         super().__init__(_drop_own(locals()))
-        if balance and loss in ("focal", "focal_tversky"):
-            raise InputError(f"model.balance weighs cross-entropy, which {loss} has not; set it to 0 or take bce_dice")
         self._scores = MaskScores()
 
     def _count_negatives(self, annotations: Annotations, train: NDArray[np.int64]) -> Tensor:

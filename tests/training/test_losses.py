@@ -46,3 +46,18 @@ def test_focal_tversky_by_hand() -> None:
     focal = 0.5 * (-(0.2**2) * p[0].log() - 0.4**2 * (1 - p[1]).log()) / 2
     expected = (float(focal) + (1 - index) ** 0.75) / 2
     assert float(build_loss("focal_tversky")(logits, targets)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_a_pixel_of_a_heavy_class_costs_its_weight_in_the_pixel_wise_term(name: LossName) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(2, 2, 8, 8, generator=generator), torch.rand(2, 2, 8, 8, generator=generator) > 0.7
+    weight = torch.tensor([1.0, 9.0])[:, None, None]
+    p = logits.double().sigmoid()
+    right = torch.where(targets, p, 1 - p)
+    # Focal: (1 - p of the truth)^2, halved by alpha.
+    plain = -right.log() * (0.5 * (1 - right) ** 2 if "focal" in name else 1)
+    more = (plain * torch.where(targets, weight - 1, 0.0)).mean()
+    share = 1 if name in ("bce", "focal") else 0.5
+    heavy, light = (build_loss(name, w)(logits, targets.float()) for w in (weight, None))
+    assert float(heavy - light) == pytest.approx(share * float(more), rel=1e-3)

@@ -124,13 +124,6 @@ def test_wrong_settings_are_refused(argument: str, value: float) -> None:
         DefectClassifier(**{argument: value}, num_classes=2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["focal", "focal_tversky"])
-def test_balance_is_refused_where_the_loss_has_no_cross_entropy(name: LossName) -> None:
-    with pytest.raises(InputError, match=rf"model\.balance weighs cross-entropy, which {name} has not"):
-        DefectSegmenter(**TINY, loss=name, balance=0.5, num_classes=2)
-    assert DefectSegmenter(**TINY, loss=name, num_classes=2).positive_weight is None
-
-
 def test_a_pixel_of_a_rare_class_weighs_more(root: Path) -> None:
     data = SteelDataModule(str(root), num_workers=0)
     masks = np.stack([data.annotations.draw_masks(i) for i in data.split.indices("train")])
@@ -205,8 +198,7 @@ def build(task: str, loss: str, **settings: object) -> Task:
 def test_what_is_said_where_nobody_has_labelled_is_no_matter(
     partly_labelled: SteelDataModule, name: str, loss: str, kind: torch.dtype
 ) -> None:
-    balance = 0.5 if loss in ("bce", "bce_dice") else 0.0
-    task = attach(build(name, loss, balance=balance), partly_labelled)
+    task = attach(build(name, loss, balance=0.5), partly_labelled)
     for seed in range(3):
         batch = draw_unknown_batch(seed)
         unknown = find_unknown(task, batch)
