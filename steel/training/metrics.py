@@ -56,18 +56,24 @@ def count(predicted: Tensor, truth: Tensor) -> Counts:
     pixels = torch.full((n,), height * width, dtype=torch.int64, device=truth.device)
     if truth.device.type != "cpu":
         return Counts((predicted & truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3)), pixels)
-    # 110 times faster than torch's sum over a bool tensor on a CPU; plane by plane, so that all three are in the cache.
-    both = np.empty((height, width), bool)
+    # OpenCV's sums over bytes take a third of the time of NumPy's counts of bools, which are far ahead of torch's.
     rows = []
-    for one, other in zip(predicted.flatten(0, 1).numpy(), truth.flatten(0, 1).numpy(), strict=True):
-        np.logical_and(one, other, out=both)
-        rows.append([np.count_nonzero(plane) for plane in (both, one, other)])
+    for one, other in zip(_flatten_to_bytes(predicted), _flatten_to_bytes(truth), strict=True):
+        ones, others = cv2.sumElems(one)[0], cv2.sumElems(other)[0]
+        differing = cv2.norm(one, other, cv2.NORM_L1) if ones and others else ones + others
+        rows.append([(ones + others - differing) / 2, ones, others])
     hits, said, true = torch.tensor(rows, dtype=torch.int64).reshape(n, num_classes, 3).unbind(2)
     return Counts(hits, said, true, pixels)
 
 
+def _flatten_to_bytes(masks: Tensor) -> NDArray[np.uint8]:
+    """Masks `(N, C, H, W)` bool on the CPU -> planes `(N * C, H, W)` of 0 and 1."""
+    return masks.flatten(0, 1).numpy().view(np.uint8)
+
+
 # A power of two, so that a probability times it is exact and its whole part is the last threshold that it reaches.
 LEVELS = 256
+_LANES = 4
 
 
 def sweep(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -80,11 +86,18 @@ def sweep(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArr
     Returns:
         `(2, 256)`: for each k, pixels of a probability of k / 256 or more that are true, and all of them.
     """
-    levels = np.minimum(probabilities * np.float32(LEVELS), LEVELS - 1).astype(np.uint8)
+    scaled = probabilities * np.float32(LEVELS)
+    cv2.threshold(scaled, LEVELS - 1, LEVELS - 1, cv2.THRESH_TRUNC, dst=scaled)
+    # Neighbours are mostly of one level, and a counter that is raised twice in a row waits for itself: each of four
+    # columns has its own, which halves the time. Truth has its own too.
+    kinds = scaled.astype(np.uint16)
+    kinds += np.arange(truth.shape[1], dtype=np.uint16) % _LANES * LEVELS
+    kinds += truth * np.uint16(_LANES * LEVELS)
+    num_kinds = 2 * _LANES * LEVELS
     # OpenCV counts in whole numbers and hands out float32, which holds those of an image: up to 2^24 of a kind.
-    every = cv2.calcHist([levels], [0], None, [LEVELS], [0, LEVELS]).ravel().astype(np.int64)
-    true = np.bincount(levels[truth], minlength=LEVELS)
-    return np.stack([true, every])[:, ::-1].cumsum(axis=1)[:, ::-1]
+    counts = cv2.calcHist([kinds], [0], None, [num_kinds], [0, num_kinds]).astype(np.int64)
+    false, true = counts.reshape(2, _LANES, LEVELS).sum(axis=1)
+    return np.stack([true, false + true])[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
 def dice(counts: Counts) -> Tensor:
