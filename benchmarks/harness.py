@@ -70,14 +70,20 @@ def compare(
         targets: The least ratio of a way that was asked for.
         clock: Says how many seconds have passed.
     """
+    return summarise(title, measure(ways, rounds, clock), ours, num, unit, targets or {})
+
+
+def measure(
+    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = read_cpu_time
+) -> dict[str, list[float]]:
+    """The seconds of each way in each round; see `compare`."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         for name in list(ways)[:: -1 if round_ % 2 else 1]:
             start = clock()
             ways[name]()
             seconds[name].append(clock() - start)
-    times = {name: values[1:] for name, values in seconds.items()}
-    return summarise(title, times, ours, num, unit, targets or {})
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def summarise(
@@ -130,7 +136,7 @@ def report(comparisons: list[Comparison], file: Path | None) -> None:
     """Prints machine and tables as Markdown, and writes them as JSON where a file is named."""
     machine = describe_machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
-    print("\n\n".join(map(to_markdown, comparisons)))
+    print("\n\n".join(map(to_markdown, comparisons)), flush=True)
     if file:
         content = {"machine": machine, "comparisons": [asdict(comparison) for comparison in comparisons]}
         file.parent.mkdir(parents=True, exist_ok=True)

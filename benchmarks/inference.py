@@ -1,37 +1,39 @@
 """The exported file against plain eager and ONNX Runtime on the same networks, ratios of CPU time taken in one run.
 
-    uv run python benchmarks/inference.py [--rounds 5]
+    uv run python -m benchmarks.inference [--rounds 5] [--json FILE]
 
 One image of 256 x 1600 at a time, one thread; the gate is a ResNet-18 at half the size, the segmenter a U-Net on
-ResNet-34, of random weights. Each time is the median of several rounds in turn, so that a busy machine slows all alike.
-Everything runs twice: with glibc's allocator as it is, and told to keep what was freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD
-2^31 - 1), which spares fresh pages. Both sides of a ratio are always under the same one.
+ResNet-34, of random weights. Everything runs twice: with glibc's allocator as it is, and told to keep what was freed
+(M_MMAP_MAX 0, M_TRIM_THRESHOLD 2^31 - 1), which spares fresh pages. Both sides of a ratio are under the same one.
 
 Plain eager is `network(images)` as most would call it: contiguous weights, gradients on.
 """
 
 import argparse
+import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
+from benchmarks.harness import Comparison, build_parser, measure, report, summarise
 from steel.inspection import bundle, formats
 from steel.inspection.components import drop_small_spots
 from steel.inspection.inspector import Inspector, OperatingPoint
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 
 HEIGHT, WIDTH, NUM_CLASSES = 256, 1600, 4
-KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+ALLOCATORS = {
+    "glibc's allocator as it is": {},
+    "told to keep what was freed": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"},
+}
+CLEAN = 0.95  # of the images on a line, for what the gate saves
 
 
 def build() -> Inspector:
@@ -64,20 +66,8 @@ def draw_masks() -> torch.Tensor:
     return torch.from_numpy(masks)
 
 
-def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of CPU of each way, the median of several rounds after one that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            if i > 0:
-                seconds[name].append(time.process_time() - start)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
-
-
-def run(folder: Path, rounds: int) -> None:
-    """Prints what was measured under the allocator of this process."""
+def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]:
+    """Measures all ways under the allocator of this process, and holds each against what was asked of it."""
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (1, 1, HEIGHT, WIDTH), dtype=torch.uint8)
     plain = build().to(memory_format=torch.contiguous_format)
@@ -108,45 +98,52 @@ def run(folder: Path, rounds: int) -> None:
             "exported fp32": inferring(lambda: modules["fp32"].probabilities(images)),
             "ONNX Runtime fp32": inferring(lambda: onnx.probabilities(images)),
             "exported bf16": inferring(lambda: modules["bf16"].probabilities(images)),
-            "inspect, let through": inspect(0.0),
-            "inspect, turned away": inspect(2.0),
+            "all segmented": inspect(0.0),
+            "gate alone": inspect(2.0),
             "filter of small spots": inferring(lambda: filter_spots(masks, smallest)),
         },
         rounds,
     )
-    for name, seconds in took.items():
-        print(f"  {name:24}{1e3 * seconds:9.1f} ms")
-    let, away = took["inspect, let through"], took["inspect, turned away"]
-    print(f"  exported fp32 takes {took['exported fp32'] / took['ONNX Runtime fp32']:.2f} times ONNX Runtime")
-    print(f"  bf16 is {took['plain eager fp32'] / took['exported bf16']:.2f} times faster than plain eager fp32")
-    print(
-        f"  at 95 % clean the gate is {(let - away) / (0.95 * away + 0.05 * let):.2f} times faster than segmenting all"
-    )
-    print(f"  the filter takes {took['filter of small spots'] / took['exported fp32']:.2%} of the forward pass")
+    pairs = list(zip(took["all segmented"], took["gate alone"], strict=True))
+    took["segmenter and decision"] = [let - away for let, away in pairs]
+    took["gated"] = [CLEAN * away + (1 - CLEAN) * let for let, away in pairs]
+
+    def hold(title: str, ours: str, targets: dict[str, float | None]) -> Comparison:
+        seconds = {name: took[name] for name in (ours, *targets)}
+        asked = {name: target for name, target in targets.items() if target}
+        return summarise(f"{title}, {allocator}", seconds, ours, 1, "ms", asked)
+
+    return [
+        hold("both networks", "exported fp32", {"plain eager fp32": None, "ONNX Runtime fp32": 1 / 1.15}),
+        hold("bfloat16", "exported bf16", {"plain eager fp32": 2.7, "exported fp32": None}),
+        hold("the gate", "gate alone", {"segmenter and decision": 1 / 0.08}),
+        hold(f"a line with {CLEAN:.0%} clean images", "gated", {"all segmented": 2.0}),
+        hold("small spots", "filter of small spots", {"exported fp32": 20}),
+    ]
 
 
 def main() -> None:
     """Writes the files and runs once under each allocator."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="files that are written already; for the two runs themselves")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--allocator", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
-        run(args.folder, args.rounds)
+        report(compare_under(args.allocator, args.folder, args.rounds), args.json)
         return
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}, "
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, one thread",
-        flush=True,
-    )
+    comparisons = []
     with tempfile.TemporaryDirectory() as name:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             write_files(Path(name))
-        for title, settings in (("glibc's allocator as it is", {}), ("told to keep what was freed", KEEP_FREED)):
-            print(title, flush=True)
-            again = [sys.executable, __file__, f"--folder={name}", f"--rounds={args.rounds}"]
-            subprocess.run(again, env=os.environ | settings, check=True)
+        for allocator, settings in ALLOCATORS.items():
+            file = Path(name) / "figures.json"
+            again = [sys.executable, "-m", "benchmarks.inference", f"--folder={name}", f"--allocator={allocator}"]
+            again += [f"--rounds={args.rounds}", f"--json={file}"]
+            subprocess.run(again, env=os.environ | settings, check=True, stdout=subprocess.DEVNULL)
+            comparisons += [Comparison(**each) for each in json.loads(file.read_text("utf-8"))["comparisons"]]
+    report(comparisons, args.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What counting costs, beside a forward pass and beside libraries: ratios of CPU time taken in one run.
 
-    uv run python -m benchmarks.metrics [--rounds N]
+    uv run python -m benchmarks.metrics [--rounds N] [--json FILE]
 
 One image of 256 x 1600 with four classes, one thread; every way has to count the same.
 
@@ -9,8 +9,6 @@ notebooks do it; and the contest's popular kernel for the smallest area, which l
 through them in a loop.
 """
 
-import argparse
-import platform
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,18 +17,17 @@ import cv2
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-import torchmetrics
 from numpy.typing import NDArray
 from torchmetrics.classification import MultilabelStatScores
 
-from benchmarks.components import HEIGHT, WIDTH, draw_planes, measure
+from benchmarks.components import HEIGHT, WIDTH, draw_planes
+from benchmarks.harness import Comparison, build_parser, compare, report
 from steel.inspection.components import drop_small_spots
 from steel.training.metrics import LEVELS, MaskScores, count, sweep
 from steel.training.networks import SegmenterNetwork
 
 NUM_CLASSES = 4
 Mask = NDArray[np.bool_]
-Ways = dict[str, Callable[[], object]]
 
 
 def draw_masks(rng: np.random.Generator) -> tuple[NDArray[np.float32], Mask]:
@@ -42,7 +39,7 @@ def draw_masks(rng: np.random.Generator) -> tuple[NDArray[np.float32], Mask]:
     return probabilities.astype(np.float32), smooth > 1.6
 
 
-def compare_counts(probabilities: NDArray[np.float32], truth: Mask) -> Ways:
+def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int) -> Comparison:
     """The update of the mask scores, of which a forward pass is the measure."""
     predicted, true = (torch.from_numpy(masks)[None] for masks in (probabilities >= 0.5, truth))
     index = torch.zeros(1, dtype=torch.int64)
@@ -66,7 +63,7 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask) -> Ways:
 
     # SMP takes no bool.
     long = predicted.long(), true.long()
-    return {
+    ways: dict[str, Callable[[], object]] = {
         "steel, MaskScores.update": lambda: scores.update(predicted, true, index),
         "forward pass, U-Net-R18": forward,
         "torchmetrics, MultilabelStatScores, bool": lambda: library.update(predicted, true),
@@ -76,6 +73,14 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask) -> Ways:
             predicted.long(), true.long(), mode="multilabel"
         ),
     }
+    targets = {
+        "forward pass, U-Net-R18": 20,
+        "torchmetrics, MultilabelStatScores, bool": 50,
+        "torchmetrics, MultilabelStatScores, int64": 50,
+        "smp, get_stats, int64": 30,
+        "smp, get_stats, cast from bool": 30,
+    }
+    return compare("counting one image, four classes", ways, "steel, MaskScores.update", rounds=rounds, targets=targets)
 
 
 def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np.int64]:
@@ -87,13 +92,15 @@ def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np
     return counts
 
 
-def compare_sweeps(probabilities: NDArray[np.float32], truth: Mask) -> Ways:
+def compare_sweeps(probabilities: NDArray[np.float32], truth: Mask, rounds: int) -> Comparison:
     """All thresholds of one class."""
     assert np.array_equal(sweep(probabilities, truth), sweep_naively(probabilities, truth))
-    return {
+    ways: dict[str, Callable[[], object]] = {
         "steel, sweep": partial(sweep, probabilities, truth),
         "a threshold after another": partial(sweep_naively, probabilities, truth),
     }
+    targets = {"a threshold after another": 100}
+    return compare(f"{LEVELS} thresholds, one class", ways, "steel, sweep", rounds=rounds, targets=targets)
 
 
 def post_process(mask: Mask, smallest: int) -> NDArray[np.float32]:
@@ -107,44 +114,37 @@ def post_process(mask: Mask, smallest: int) -> NDArray[np.float32]:
     return predictions
 
 
-def compare_filters(mask: Mask, smallest: int) -> Ways:
+def compare_filters(title: str, mask: Mask, smallest: int, rounds: int, target: float | None = None) -> Comparison:
     """Small spots of one class. The kernel keeps what is larger than its smallest, ours what is as large."""
     masks, sizes = torch.from_numpy(mask)[None, None], torch.tensor([smallest + 1])
     assert np.array_equal(drop_small_spots(masks, sizes)[0, 0].numpy(), post_process(mask, smallest) > 0)
-    return {
+    ways: dict[str, Callable[[], object]] = {
         "steel, drop_small_spots": partial(drop_small_spots, masks, sizes),
         "the popular kernel": partial(post_process, mask, smallest),
     }
+    targets = {} if target is None else {"the popular kernel": target}
+    return compare(title, ways, "steel, drop_small_spots", rounds=rounds, targets=targets)
 
 
 def main() -> None:
     """Prints a table for each comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", "The ``compute`` method")
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     probabilities, truth = draw_masks(rng)
-    planes = draw_planes(rng)
-    comparisons = {
-        "counting one image, four classes": compare_counts(probabilities, truth),
-        f"{LEVELS} thresholds, one class": compare_sweeps(probabilities[0], truth[0]),
-        "smallest area, 20 blobs": compare_filters(planes["20 blobs"][0], 50),
-        "smallest area, noise of 1 % of the pixels": compare_filters(rng.random((HEIGHT, WIDTH)) < 0.01, 2),
-    }
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchmetrics {torchmetrics.__version__}, "
-        f"smp {smp.__version__}, OpenCV {cv2.__version__}, {platform.machine()}, one thread"
-    )
-    for title, ways in comparisons.items():
-        print(f"\n{title:44}{'ms':>10}{'over ours':>12}")
-        seconds = measure(ways, rounds)
-        ours = next(iter(seconds.values()))
-        for name, value in seconds.items():
-            print(f"{name:44}{1e3 * value:10.3f}{value / ours:12.1f}")
+    blobs, noise = draw_planes(rng)["20 blobs"][0], rng.random((HEIGHT, WIDTH)) < 0.01
+    comparisons = [
+        compare_counts(probabilities, truth, args.rounds),
+        compare_sweeps(probabilities[0], truth[0], args.rounds),
+        compare_filters("smallest area, 20 blobs", blobs, 50, args.rounds),
+        compare_filters("smallest area, noise of 1 % of the pixels", noise, 2, args.rounds, 20),
+    ]
+    report(comparisons, args.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The joint search for an operating point against post-processing anew for every candidate, a ratio of CPU time.
 
-    uv run python -m benchmarks.search [--num_images N]
+    uv run python -m benchmarks.search [--num_images N] [--json FILE]
 
 Synthetic images of 256 x 1600, four classes, and networks that are smooth functions of the image, so that no time is
 spent in them. Ours: all images through both, the counts, and the search. The peer has the probabilities at hand and
@@ -8,7 +8,6 @@ runs `Inspector.decide` and the counts for each candidate; a few are timed, and 
 there are is counted as if all classes had to share their thresholds: gates x labels x pixels x spots x areas.
 """
 
-import argparse
 import tempfile
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import build_parser, report, summarise
 from steel.data.datamodule import SteelDataModule
 from steel.data.synthetic import write_synthetic
 from steel.inspection.evidence import Evidence, gather
@@ -49,15 +49,15 @@ class Outline(nn.Module):
 
 def main() -> None:
     """Prints both times and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--num_images", type=int, default=40)
-    num_images = parser.parse_args().num_images
+    args = parser.parse_args()
     torch.set_num_threads(1)
     inspector = Inspector(Gate(), Outline(), OperatingPoint.untuned(NUM_CLASSES)).eval()
     aim, device = Aim("kaggle_dice"), torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
-        write_synthetic(root, num_images)
+        write_synthetic(root, args.num_images)
         data = SteelDataModule(str(root), num_workers=0, fractions=(0.0, 1.0, 0.0))
         batches = list(data.part_dataloader("val"))
         start = time.process_time()
@@ -70,21 +70,22 @@ def main() -> None:
 
     def try_candidate(point: OperatingPoint) -> float:
         candidate = Inspector(nn.Identity(), nn.Identity(), point)
+        tensors = candidate.point()
         pairs = zip(said, truth, strict=True)
-        scores = [dice(count(candidate.decide(probabilities).masks, true)) for probabilities, true in pairs]
+        scores = [dice(count(candidate.decide(probabilities, tensors).masks, true)) for probabilities, true in pairs]
         return float(torch.cat(scores).mean())
 
     assert abs(try_candidate(chosen) - judge(evidence, chosen).dice.mean()) < 1e-9
     theirs = time_candidates(try_candidate, evidence, chosen)
     num = count_candidates(evidence)
-    print(f"{num_images} images, {num:,} candidates, one thread")
-    print(f"steel, networks, counts and search    {ours:10.2f} s of CPU")
-    print(f"one candidate                         {theirs:10.2f} s")
-    print(f"all candidates                        {theirs * num:10.0f} s, {theirs * num / ours:,.0f} times ours")
     spots = len(evidence.grid.pixel) * len(evidence.grid.spot) * len(evidence.grid.area)
-    print(
-        f"the {spots} of pixels, spots and areas alone {theirs * spots:8.0f} s, {theirs * spots / ours:,.0f} times ours"
-    )
+    seconds = {
+        "steel: networks, counts and search": ours,
+        f"each of {num:,} candidates": theirs * num,
+        f"each of the {spots} choices of pixel, spot and area": theirs * spots,
+    }
+    each = {name: [value] for name, value in seconds.items()}
+    report([summarise(f"{args.num_images} images, one thread", each, next(iter(each)), 1, "s", {})], args.json)
 
 
 def time_candidates(try_candidate: object, evidence: Evidence, chosen: OperatingPoint, num: int = 5) -> float:
