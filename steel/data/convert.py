@@ -15,7 +15,6 @@ rounded on the way: all formats come back without the loss of a pixel, but for `
 """
 
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Literal, Required, TypedDict, Unpack
@@ -28,6 +27,7 @@ from steel.data.formats.runs import count_pixels
 from steel.data.formats.severstal import read_severstal, write_severstal
 from steel.data.formats.yolo import read_yolo, write_yolo
 from steel.errors import InputError
+from steel.files import new_folder, require_new_folder
 from steel.progress import track
 
 Format = Literal["severstal", "coco", "coco-polygons", "yolo", "masks", "index"]
@@ -64,8 +64,7 @@ def convert(
         overlap: Which class id wins where classes overlap, for index, which holds one class a pixel.
     """
     out, to = Path(dst), formats["to"]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and not empty; name a new folder")
+    require_new_folder(out)
     labels = read_labels(Path(src), formats["from"], Path(images) if images else None)
     missing = [image.name for image in labels.images if image.path is None]
     if copy_images and missing:
@@ -74,17 +73,10 @@ def convert(
             f"with --images, or --copy_images=false to convert labels only"
         )
     folder = "train_images" if to == "severstal" else "images"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside DST first, so that nothing half done is left when something is wrong or the disk is full.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".steel-") as draft:
-        built = Path(draft) / "data"
-        built.mkdir()
-        changed = write_labels(labels, built, to, overlap)
+    with new_folder(out) as draft:
+        changed = write_labels(labels, draft, to, overlap)
         if copy_images:
-            _copy_images(labels, built / folder)
-        if out.exists():
-            out.rmdir()
-        built.rename(out)
+            _copy_images(labels, draft / folder)
     _report(labels, changed)
     print(f"wrote {out}" + ("" if copy_images else f"; the images belong into {out / folder}"))
 

@@ -16,9 +16,9 @@ The figures are those of synthetic steel, of the Severstal images and of magneti
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from steel.data import images
 from steel.data.cache import cache_folder, hash_file
+from steel.files import write_whole
 from steel.progress import map_on_all_cores
 
 MIN_SCORE = 0.25  # of the phase correlation
@@ -129,14 +130,8 @@ def _recall(file: Path) -> list[Pair] | None:
 
 
 def _keep(file: Path, pairs: Iterable[Pair]) -> None:
-    text = json.dumps({"pairs": list(pairs)})
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(text)
-        part.replace(file)
-    except OSError:
-        pass  # a full or read-only home costs time, not the result
+    with suppress(OSError):  # a full or read-only home costs time, not the result
+        write_whole(file, json.dumps({"pairs": list(pairs)}))
 
 
 def _renumber(pairs: Iterable[Pair], order: Sequence[int]) -> list[Pair]:

@@ -17,7 +17,8 @@ from steel import plots
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.exposure import BLACK, MIN_MARGIN, measure_image
 from steel.data.measure import Defects, Pixels, measure_defects
-from steel.errors import InputError, require_at_least, require_new_folder
+from steel.errors import InputError, require_at_least
+from steel.files import new_folder
 from steel.overlays import CLASS_COLOURS
 from steel.pages import Page
 from steel.progress import map_on_all_cores, track
@@ -341,11 +342,19 @@ def explore(root: str, out: str = "explored", seed: int = 0, sample: int = 1000)
     """
     require_at_least(0, seed=seed)
     require_at_least(1, sample=sample)
-    folder = Path(out)
-    require_new_folder(folder)
     annotations = read_annotations(root)
-    table, sections = build_sections(annotations, seed, sample)
-    page = Page(f"What is in {root}", folder)
+    with new_folder(Path(out)) as folder:
+        table, sections = build_sections(annotations, seed, sample)
+        page = _write_page(annotations, table, sections, folder)
+    clean = int((~annotations.labels.any(axis=1)).sum())
+    print(f"{len(annotations):,} images, {clean:,} clean; images of each class:")
+    for name, count in zip(annotations.classes, annotations.labels.sum(axis=0), strict=True):
+        print(f"  {name}: {count:,}")
+    print(f"page: {Path(out) / page.name}")
+
+
+def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequence[Section], folder: Path) -> Path:
+    page = Page(f"What is in {annotations.root}", folder)
     groups = len(np.unique(annotations.groups))
     page.add_text(
         f"{len(annotations):,} images in {groups:,} groups, {int(annotations.labels.sum()):,} defects of "
@@ -358,9 +367,4 @@ def explore(root: str, out: str = "explored", seed: int = 0, sample: int = 1000)
             page.add_text(sentence)
         for name, picture in section.pictures.items():
             page.add_picture(name, picture.figure, picture.caption)
-    path = page.write()
-    clean = int((~annotations.labels.any(axis=1)).sum())
-    print(f"{len(annotations):,} images, {clean:,} clean; images of each class:")
-    for name, count in zip(annotations.classes, annotations.labels.sum(axis=0), strict=True):
-        print(f"  {name}: {count:,}")
-    print(f"page: {path}")
+    return page.write()

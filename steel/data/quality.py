@@ -18,6 +18,7 @@ from steel.data.duplicates import find_duplicates
 from steel.data.splits import read_parts
 from steel.data.tables import Finding, read_table
 from steel.errors import InputError
+from steel.files import write_whole
 from steel.progress import map_on_all_cores
 
 # First bytes of the formats that `images` reads.
@@ -197,9 +198,9 @@ def check(root: str, out: str | None = None) -> int:
     if out and not out.endswith(".json"):
         raise InputError(f"the findings are written as JSON, but {out} does not end in .json; name it so")
     report = examine(Path(root))
+    _show(report, Path(root))
     if out:
         _write(report, Path(root), Path(out))
-    _show(report, Path(root))
     num_errors = report.num_errors
     print(f"{report.num_images:,} images; train.csv: {report.num_rows:,} rows = {report.num_used:,} used "
           f"+ {report.num_reported:,} reported")  # fmt: skip
@@ -237,7 +238,5 @@ def _relative(path: Path, root: Path) -> Path:
 def _write(report: Report, root: Path, out: Path) -> None:
     findings = [asdict(finding) | {"file": str(_relative(finding.file, root))} for finding in report.findings]
     counts = {key: value for key, value in asdict(report).items() if key != "findings"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"root": str(root)} | counts | {"num_errors": report.num_errors, "findings": findings}, indent=1)
-    )
+    content = {"root": str(root)} | counts | {"num_errors": report.num_errors, "findings": findings}
+    write_whole(out, json.dumps(content, indent=1))

@@ -308,11 +308,11 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypa
     blocked.touch()
     assert find_duplicates(paths, blocked / "below") == expected  # a file where the folder should be
 
-    def refuse(path: Path, text: str) -> int:
+    def refuse(path: Path, content: bytes) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
     # Rights do not bind an administrator, so the refusal itself is played.
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     (tmp_path / "locked").mkdir()
     assert find_duplicates(paths, tmp_path / "locked") == expected
     assert list((tmp_path / "locked").iterdir()) == []

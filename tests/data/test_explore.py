@@ -1,6 +1,7 @@
 """The page of a data set: its numbers against counts of our own, and what the command writes."""
 
 import base64
+import errno
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,7 @@ from steel.data.annotations import Annotations, read_annotations
 from steel.data.explore import Section, build_sections, summarise
 from steel.data.exposure import measure_image
 from steel.data.measure import MAP_ROWS, measure_defects
+from steel.pages import Page
 
 NAMES = ("pits", "crack", "scratch", "patch")
 PICTURES = {
@@ -430,6 +432,18 @@ def test_nothing_that_is_there_is_overwritten(root: Path, tmp_path: Path, refuse
     assert "not empty" in refused("explore", root, f"--out={tmp_path / 'index.html'}")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "index.html").read_text() == "precious"
+
+
+def test_a_page_that_cannot_be_finished_leaves_no_pictures(
+    root: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(page: Page) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "index.html")
+
+    monkeypatch.setattr(Page, "write", fill_up)
+    before = sorted(tmp_path.iterdir())
+    assert "No space left on device" in refused("explore", root, f"--out={tmp_path / 'out'}")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("option", ["--sample=0", "--seed=-1"])

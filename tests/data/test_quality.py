@@ -357,6 +357,17 @@ def test_exit_status_and_the_last_lines(
     assert "no folder" in refused("check", root / "train_images")
 
 
+def test_findings_are_shown_though_their_file_cannot_be_written(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "train_images" / "notes.txt").write_text("")
+    assert main(["check", str(root), f"--out={root / 'train.csv' / 'findings.json'}"]) == 2
+    shown = capsys.readouterr()
+    assert "notes.txt" in shown.out
+    assert shown.err.startswith("steel: ")
+    assert len(shown.err.splitlines()) == 1
+
+
 def test_the_file_holds_all_and_the_screen_says_how_many_more(
     root: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:

@@ -347,7 +347,7 @@ def test_steel_split_writes_the_file_once(
 
 
 def test_steel_split_writes_where_out_says(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    out = tmp_path / "other.csv"
+    out = tmp_path / "neuer Ordner" / "other.csv"
     assert main(["split", str(root), f"--out={out}"]) == 0
     assert not (root / "splits.csv").exists()
     table = read_annotations(root)
