@@ -70,7 +70,6 @@ def examine(root: Path) -> Report:
     unreadable = {finding.file for finding in findings if finding.kind == "unreadable image" and finding.line is None}
     findings = [_name_kind(finding) if finding.file in unreadable else finding for finding in findings]
     findings += _find_strays(folder, paths)
-    findings += _find_bad_names(paths)
     readable = [path for path in paths if path not in unreadable]
     of_pixels = [
         finding for found in map_on_all_cores(_examine_image, readable, "checking images") for finding in found
@@ -89,10 +88,14 @@ def examine(root: Path) -> Report:
 
 def _name_kind(finding: Finding) -> Finding:
     """Says more of an image whose header cannot be read."""
-    data = finding.file.read_bytes()
-    if not data:
+    try:
+        with finding.file.open("rb") as file:
+            start = file.read(max(map(len, _SIGNATURES)))
+    except OSError:
+        return finding
+    if not start:
         return replace(finding, kind="empty image")
-    return finding if data.startswith(_SIGNATURES) else replace(finding, kind="not an image")
+    return finding if start.startswith(_SIGNATURES) else replace(finding, kind="not an image")
 
 
 def _find_strays(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
@@ -105,14 +108,6 @@ def _find_strays(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
         else:
             message = f"it is no image by its name ({', '.join(images.SUFFIXES)}) and is left out"
             yield Finding(path, None, "not an image", f"{message}; nothing has to be done", is_error=False)
-
-
-def _find_bad_names(paths: Sequence[Path]) -> Iterator[Finding]:
-    for path in paths:
-        try:
-            path.name.encode()
-        except UnicodeEncodeError:
-            yield Finding(path, None, "file name", "its name is not UTF-8, so no table can hold it; rename the file")
 
 
 def _examine_image(path: Path) -> list[Finding]:
