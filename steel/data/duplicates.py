@@ -246,17 +246,18 @@ def _find_candidates(spectra: Float, owners: NDArray[np.int64], block: int = 102
     """Pairs of thumbnails with spectra alike, each once, the most alike of an image."""
     seen = set()
     for start in range(0, len(spectra), block):
-        likeness = spectra[start : start + block] @ spectra[start:].T
-        rows, columns = np.nonzero(likeness >= _MIN_RESEMBLANCE)
-        order = np.lexsort((-likeness[rows, columns], rows))
-        taken = np.zeros(len(likeness), np.int64)
-        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-            a, b = sorted((int(owners[start + row]), int(owners[start + column])))
-            if a == b or (a, b) in seen or taken[row] == _MAX_CANDIDATES:
-                continue
-            taken[row] += 1
-            seen.add((a, b))
-            yield a, b
+        for row, likeness in enumerate(spectra[start : start + block] @ spectra[start:].T, start):
+            alike = np.flatnonzero(likeness >= _MIN_RESEMBLANCE)
+            taken = 0
+            for column in alike[np.argsort(-likeness[alike], kind="stable")].tolist():
+                a, b = sorted((int(owners[row]), int(owners[start + column])))
+                if a == b or (a, b) in seen:
+                    continue
+                if taken == _MAX_CANDIDATES:
+                    break
+                taken += 1
+                seen.add((a, b))
+                yield a, b
 
 
 def _prove(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[float, str]:
