@@ -85,9 +85,14 @@ def make_folds(annotations: Annotations, num_folds: int, seed: int = 0) -> NDArr
 
     Returns:
         `(n,)` the fold of each image, 0 to K - 1.
+
+    Raises:
+        InputError: There are fewer than 3 folds, or more than groups.
     """
     require_at_least(0, seed=seed)
     require_at_least(3, folds=num_folds)
+    if num_folds > (num_groups := len(np.unique(annotations.groups))):
+        raise InputError(f"{num_folds} folds, but {num_groups} groups of images cannot fill them; ask for fewer folds")
     return _deal(annotations, np.full(num_folds, 1 / num_folds), seed)
 
 
