@@ -10,8 +10,9 @@ rounded on the way: all formats come back without the loss of a pixel, but for `
     masks           images/  masks/<stem>_<class id>.png  classes.csv    0 and 255, a file for each defect
     index           images/  index/<stem>.png  classes.csv            0 is clean, else the class id
 
-`groups.csv` and `splits.csv` are taken along by every format. What other tools export of these is read too, as
-`steel.data.formats` says of each: CVAT's COCO, Ultralytics YOLO and Segmentation mask, Label Studio's COCO and YOLO.
+`groups.csv`, `splits.csv` and `unknown.csv` are taken along by every format. What other tools export of these is read
+too, as `steel.data.formats` says of each: CVAT's COCO, Ultralytics YOLO and Segmentation mask, Label Studio's COCO and
+YOLO.
 """
 
 import shutil
@@ -134,7 +135,7 @@ def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "re
     """
     if form in ("yolo", "masks", "index"):
         index_stems(image.name for image in labels.images)
-    for name in ("groups.csv", "splits.csv"):
+    for name in ("groups.csv", "splits.csv", "unknown.csv"):
         if (labels.root / name).is_file():
             shutil.copyfile(labels.root / name, out / name)
     match form:
