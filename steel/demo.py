@@ -10,6 +10,7 @@ from steel.data.explore import explore
 from steel.data.splits import split
 from steel.data.synthetic import synth
 from steel.errors import InputError
+from steel.files import write_whole
 from steel.inspection.evaluation import evaluate
 from steel.inspection.export import export
 from steel.inspection.operating_point import tune
@@ -119,7 +120,7 @@ def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
     report = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     summary = {key: report[key] for key in ("accuracy", "dice_on_defects", "kaggle_dice")}
     summary["seconds"] = round(time.monotonic() - start, 1)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2))
     _announce("done")
     for name, value in summary.items():
         print(f"  {name:16} {value:.3f}" if name != "seconds" else f"  {name:16} {value:.0f}")

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import os
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from steel.files import write_whole
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -89,7 +90,7 @@ class Page:
             png = buffer.getvalue()
         else:
             png = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])[1].tobytes()
-        (self._folder / f"{name}.png").write_bytes(png)
+        write_whole(self._folder / f"{name}.png", png)
         text = html.escape(caption)
         data = base64.b64encode(png).decode()
         self._parts.append(
@@ -105,15 +106,13 @@ class Page:
             script: JavaScript that runs when the page is there.
         """
         path = self._folder / name
-        unfinished = path.with_name(f"{name}.unfinished")
-        unfinished.write_text(
+        write_whole(
+            path,
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
             + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])
             + "\n</body></html>\n",
-            encoding="utf-8",
         )
-        os.replace(unfinished, path)
         return path

@@ -1,4 +1,4 @@
-"""The progress bar: on a terminal only, and on stderr, so that what is piped stays clean."""
+"""Long work: on all cores, and with a bar; on a terminal only, and on stderr, so that what is piped stays clean."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +24,11 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     yield from _track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
 
 
+def count_cores() -> int:
+    """The cores that this process may use, which in a container may be few of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_on_all_cores(function: Callable[[T], U], items: Sequence[T], description: str) -> Iterator[U]:
     """Applies a function to items in threads and passes the results on in order.
 
@@ -35,7 +40,7 @@ def map_on_all_cores(function: Callable[[T], U], items: Sequence[T], description
         items: What it is done to.
         description: A word for the work.
     """
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(count_cores())
     try:
         yield from track(pool.map(function, items), description, len(items))
     finally:

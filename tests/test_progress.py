@@ -1,12 +1,12 @@
 """Work on all cores: in order, stopped by an exception, and stopped by whoever takes the results."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from steel import progress
 from steel.progress import map_on_all_cores
 
 
@@ -22,13 +22,13 @@ def test_results_come_in_order() -> None:
 
 
 def test_items_are_worked_on_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(progress, "count_cores", lambda: 3)
     together = threading.Barrier(3, timeout=10)  # breaks unless three wait for each other
     assert len({*map_on_all_cores(lambda _: together.wait(), range(3), "working")}) == 3
 
 
 def test_the_first_exception_comes_out_and_later_items_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(progress, "count_cores", lambda: 2)
     started = []
 
     def work(i: int) -> int:
@@ -49,7 +49,7 @@ def test_the_first_exception_comes_out_and_later_items_are_not_started(monkeypat
 
 
 def test_who_stops_taking_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(progress, "count_cores", lambda: 2)
     before = threading.active_count()
     started, ended = [], []
 

@@ -26,6 +26,7 @@ from steel.data import images, rle
 from steel.data.overlap import count_pixels
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
+from steel.progress import track
 
 MAX_CLASSES = 8  # a bit of a uint8 plane for each
 
@@ -200,7 +201,7 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         return Reading(None, findings, num_rows, 0)
     runs, offsets, num_used, more = join_rows(csv, rows, names, sizes, len(classes))
     findings += more
-    # An image that cannot be read has no labels by now and leaves the table.
+    # An image that cannot be used has no labels by now and leaves the table.
     good = sizes[:, 0] > 0
     if not good.any():
         return Reading(None, findings, num_rows, num_used)
@@ -213,16 +214,21 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
 
 
 def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list[Finding]]:
-    """Names and sizes of all images; height and width are 0 where the header cannot be read."""
+    """Names and sizes of all images; both sizes are 0 where the header cannot be read or no table holds the name."""
     paths = images.find_images(folder)
     sizes, findings = [], []
-    for path in paths:
+    for path in track(paths, "reading sizes", len(paths)):
+        size = 0, 0
         try:
-            sizes.append(images.read_size(path))
+            path.name.encode()
+            size = images.read_size(path)
+        except UnicodeEncodeError:
+            message = "its name is not UTF-8, so no table can hold it; rename the file"
+            findings.append(Finding(path, None, "file name", message))
         except InputError as error:
-            sizes.append((0, 0))
             message = f"the image {str(error).removeprefix(f'{path} ')}"
             findings.append(Finding(path, None, "unreadable image", message))
+        sizes.append(size)
     return np.array([path.name for path in paths]), np.array(sizes, np.int32), findings
 
 

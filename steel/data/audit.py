@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from steel import plots
@@ -16,7 +17,8 @@ from steel.data.annotations import Annotations, read_annotations
 from steel.data.duplicates import Pair, find_duplicates, join
 from steel.data.splits import PARTS, tabulate_parts
 from steel.data.tables import raise_first, read_table
-from steel.errors import InputError, require_new_folder
+from steel.errors import InputError
+from steel.files import new_folder, require_new_folder, write_whole
 from steel.intervals import wilson
 from steel.pages import Page
 
@@ -265,7 +267,10 @@ def audit(root: str, splits: str | None = None, out: str | None = None) -> int:
         ends = f"{leak.image} ({leak.part}) and {leak.twin} ({leak.twin_part})"
         print(f"  {ends}: {leak.kind}, {leak.score:.2f}, {leak.how}")
     if out:
-        print(f"page: {_write(Path(out), source, annotations, assignment, leaks, headline)}")
+        with new_folder(Path(out)) as folder:
+            page = _write_page(folder, source, annotations, assignment, leaks, headline)
+            _write_json(folder / "audit.json", source, annotations, assignment, leaks)
+        print(f"page: {Path(out) / page.name}")
     return 1 if leaks else 0
 
 
@@ -283,7 +288,7 @@ def _describe_leaks(assignment: Assignment, leaks: Sequence[Leak]) -> str:
     )
 
 
-def _write(
+def _write_page(
     folder: Path,
     source: Path,
     annotations: Annotations,
@@ -303,17 +308,26 @@ def _write(
     page.add_table(tabulate_claims(assignment, annotations), caption)
     if leaks:
         page.add_heading("Leaks")
-        row = {name: i for i, name in enumerate(annotations.names.tolist())}
         for k, leak in enumerate(leaks[:NUM_PICTURES]):
-            ends = (leak.image, leak.twin)
-            figure = plots.plot_examples(
-                [annotations.read_image(row[name]) for name in ends],
-                [annotations.draw_masks(row[name]) for name in ends],
-                [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"],
-                f"{leak.kind}, {leak.score:.2f}",
-            )
-            page.add_picture(f"leak_{k + 1}", figure, f"{leak.kind}: {leak.how}")
+            page.add_picture(f"leak_{k + 1}", _plot_leak(leak, annotations), f"{leak.kind}: {leak.how}")
         page.add_table(pd.DataFrame([vars(leak) for leak in leaks]), f"All {len(leaks):,} images that were seen before")
+    return page.write()
+
+
+def _plot_leak(leak: Leak, annotations: Annotations) -> Figure:
+    # Names are sorted.
+    ends = np.searchsorted(annotations.names, [leak.image, leak.twin]).tolist()
+    return plots.plot_examples(
+        [annotations.read_image(i) for i in ends],
+        [annotations.draw_masks(i) for i in ends],
+        [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"],
+        f"{leak.kind}, {leak.score:.2f}",
+    )
+
+
+def _write_json(
+    path: Path, source: Path, annotations: Annotations, assignment: Assignment, leaks: Sequence[Leak]
+) -> None:
     shares = tabulate_parts({part: assignment.members[part] for part in assignment.parts}, annotations)
     found = {
         "data": annotations.digest,
@@ -322,5 +336,4 @@ def _write(
         "unknown": dict(assignment.unknown),
         "leaks": [vars(leak) for leak in leaks],
     }
-    (folder / "audit.json").write_text(json.dumps(found, indent=1))
-    return page.write()
+    write_whole(path, json.dumps(found, indent=1))

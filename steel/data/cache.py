@@ -42,7 +42,7 @@ def hash_file(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); mend that or take it out") from error
 
 
 class DecodedImages:

@@ -10,12 +10,12 @@ rounded on the way: all formats come back without the loss of a pixel, but for `
     masks           images/  masks/<stem>_<class id>.png  classes.csv    0 and 255, a file for each defect
     index           images/  index/<stem>.png  classes.csv            0 is clean, else the class id
 
-`groups.csv` and `splits.csv` are taken along by every format. What other tools export of these is read too, as
-`steel.data.formats` says of each: CVAT's COCO, Ultralytics YOLO and Segmentation mask, Label Studio's COCO and YOLO.
+`groups.csv`, `splits.csv` and `unknown.csv` are taken along by every format. What other tools export of these is read
+too, as `steel.data.formats` says of each: CVAT's COCO, Ultralytics YOLO and Segmentation mask, Label Studio's COCO and
+YOLO.
 """
 
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Literal, Required, TypedDict, Unpack
@@ -28,6 +28,7 @@ from steel.data.formats.runs import count_pixels
 from steel.data.formats.severstal import read_severstal, write_severstal
 from steel.data.formats.yolo import read_yolo, write_yolo
 from steel.errors import InputError
+from steel.files import new_folder, require_new_folder
 from steel.progress import track
 
 Format = Literal["severstal", "coco", "coco-polygons", "yolo", "masks", "index"]
@@ -64,8 +65,7 @@ def convert(
         overlap: Which class id wins where classes overlap, for index, which holds one class a pixel.
     """
     out, to = Path(dst), formats["to"]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and not empty; name a new folder")
+    require_new_folder(out)
     labels = read_labels(Path(src), formats["from"], Path(images) if images else None)
     missing = [image.name for image in labels.images if image.path is None]
     if copy_images and missing:
@@ -74,17 +74,10 @@ def convert(
             f"with --images, or --copy_images=false to convert labels only"
         )
     folder = "train_images" if to == "severstal" else "images"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside DST first, so that nothing half done is left when something is wrong or the disk is full.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".steel-") as draft:
-        built = Path(draft) / "data"
-        built.mkdir()
-        changed = write_labels(labels, built, to, overlap)
+    with new_folder(out) as draft:
+        changed = write_labels(labels, draft, to, overlap)
         if copy_images:
-            _copy_images(labels, built / folder)
-        if out.exists():
-            out.rmdir()
-        built.rename(out)
+            _copy_images(labels, draft / folder)
     _report(labels, changed)
     print(f"wrote {out}" + ("" if copy_images else f"; the images belong into {out / folder}"))
 
@@ -142,7 +135,7 @@ def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "re
     """
     if form in ("yolo", "masks", "index"):
         index_stems(image.name for image in labels.images)
-    for name in ("groups.csv", "splits.csv"):
+    for name in ("groups.csv", "splits.csv", "unknown.csv"):
         if (labels.root / name).is_file():
             shutil.copyfile(labels.root / name, out / name)
     match form:

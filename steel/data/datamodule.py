@@ -1,6 +1,5 @@
 """`SteelDataModule`: a data set on disk as the loaders of train, val and test, the same for both tasks."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from steel.data.loader import Batch, Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
+from steel.progress import count_cores
 
 __all__ = ["Batch", "SteelDataModule"]
 
@@ -88,8 +88,7 @@ class SteelDataModule(LightningDataModule):
         self._fractions = fractions
         self._split_seed = split_seed
         self._fold = fold
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._num_workers = min(8, cores - 1) if num_workers is None else num_workers
+        self._num_workers = min(8, count_cores() - 1) if num_workers is None else num_workers
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._cache = cache
         self._decoded: DecodedImages | None = None

@@ -16,9 +16,9 @@ The figures are those of synthetic steel, of the Severstal images and of magneti
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from steel.data import images
 from steel.data.cache import cache_folder, hash_file
+from steel.files import write_whole
 from steel.progress import map_on_all_cores
 
 MIN_SCORE = 0.25  # of the phase correlation
@@ -129,14 +130,8 @@ def _recall(file: Path) -> list[Pair] | None:
 
 
 def _keep(file: Path, pairs: Iterable[Pair]) -> None:
-    text = json.dumps({"pairs": list(pairs)})
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(text)
-        part.replace(file)
-    except OSError:
-        pass  # a full or read-only home costs time, not the result
+    with suppress(OSError):  # a full or read-only home costs time, not the result
+        write_whole(file, json.dumps({"pairs": list(pairs)}))
 
 
 def _renumber(pairs: Iterable[Pair], order: Sequence[int]) -> list[Pair]:
@@ -251,17 +246,18 @@ def _find_candidates(spectra: Float, owners: NDArray[np.int64], block: int = 102
     """Pairs of thumbnails with spectra alike, each once, the most alike of an image."""
     seen = set()
     for start in range(0, len(spectra), block):
-        likeness = spectra[start : start + block] @ spectra[start:].T
-        rows, columns = np.nonzero(likeness >= _MIN_RESEMBLANCE)
-        order = np.lexsort((-likeness[rows, columns], rows))
-        taken = np.zeros(len(likeness), np.int64)
-        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-            a, b = sorted((int(owners[start + row]), int(owners[start + column])))
-            if a == b or (a, b) in seen or taken[row] == _MAX_CANDIDATES:
-                continue
-            taken[row] += 1
-            seen.add((a, b))
-            yield a, b
+        for row, likeness in enumerate(spectra[start : start + block] @ spectra[start:].T, start):
+            alike = np.flatnonzero(likeness >= _MIN_RESEMBLANCE)
+            taken = 0
+            for column in alike[np.argsort(-likeness[alike], kind="stable")].tolist():
+                a, b = sorted((int(owners[row]), int(owners[start + column])))
+                if a == b or (a, b) in seen:
+                    continue
+                if taken == _MAX_CANDIDATES:
+                    break
+                taken += 1
+                seen.add((a, b))
+                yield a, b
 
 
 def _prove(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 The labels are counted in full, which takes seconds for Severstal's 12,568 images; pixels are measured on a sample.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from steel import plots
 from steel.data.annotations import Annotations, read_annotations
-from steel.data.exposure import BLACK, MIN_MARGIN, measure_image
-from steel.data.measure import Defects, Pixels, measure_defects
-from steel.errors import InputError, require_at_least, require_new_folder
+from steel.data.exposure import BLACK, MIN_MARGIN
+from steel.data.measure import Defects, Pixels, Reader, measure_defects, measure_pixels
+from steel.errors import InputError, require_at_least
+from steel.files import new_folder
 from steel.overlays import CLASS_COLOURS
 from steel.pages import Page
-from steel.progress import map_on_all_cores, track
+from steel.progress import track
 
 NUM_EXAMPLES = 4  # of each class
 NUM_BROKEN = 5  # named on the page
@@ -41,45 +42,6 @@ class Section:
     heading: str
     sentences: Sequence[str]
     pictures: dict[str, Picture]
-
-
-class _Reader:
-    """Reads images and remembers which are broken, since a page of pictures is worth having without them."""
-
-    def __init__(self, annotations: Annotations) -> None:
-        self.annotations = annotations
-        self.broken: dict[str, str] = {}
-
-    def read(self, index: int) -> NDArray[np.uint8] | None:
-        try:
-            return self.annotations.read_image(index)
-        except InputError as error:
-            self.broken[str(self.annotations.names[index])] = str(error)
-            return None
-
-    def read_first(self, candidates: Iterable[int], num: int) -> dict[int, NDArray[np.uint8]]:
-        """The first images that can be read."""
-        found: dict[int, NDArray[np.uint8]] = {}
-        for i in candidates:
-            if len(found) == num:
-                break
-            image = self.read(i)
-            if image is not None:
-                found[i] = image
-        return found
-
-
-def _measure_pixels(reader: _Reader, sample: int, seed: int) -> Pixels:
-    n = len(reader.annotations)
-    chosen = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False)).tolist()
-
-    def measure(i: int) -> tuple[float, ...] | None:
-        image = reader.read(i)
-        return None if image is None else (i, *measure_image(image))
-
-    measured = list(map_on_all_cores(measure, chosen, "measuring pixels"))
-    table = np.array([row for row in measured if row is not None], float).reshape(-1, 4)
-    return Pixels(table[:, 0].astype(np.int64), table[:, 1], table[:, 2:])
 
 
 def _name_classes(annotations: Annotations) -> list[str]:
@@ -232,7 +194,7 @@ def _find_small(mask: NDArray[np.bool_]) -> plots.Box | None:
     return (top, left, bottom, right) if (bottom - top + 1) * (right - left + 1) < mask.size / 50 else None
 
 
-def _show_examples(reader: _Reader, seed: int) -> Section:
+def _show_examples(reader: Reader, seed: int) -> Section:
     annotations = reader.annotations
     labels, classes = annotations.labels, _name_classes(annotations)
     rng = np.random.default_rng(seed)
@@ -258,7 +220,7 @@ def _show_examples(reader: _Reader, seed: int) -> Section:
     return Section("Examples", [], pictures)
 
 
-def _show_extremes(reader: _Reader, defects: Defects, pixels: Pixels) -> Section:
+def _show_extremes(reader: Reader, defects: Defects, pixels: Pixels) -> Section:
     annotations = reader.annotations
     names, areas = annotations.names, annotations.areas
     pictures = {}
@@ -310,8 +272,8 @@ def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) 
     """
     if not annotations.labels.any():
         raise InputError(f"no image of {annotations.root} has a defect; there is nothing to show")
-    reader = _Reader(annotations)
-    defects, pixels = measure_defects(annotations), _measure_pixels(reader, sample, seed)
+    reader = Reader(annotations)
+    defects, pixels = measure_defects(annotations), measure_pixels(reader, sample, seed)
     sections = [
         _show_counts(annotations),
         _show_defects(annotations, defects),
@@ -341,11 +303,19 @@ def explore(root: str, out: str = "explored", seed: int = 0, sample: int = 1000)
     """
     require_at_least(0, seed=seed)
     require_at_least(1, sample=sample)
-    folder = Path(out)
-    require_new_folder(folder)
     annotations = read_annotations(root)
-    table, sections = build_sections(annotations, seed, sample)
-    page = Page(f"What is in {root}", folder)
+    with new_folder(Path(out)) as folder:
+        table, sections = build_sections(annotations, seed, sample)
+        page = _write_page(annotations, table, sections, folder)
+    clean = int((~annotations.labels.any(axis=1)).sum())
+    print(f"{len(annotations):,} images, {clean:,} clean; images of each class:")
+    for name, count in zip(annotations.classes, annotations.labels.sum(axis=0), strict=True):
+        print(f"  {name}: {count:,}")
+    print(f"page: {Path(out) / page.name}")
+
+
+def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequence[Section], folder: Path) -> Path:
+    page = Page(f"What is in {annotations.root}", folder)
     groups = len(np.unique(annotations.groups))
     page.add_text(
         f"{len(annotations):,} images in {groups:,} groups, {int(annotations.labels.sum()):,} defects of "
@@ -358,9 +328,4 @@ def explore(root: str, out: str = "explored", seed: int = 0, sample: int = 1000)
             page.add_text(sentence)
         for name, picture in section.pictures.items():
             page.add_picture(name, picture.figure, picture.caption)
-    path = page.write()
-    clean = int((~annotations.labels.any(axis=1)).sum())
-    print(f"{len(annotations):,} images, {clean:,} clean; images of each class:")
-    for name, count in zip(annotations.classes, annotations.labels.sum(axis=0), strict=True):
-        print(f"  {name}: {count:,}")
-    print(f"page: {path}")
+    return page.write()

@@ -5,14 +5,16 @@ pixels in three quarters of the time.
 """
 
 import glob
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from steel.errors import InputError
 
@@ -62,10 +64,14 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: The file is not an image that can be read.
     """
-    return _read_header(path, path)
+    try:
+        with path.open("rb") as file:
+            return _read_header(file, path)
+    except OSError as error:
+        raise InputError(_describe_refusal(path, error)) from error
 
 
-def _read_header(file: Path | BytesIO, path: Path | str) -> tuple[int, int]:
+def _read_header(file: BinaryIO, path: Path | str) -> tuple[int, int]:
     """Height and width; refuses what OpenCV would turn."""
     try:
         with warnings.catch_warnings():
@@ -75,8 +81,10 @@ def _read_header(file: Path | BytesIO, path: Path | str) -> tuple[int, int]:
                 size = image.height, image.width
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is damaged or too large to be one image of strip ({error}); cut it") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(_describe_failure(file, path)) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, OSError) and error.errno:  # what Pillow says of the content has no number
+            raise
+        raise InputError(_describe_content(path, file.seek(0, os.SEEK_END))) from error
     if 0 in size:
         raise InputError(f"{path} is an image of zero size ({size[1]} x {size[0]} pixels); take it out")
     if turned:
@@ -103,7 +111,7 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
         # From memory: 0.1 ms less an image than cv2.imread, and paths with umlauts work on every system.
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(_describe_refusal(path, error)) from error
     return decode_grey(data, path)
 
 
@@ -128,10 +136,8 @@ def decode_grey(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     return image  # type: ignore[return-value]
 
 
-def _describe_failure(file: Path | BytesIO, path: Path | str) -> str:
-    if isinstance(file, BytesIO):
-        return _describe_content(path, file.getbuffer().nbytes)
-    return _describe_content(path, file.stat().st_size) if file.exists() else f"no image {path}"
+def _describe_refusal(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read ({error.strerror}); mend that or take it out"
 
 
 def _describe_content(path: Path | str, num_bytes: int) -> str:

@@ -1,5 +1,6 @@
 """What a data set measures: runs, spots and places of its defects, brightness and margins of its images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 
 from steel.data import rle
 from steel.data.annotations import Annotations
-from steel.progress import track
+from steel.data.exposure import measure_image
+from steel.errors import InputError
+from steel.progress import map_on_all_cores, track
 
 MAP_ROWS = 16  # of the maps of where defects sit; they have as many columns as make their cells square
 
@@ -72,3 +75,45 @@ def _weigh(num_cells: int, num_pixels: int) -> NDArray[np.float32]:
     pixels = np.arange(num_pixels)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return (overlap.clip(0) * num_cells / num_pixels).astype(np.float32)
+
+
+class Reader:
+    """Reads images and remembers which are broken, since a page of pictures is worth having without them."""
+
+    def __init__(self, annotations: Annotations) -> None:
+        """Has read nothing yet."""
+        self.annotations = annotations
+        self.broken: dict[str, str] = {}
+
+    def read(self, index: int) -> NDArray[np.uint8] | None:
+        """An image, uint8 `(H, W)`; None where it is broken."""
+        try:
+            return self.annotations.read_image(index)
+        except InputError as error:
+            self.broken[str(self.annotations.names[index])] = str(error)
+            return None
+
+    def read_first(self, candidates: Iterable[int], num: int) -> dict[int, NDArray[np.uint8]]:
+        """The first images that can be read, at most so many, by their rows in the table."""
+        found: dict[int, NDArray[np.uint8]] = {}
+        for i in candidates:
+            if len(found) == num:
+                break
+            image = self.read(i)
+            if image is not None:
+                found[i] = image
+        return found
+
+
+def measure_pixels(reader: Reader, sample: int, seed: int) -> Pixels:
+    """Measures brightness and margins of some images drawn at random, those that are broken left out."""
+    n = len(reader.annotations)
+    chosen = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False)).tolist()
+
+    def measure(i: int) -> tuple[float, ...] | None:
+        image = reader.read(i)
+        return None if image is None else (i, *measure_image(image))
+
+    measured = list(map_on_all_cores(measure, chosen, "measuring pixels"))
+    table = np.array([row for row in measured if row is not None], float).reshape(-1, 4)
+    return Pixels(table[:, 0].astype(np.int64), table[:, 1], table[:, 2:])

@@ -18,6 +18,7 @@ from steel.data.duplicates import find_duplicates
 from steel.data.splits import read_parts
 from steel.data.tables import Finding, read_table
 from steel.errors import InputError
+from steel.files import write_whole
 from steel.progress import map_on_all_cores
 
 # First bytes of the formats that `images` reads.
@@ -69,7 +70,6 @@ def examine(root: Path) -> Report:
     unreadable = {finding.file for finding in findings if finding.kind == "unreadable image" and finding.line is None}
     findings = [_name_kind(finding) if finding.file in unreadable else finding for finding in findings]
     findings += _find_strays(folder, paths)
-    findings += _find_bad_names(paths)
     readable = [path for path in paths if path not in unreadable]
     of_pixels = [
         finding for found in map_on_all_cores(_examine_image, readable, "checking images") for finding in found
@@ -88,10 +88,14 @@ def examine(root: Path) -> Report:
 
 def _name_kind(finding: Finding) -> Finding:
     """Says more of an image whose header cannot be read."""
-    data = finding.file.read_bytes()
-    if not data:
+    try:
+        with finding.file.open("rb") as file:
+            start = file.read(max(map(len, _SIGNATURES)))
+    except OSError:
+        return finding
+    if not start:
         return replace(finding, kind="empty image")
-    return finding if data.startswith(_SIGNATURES) else replace(finding, kind="not an image")
+    return finding if start.startswith(_SIGNATURES) else replace(finding, kind="not an image")
 
 
 def _find_strays(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
@@ -104,14 +108,6 @@ def _find_strays(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
         else:
             message = f"it is no image by its name ({', '.join(images.SUFFIXES)}) and is left out"
             yield Finding(path, None, "not an image", f"{message}; nothing has to be done", is_error=False)
-
-
-def _find_bad_names(paths: Sequence[Path]) -> Iterator[Finding]:
-    for path in paths:
-        try:
-            path.name.encode()
-        except UnicodeEncodeError:
-            yield Finding(path, None, "file name", "its name is not UTF-8, so no table can hold it; rename the file")
 
 
 def _examine_image(path: Path) -> list[Finding]:
@@ -197,9 +193,9 @@ def check(root: str, out: str | None = None) -> int:
     if out and not out.endswith(".json"):
         raise InputError(f"the findings are written as JSON, but {out} does not end in .json; name it so")
     report = examine(Path(root))
+    _show(report, Path(root))
     if out:
         _write(report, Path(root), Path(out))
-    _show(report, Path(root))
     num_errors = report.num_errors
     print(f"{report.num_images:,} images; train.csv: {report.num_rows:,} rows = {report.num_used:,} used "
           f"+ {report.num_reported:,} reported")  # fmt: skip
@@ -237,7 +233,5 @@ def _relative(path: Path, root: Path) -> Path:
 def _write(report: Report, root: Path, out: Path) -> None:
     findings = [asdict(finding) | {"file": str(_relative(finding.file, root))} for finding in report.findings]
     counts = {key: value for key, value in asdict(report).items() if key != "findings"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"root": str(root)} | counts | {"num_errors": report.num_errors, "findings": findings}, indent=1)
-    )
+    content = {"root": str(root)} | counts | {"num_errors": report.num_errors, "findings": findings}
+    write_whole(out, json.dumps(content, indent=1))

@@ -18,6 +18,7 @@ from steel.data.annotations import Annotations, read_annotations, read_named
 from steel.data.duplicates import find_duplicates, join
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError, require_at_least
+from steel.files import write_whole
 
 PARTS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
@@ -84,9 +85,14 @@ def make_folds(annotations: Annotations, num_folds: int, seed: int = 0) -> NDArr
 
     Returns:
         `(n,)` the fold of each image, 0 to K - 1.
+
+    Raises:
+        InputError: There are fewer than 3 folds, or more than groups.
     """
     require_at_least(0, seed=seed)
     require_at_least(3, folds=num_folds)
+    if num_folds > (num_groups := len(np.unique(annotations.groups))):
+        raise InputError(f"{num_folds} folds, but {num_groups} groups of images cannot fill them; ask for fewer folds")
     return _deal(annotations, np.full(num_folds, 1 / num_folds), seed)
 
 
@@ -258,7 +264,7 @@ def write_split(split: Split, path: Path) -> None:
 
 def _write(names: NDArray[np.str_], column: str, parts: NDArray[np.str_], path: Path) -> None:
     table = pd.DataFrame({"ImageId": names, column: parts})
-    table[parts != ""].to_csv(path, index=False, lineterminator="\n")
+    write_whole(path, table[parts != ""].to_csv(index=False, lineterminator="\n"))
 
 
 def tabulate_parts(members: Mapping[str, NDArray[np.int64]], annotations: Annotations) -> pd.DataFrame:

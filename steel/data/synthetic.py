@@ -14,7 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import rle
-from steel.errors import require_at_least, require_new_folder
+from steel.errors import require_at_least
+from steel.files import new_folder
 from steel.progress import map_on_all_cores
 
 NUM_CLASSES = 4
@@ -197,9 +198,16 @@ def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple
     require_at_least(0, seed=seed)
     require_at_least(1, num_images=num_images)
     require_at_least(32, height=size[0], width=size[1])
-    require_new_folder(out)
-    folder = out / "train_images"
-    folder.mkdir(parents=True)
+    with new_folder(out) as root:
+        _write_images(root, _deal_classes(num_images, seed), seed, size)
+        names = pd.DataFrame({"ClassId": range(1, NUM_CLASSES + 1), "name": ["pits", "crack", "scratch", "patch"]})
+        names.to_csv(root / "classes.csv", index=False, lineterminator="\n")
+
+
+def _write_images(root: Path, dealt: list[tuple[int, ...]], seed: int, size: tuple[int, int]) -> None:
+    """Writes the images and train.csv."""
+    folder = root / "train_images"
+    folder.mkdir()
 
     def write(i: int, classes: tuple[int, ...]) -> list[tuple[str, int, str]]:
         name = f"synthetic_{i:05d}.jpg"
@@ -207,14 +215,9 @@ def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple
         (folder / name).write_bytes(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes())
         return [(name, c + 1, rle.encode(mask)) for c, mask in zip(classes, masks, strict=True)]
 
-    rows = []
-    dealt = _deal_classes(num_images, seed)
-    for part in map_on_all_cores(lambda job: write(*job), list(enumerate(dealt)), "drawing"):
-        rows += part
-    table = pd.DataFrame(rows, columns=["ImageId", "ClassId", "EncodedPixels"])
-    table.to_csv(out / "train.csv", index=False, lineterminator="\n")
-    names = pd.DataFrame({"ClassId": range(1, NUM_CLASSES + 1), "name": ["pits", "crack", "scratch", "patch"]})
-    names.to_csv(out / "classes.csv", index=False, lineterminator="\n")
+    drawn = map_on_all_cores(lambda job: write(*job), list(enumerate(dealt)), "drawing")
+    table = pd.DataFrame([row for rows in drawn for row in rows], columns=["ImageId", "ClassId", "EncodedPixels"])
+    table.to_csv(root / "train.csv", index=False, lineterminator="\n")
 
 
 def synth(out: str, num_images: int = 200, seed: int = 0, size: tuple[int, int] = (256, 1600)) -> None:

@@ -140,10 +140,11 @@ class Pipeline:
 
         try:
             pipeline = A.load(path, data_format="yaml")
-            assert isinstance(pipeline, A.Compose)
         except Exception as error:  # it raises whatever its transforms do
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path} holds no albumentations pipeline (a Compose): {reason}") from error
+            raise InputError(f"{path} holds no albumentations pipeline ({reason}); write it anew") from error
+        if not isinstance(pipeline, A.Compose):
+            raise InputError(f"{path} holds {type(pipeline).__name__}, not a pipeline; put it into a Compose")
         self._path = path
         self._pipeline = pipeline
         self._own = threading.local()  # a pipeline keeps what it has drawn, so threads cannot share one

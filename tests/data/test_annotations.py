@@ -1,5 +1,8 @@
 """The table against what was written into the files, and every refusal with file, line and reason."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -321,6 +324,19 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         read_annotations(tmp_path)
     assert f"no image in {tmp_path / 'train_images'}" in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
+    root = write_set(tmp_path, PLAIN)
+    folder = os.fsencode(root / "train_images")
+    shutil.copy(os.path.join(folder, b"b.png"), os.path.join(folder, b"gr\xfcn.png"))
+    with pytest.raises(InputError, match=r"gr\udcfcn\.png: its name is not UTF-8"):
+        read_annotations(root)
+    annotations = read_leniently(root).annotations
+    assert annotations is not None
+    assert annotations.names.tolist() == ["a.png", "b.png", "c.png"]
+    assert len(annotations.digest) == 16
 
 
 def test_a_broken_header_of_an_image_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_there_and_back(tmp_path: Path, form: Format, seed: int, capsys: pytest.
     root = write_root(tmp_path / "data", masks)
     (root / "groups.csv").write_text("ImageId,group\na.png,coil 7\nclean.png,coil 7\n")
     (root / "splits.csv").write_text("ImageId,split\nclean.png,test\n")
+    (root / "unknown.csv").write_text("ImageId,EncodedPixels\nclean.png,2 3\n")
     convert(str(root), str(tmp_path / "there"), **{"from": "severstal", "to": form})
     printed = capsys.readouterr().out
     num_pixels = sum(int(mask.sum()) for mask in masks.values())
@@ -31,12 +32,12 @@ def test_there_and_back(tmp_path: Path, form: Format, seed: int, capsys: pytest.
     convert(str(tmp_path / "there"), str(tmp_path / "back"), **{"from": form, "to": "severstal"})
     back = read_annotations(tmp_path / "back")
     before = read_annotations(root)
-    assert back.digest == before.digest  # names, sizes, groups, classes and codes
+    assert back.digest == before.digest  # names, sizes, groups, classes, codes and unknown regions
     assert back.classes == ("pit", "Riß", "a: b")
     for i, name in enumerate(back.names.tolist()):
         plane = sum(mask.astype(int) << c for c, mask in enumerate(masks[name]))
-        np.testing.assert_array_equal(back.draw_plane(i), plane, err_msg=name)
-    for path in ["groups.csv", "splits.csv", *(f"train_images/{name}" for name in masks)]:
+        np.testing.assert_array_equal(back.draw_plane(i) & 0x7F, plane, err_msg=name)
+    for path in ["groups.csv", "splits.csv", "unknown.csv", *(f"train_images/{name}" for name in masks)]:
         assert (tmp_path / "back" / path).read_bytes() == (root / path).read_bytes()
     # Nothing of a draft stays.
     assert {path.name for path in tmp_path.iterdir()} == {"data", "there", "back"}

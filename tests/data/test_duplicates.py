@@ -221,6 +221,20 @@ def test_a_block_boundary_hides_nothing() -> None:
         assert set(duplicates._find_candidates(spectra, owners, block)) == {(2, 17), (8, 9)}, block
 
 
+def test_of_many_that_are_all_alike_each_is_compared_with_the_32_nearest() -> None:
+    rng = np.random.default_rng(0)
+    spectra = rng.standard_normal(50) + rng.standard_normal((90, 50))
+    spectra = (spectra / np.linalg.norm(spectra, axis=1, keepdims=True)).astype(np.float32)
+    likeness = spectra @ spectra.T
+    expected: list[tuple[int, int]] = []
+    for i in range(90):
+        nearest = sorted({*range(90)} - {i}, key=lambda j: -likeness[i, j])
+        pairs = [(min(i, j), max(i, j)) for j in nearest if likeness[i, j] >= duplicates._MIN_RESEMBLANCE]
+        expected += [pair for pair in pairs if pair not in expected][:32]
+    assert len(expected) > 32 * 45
+    assert list(duplicates._find_candidates(spectra, np.arange(90))) == expected
+
+
 def renumber(pairs: Iterable[Pair], order: Sequence[int]) -> set[tuple[int, int, str, float]]:
     """What is found where image i of the old order stands at order.index(i)."""
     return {(*sorted((order.index(p.first), order.index(p.second))), p.kind, p.score) for p in pairs}
@@ -308,11 +322,11 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypa
     blocked.touch()
     assert find_duplicates(paths, blocked / "below") == expected  # a file where the folder should be
 
-    def refuse(path: Path, text: str) -> int:
+    def refuse(path: Path, content: bytes) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
     # Rights do not bind an administrator, so the refusal itself is played.
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     (tmp_path / "locked").mkdir()
     assert find_duplicates(paths, tmp_path / "locked") == expected
     assert list((tmp_path / "locked").iterdir()) == []
@@ -340,7 +354,7 @@ def test_only_the_cache_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     paths = save(tmp_path / "images", [strip(0), strip(1)])
-    with pytest.raises(InputError, match=r"cannot read .*gone\.png"):
+    with pytest.raises(InputError, match=r"gone\.png cannot be read"):
         find_duplicates([*paths, tmp_path / "gone.png"], tmp_path / "kept")
     paths[1].write_bytes(paths[1].read_bytes()[:200])
     with pytest.raises(InputError, match=r"001\.png is not an image that can be read"):

@@ -1,8 +1,8 @@
 """The page of a data set: its numbers against counts of our own, and what the command writes."""
 
 import base64
+import errno
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +10,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -22,7 +19,8 @@ from steel.data import rle
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.explore import Section, build_sections, summarise
 from steel.data.exposure import measure_image
-from steel.data.measure import MAP_ROWS, measure_defects
+from steel.data.measure import measure_defects
+from steel.pages import Page
 
 NAMES = ("pits", "crack", "scratch", "patch")
 PICTURES = {
@@ -84,20 +82,6 @@ def read_masks(table: Annotations) -> dict[tuple[int, int], NDArray[np.bool_]]:
         (index[row.ImageId], row.ClassId - 1): rle.decode(row.EncodedPixels, tuple(table.sizes[index[row.ImageId]])) > 0
         for row in rows.itertuples()
     }
-
-
-def build_table(images: list[NDArray[np.bool_]]) -> Annotations:
-    """A table of masks `(C, H, W)`, an image each, that lies in no folder."""
-    codes = [rle.parse(rle.encode(mask)).astype(np.int32) for masks in images for mask in masks]
-    return Annotations(
-        root=Path("nowhere"),
-        names=np.array([f"{i:03d}.png" for i in range(len(images))]),
-        sizes=np.array([masks.shape[1:] for masks in images], np.int32),
-        groups=np.arange(len(images)),
-        classes=tuple(str(c + 1) for c in range(len(images[0]))),
-        runs=np.concatenate([np.zeros(0, np.int32), *codes]),
-        offsets=np.concatenate([[0], np.cumsum([len(code) for code in codes])]).astype(np.int64),
-    )
 
 
 def test_steel_explore_writes_a_page_and_its_pictures(
@@ -180,88 +164,11 @@ def test_areas_spots_and_runs_are_those_of_the_masks(explored: Explored) -> None
             assert sum(bar.get_height() for bar in axes.patches) == len(values)
 
 
-SIZES = st.tuples(st.integers(1, 12), st.integers(1, 40))
-IMAGES = st.lists(SIZES.flatmap(lambda size: hnp.arrays(bool, (2, *size))), min_size=1, max_size=4)
-
-
-@settings(max_examples=60, deadline=None)
-@given(IMAGES)
-def test_runs_and_spots_of_any_mask(images: list[NDArray[np.bool_]]) -> None:
-    defects = measure_defects(build_table(images))
-    for i, masks in enumerate(images):
-        for c, mask in enumerate(masks):
-            assert defects.spots[i, c] == ndimage.label(mask, np.ones((3, 3)))[1]
-            assert defects.runs[i, c] == len(rle.encode(mask).split()) // 2
-
-
-def map_slowly(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The labelled share of each cell, pixel by pixel: each gives a cell the part of it that lies in there."""
-
-    def share(pixel: int, num_pixels: int, cell: int, num_cells: int) -> Fraction:
-        low = max(Fraction(pixel, num_pixels), Fraction(cell, num_cells))
-        high = min(Fraction(pixel + 1, num_pixels), Fraction(cell + 1, num_cells))
-        return max(high - low, Fraction(0)) * num_cells
-
-    result = np.zeros(shape)
-    for y, x in np.argwhere(mask).tolist():
-        down = [share(y, mask.shape[0], row, shape[0]) for row in range(shape[0])]
-        across = [share(x, mask.shape[1], column, shape[1]) for column in range(shape[1])]
-        result += np.outer(np.array(down, float), np.array(across, float))
-    return result
-
-
-@pytest.mark.parametrize("sizes", [[(7, 20), (16, 30), (24, 60)], [(5, 5), (5, 5)]], ids=["many sizes", "one size"])
-def test_the_map_is_the_mean_share_over_the_images_with_the_class(sizes: list[tuple[int, int]]) -> None:
-    rng = np.random.default_rng(0)
-    images = [rng.random((3, *size)) < 0.3 for size in sizes]
-    images[0][0] = False  # class 0 is not on the first image, class 2 on none
-    for masks in images:
-        masks[2] = False
-    maps = measure_defects(build_table(images)).maps
-    aspect = np.median([width / height for height, width in sizes])
-    assert maps.shape == (3, MAP_ROWS, round(MAP_ROWS * aspect))
-    for c in range(3):
-        with_class = [map_slowly(masks[c], maps.shape[1:]) for masks in images if masks[c].any()]
-        expected = np.mean(with_class, axis=0) if with_class else np.zeros(maps.shape[1:])
-        np.testing.assert_allclose(maps[c], expected, atol=1e-5)
-
-
 def test_the_maps_are_shown_as_they_were_measured(explored: Explored) -> None:
     maps = measure_defects(explored.table).maps
     for c, axes in enumerate(explored.figures["positions"].axes):
         np.testing.assert_allclose(axes.images[0].get_array(), maps[c])
         assert axes.get_title() == NAMES[c]
-
-
-def paint(left: int, right: int, width: int = 200, height: int = 20) -> NDArray[np.uint8]:
-    image = np.random.default_rng(0).integers(60, 200, (height, width), dtype=np.uint8)
-    image[:, :left] //= 20
-    image[:, width - right :] //= 20
-    return image
-
-
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [(0, 0), (50, 0), (0, 30), (4, 40), (199, 0)],
-)
-def test_margins_and_the_brightness_between_them(left: int, right: int) -> None:
-    image = paint(left, right)
-    steel = image[:, left : 200 - right]
-    brightness, *margins = measure_image(image)
-    assert brightness == pytest.approx(steel.astype(float).mean())
-    assert margins == pytest.approx([left / 200, right / 200])
-
-
-def test_a_thin_dark_edge_is_no_margin_and_a_dark_stripe_within_neither() -> None:
-    image = paint(3, 2)
-    image[:, 90:110] = 0
-    brightness, *margins = measure_image(image)
-    assert margins == [0, 0]
-    assert brightness == pytest.approx(image.astype(float).mean())
-
-
-def test_an_image_that_is_black_all_over_is_steel() -> None:
-    assert measure_image(np.full((20, 100), 4, np.uint8)) == (4, 0, 0)
 
 
 def test_pixels_are_those_of_the_images(explored: Explored) -> None:
@@ -432,6 +339,19 @@ def test_nothing_that_is_there_is_overwritten(root: Path, tmp_path: Path, refuse
     assert (tmp_path / "index.html").read_text() == "precious"
 
 
+def test_a_page_that_cannot_be_finished_leaves_no_pictures(
+    root: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(page: Page, name: str, *_: object) -> None:
+        (page._folder / f"{name}.png").touch()
+        raise OSError(errno.ENOSPC, "No space left on device", f"{name}.png")
+
+    monkeypatch.setattr(Page, "add_picture", fill_up)
+    before = sorted(tmp_path.iterdir())
+    assert "No space left on device" in refused("explore", root, f"--out={tmp_path / 'out'}")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("option", ["--sample=0", "--seed=-1"])
 def test_numbers_that_mean_nothing_are_refused(
     root: Path, tmp_path: Path, refused: Callable[..., str], option: str
@@ -448,25 +368,3 @@ def test_any_names_of_classes_have_pictures_of_their_own(root: Path) -> None:
     assert {name for section in sections for name in section.pictures} == PICTURES
     bars = find_section(sections, "How many").pictures["images_per_class"].figure.axes[0]
     assert [label.get_text() for label in bars.get_xticklabels()] == ["scale/rust", "dent", "dent", "<b>$_$"]
-
-
-def test_real_labels_of_many_sizes_are_measured(real_data: Callable[[str], Path]) -> None:
-    table = read_annotations(real_data("magnetic-tile"))
-    defects = measure_defects(table)
-    rows = summarise(table, defects).to_numpy().tolist()
-    assert [row[:2] for row in rows[2:]] == [
-        ["blowhole", "115"], ["break", "85"], ["crack", "57"], ["fray", "32"], ["uneven", "99"]
-    ]  # fmt: skip
-    # The share of the frame that is labelled, cell by cell or image by image.
-    shares = table.areas / table.sizes.prod(axis=1)[:, None]
-    for c in range(5):
-        np.testing.assert_allclose(defects.maps[c].mean(), shares[table.labels[:, c], c].mean(), rtol=1e-5)
-
-
-def test_real_strip_has_margins(real_data: Callable[[str], Path]) -> None:
-    table = read_annotations(real_data("severstal-mini"))
-    # By eye: a black margin of 232 columns at the right of the one, none beside the other.
-    index = {name: i for i, name in enumerate(table.names.tolist())}
-    _, left, right = measure_image(table.read_image(index["0a37f0a29.jpg"]))
-    assert (left, right) == (0, pytest.approx(232 / 1600, abs=2 / 1600))
-    assert measure_image(table.read_image(index["0a34e73df.jpg"]))[1:] == (0, 0)

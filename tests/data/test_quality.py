@@ -1,12 +1,14 @@
 """Every kind of damage named with its file, line and level; and rows damaged at random, of which none is lost."""
 
 import csv
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -357,6 +359,15 @@ def test_exit_status_and_the_last_lines(
     assert "no folder" in refused("check", root / "train_images")
 
 
+def test_findings_are_shown_though_their_file_cannot_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "train_images" / "notes.txt").write_text("")
+    assert main(["check", str(root), f"--out={root / 'train.csv' / 'findings.json'}"]) == 2
+    shown = capsys.readouterr()
+    assert "notes.txt" in shown.out
+    assert shown.err.startswith("steel: ")
+    assert len(shown.err.splitlines()) == 1
+
+
 def test_the_file_holds_all_and_the_screen_says_how_many_more(
     root: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
@@ -407,6 +418,28 @@ def test_a_name_that_is_not_utf8_is_an_error_and_is_shown(root: Path, capsys: py
     assert "train_images/gr\\udcfcn.jpg  its name is not UTF-8" in capsys.readouterr().out
     (finding,) = json.loads((root / "check.json").read_text())["findings"]
     assert (finding["file"], finding["kind"]) == ("train_images/gr\udcfcn.jpg", "file name")
+
+
+def test_a_file_that_may_not_be_read_is_named_and_the_others_are_looked_at(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, _ = split_rows(root)
+    locked, broken = (root / "train_images" / name for name in clean[:2])
+    broken.write_bytes(b"")
+    open_any = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_any(path, *args, **kwargs)
+
+    # Rights do not bind an administrator, so the refusal itself is played.
+    monkeypatch.setattr(Path, "open", refuse)
+    found = {finding.file: finding for finding in examine(root).findings}
+    assert set(found) == {locked, broken}
+    assert found[locked].kind == "unreadable image"
+    assert "the image cannot be read (Permission denied); mend that" in found[locked].message
+    assert found[broken].kind == "empty image"
 
 
 def test_real_images_have_no_errors(real_data: Callable[[str], Path], tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_steel_split_writes_the_file_once(
 
 
 def test_steel_split_writes_where_out_says(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    out = tmp_path / "other.csv"
+    out = tmp_path / "neuer Ordner" / "other.csv"
     assert main(["split", str(root), f"--out={out}"]) == 0
     assert not (root / "splits.csv").exists()
     table = read_annotations(root)
@@ -361,6 +361,7 @@ def test_steel_split_refuses(root: Path, tmp_path: Path, refused: Callable[..., 
     assert "fractions" in refused("split", root, "--fractions=[0.5,0.5]")
     assert "exclude each other" in refused("split", root, "--folds=5", "--fractions=[0.5,0.3,0.2]")
     assert "folds is 3 or more, but 2 came" in refused("split", root, "--folds=2")
+    assert "41 folds, but 40 groups of images cannot fill them" in refused("split", root, "--folds=41")
     assert not (root / "splits.csv").exists()
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from steel.cli import main
+from steel.data import rle
 from steel.data.annotations import read_annotations
 from steel.data.images import read_grey
 from steel.data.synthetic import _deal_classes, draw_image, write_synthetic
@@ -125,6 +126,16 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, refused: Calla
     assert (tmp_path / "kept.txt").read_text() == "mine"
 
 
+def test_what_is_stopped_leaves_no_data_set_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(mask: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rle, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic(tmp_path / "new", 4, 0, (32, 64))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
@@ -133,10 +144,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, refused: Calla
         ("--size=[16,128]", "height is 32 or more"),  # too low
         ("--size=[128,16]", "width is 32 or more"),  # too narrow
         ("--size=[128]", "size"),  # a number is missing
-        pytest.param(
-            "--seed=-1",
-            "seed",
-        ),  # NumPy takes no negative seed
+        ("--seed=-1", "seed is 0 or more"),  # NumPy takes no negative seed
     ],
 )
 def test_steel_synth_refuses(tmp_path: Path, refused: Callable[..., str], option: str, sentence: str) -> None:

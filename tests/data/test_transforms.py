@@ -589,7 +589,7 @@ def test_a_pipeline_keeps_bits_apart(pipeline: Pipeline) -> None:
         (A.Compose([A.Resize(8, 8)]), "leave type and size as they are"),
         (A.Compose([A.ToFloat()]), "leave type and size as they are"),
         (A.Compose([A.ToGray(num_output_channels=3, p=1)]), "leave type and size as they are|fails on a grey image"),
-        (A.HorizontalFlip(), "holds no albumentations pipeline"),
+        (A.HorizontalFlip(), "holds HorizontalFlip, not a pipeline; put it into a Compose"),
     ],
 )
 def test_a_pipeline_that_does_not_fit_is_refused(steps: A.Compose, sentence: str, tmp_path: Path) -> None:

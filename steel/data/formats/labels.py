@@ -38,7 +38,7 @@ class Labels(NamedTuple):
     Attributes:
         classes: The names of the C classes.
         images: All images, clean ones too.
-        root: Folder where groups.csv and splits.csv lie, if there are any.
+        root: Folder where groups.csv, splits.csv and unknown.csv lie, if there are any.
         num_empty: How many annotations were left out because they cover no pixel.
     """
 
