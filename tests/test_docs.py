@@ -59,7 +59,7 @@ def shorten(words: list[str]) -> list[str]:
     ]
     at = max(i for i, word in enumerate(words) if word == "--config") + 2
     small = ["--config", "conf/smoke.yaml", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--pictures", "1"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--num_pictures", "1"]
     return [*words[:at], *small, *quiet, *words[at:]]
 
 
