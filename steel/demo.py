@@ -64,7 +64,6 @@ def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
             "--data.num_workers=0",
             f"--trainer.precision={precision}",
             "--trainer.num_sanity_val_steps=0",
-            "--trainer.enable_model_summary=false",
             f"--trainer.default_root_dir={out}",
         ]
     )

@@ -8,6 +8,7 @@ import argparse
 import inspect
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from steel.training.callbacks import (
     RunRecord,
     StepSeeds,
     StopSignals,
+    Summary,
 )
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
@@ -217,6 +219,8 @@ class SteelCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Takes the split from the checkpoint, or makes sure that a resume sees the same data."""
+        if self.subcommand == "fit":
+            self.datamodule.setup("fit")  # what is wrong with the data is said before a folder is made for the run
         if self._checkpoint is None:
             return
         assert self.subcommand
@@ -256,6 +260,11 @@ class SteelCLI(LightningCLI):
             self.save_config_callback = None
         elif config.trainer.logger in (None, True):
             kwargs["logger"] = self._build_loggers(_log_dir(config.trainer.default_root_dir), config.ckpt_path)
+        # A bar is for a terminal; `Summary` says the rest.
+        if config.trainer.enable_progress_bar is None and not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False
+        if config.trainer.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False
         try:
             trainer: Trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -285,7 +294,7 @@ class SteelCLI(LightningCLI):
         if saved and ("averaging_state" in saved) != (ema_decay is not None):
             had = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run began {had} --ema_decay; a resumed run is the same run, so give what it had")
-        first: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), Pictures(config.num_pictures)]
+        first: list[Callback] = [StepSeeds(), RunRecord(), Summary(), LossLog(), Pictures(config.num_pictures)]
         if config.compile:
             first.append(Compile())
         if ema_decay is not None:
@@ -412,8 +421,17 @@ def _silence_chatter() -> None:
     # It asks for a loader with a state; ours has none and needs none, since the sampler asks the trainer where it is.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback with a model that overrides")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "pytorch_lightning.trainer.connectors.checkpoint_connector",
+        "lightning_fabric.utilities.seed",
+    ):
+        logging.getLogger(name).addFilter(_is_news)
+
+
+# Advertisements, and what `Summary` or config.yaml says.
+_NO_NEWS = ("Tip:", "TPU", "GPU available: ", "Loading `train_dataloader`", "`weights_only` was not set", "Seed set to")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage() and "TPU" not in record.getMessage()
+    return not any(words in record.getMessage() for words in _NO_NEWS)
