@@ -127,7 +127,7 @@ def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> flo
         "--trainer.max_epochs=1", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0",
         "--trainer.enable_model_summary=false",
         f"--trainer.default_root_dir={folder}", "--best.monitor=val/loss", "--best.mode=min",
-        "--early_stopping.monitor=val/loss", "--early_stopping.mode=min", "--pictures=0",
+        "--early_stopping.monitor=val/loss", "--early_stopping.mode=min", "--num_pictures=0",
         f"--trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}",
         "--trainer.callbacks+=benchmarks.training.Span",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from steel.data.datamodule import SteelDataModule as SteelDataModule
     from steel.inspection.inspector import Inspector as Inspector
     from steel.inspection.inspector import OperatingPoint as OperatingPoint
+    from steel.overlays import draw_overlay as draw_overlay
     from steel.training.fit import load_task as load_task
     from steel.training.tasks import DefectClassifier as DefectClassifier
     from steel.training.tasks import DefectSegmenter as DefectSegmenter
@@ -22,6 +23,7 @@ _HOMES = {
     "Inspector": "steel.inspection.inspector",
     "OperatingPoint": "steel.inspection.inspector",
     "SteelDataModule": "steel.data.datamodule",
+    "draw_overlay": "steel.overlays",
     "load_task": "steel.training.fit",
     "read_annotations": "steel.data.annotations",
 }

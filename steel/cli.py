@@ -10,12 +10,13 @@ from steel.errors import InputError
 # Command -> the module and function that it runs; the order is that of the work.
 _COMMANDS = {
     "demo": "steel.demo:demo",
+    "info": "steel.versions:info",
     "synth": "steel.data.synthetic:synth",
+    "convert": "steel.data.convert:convert",
     "check": "steel.data.quality:check",
     "explore": "steel.data.explore:explore",
     "split": "steel.data.splits:split",
     "audit": "steel.data.audit:audit",
-    "convert": "steel.data.convert:convert",
     "fit": "steel.training.fit:run_cli",
     "validate": "steel.training.fit:run_cli",
     "test": "steel.training.fit:run_cli",
@@ -26,8 +27,9 @@ _COMMANDS = {
     "export": "steel.inspection.export:export",
     "inspect": "steel.inspection.run:inspect",
     "serve": "steel.inspection.server:serve",
-    "info": "steel.versions:info",
 }
+
+_CONFIG_HELP = "File with options of this command, in the form that --print_config shows."
 
 _HELP = """\
 usage: steel COMMAND [options]      steel COMMAND --help says more
@@ -45,7 +47,7 @@ From a folder with train.csv and train_images/ to two trained networks
   explore    what is in a data set, as a page of pictures
   split      divide it into train, val and test, over images
   audit      leaks and balance of any given split
-  fit        train a network: --config conf/classifier.yaml or conf/segmenter.yaml
+  fit        train a network: --config conf/classifier.yaml, or segmenter.yaml
   validate   scores of a trained network on val
   test       scores of a trained network on test
 
@@ -80,7 +82,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"steel {read_version()}")
         return 0
     if args[0] not in _COMMANDS:
-        print(f'steel: there is no command "{args[0]}"; commands: {", ".join(_COMMANDS)}', file=sys.stderr)
+        from steel.options import suggest
+
+        hint = suggest(args[0], [*_COMMANDS, "--help", "--version"]) or f"; commands: {', '.join(_COMMANDS)}"
+        print(f'steel: there is no command "{args[0]}"{hint}', file=sys.stderr)
         return 2
     try:
         return _run(args)
@@ -105,17 +110,16 @@ def _run(args: list[str]) -> int:
     import argparse
     import inspect
 
-    from jsonargparse import ArgumentError, auto_cli
+    from jsonargparse import ArgumentError, auto_cli, auto_parser
 
-    # `--near_duplicates` alone says yes; jsonargparse wants it said.
+    from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
+
     flags = {f"--{name}" for name, it in inspect.signature(function).parameters.items() if it.annotation is bool}
-    given = [
-        f"{arg}=true" if arg in flags and after.lower() not in ("true", "false") else arg
-        for arg, after in zip(args[1:], [*args[2:], ""], strict=False)  # nothing may stand behind the command
-    ]
+    settings: dict[str, Any] = {"prog": f"steel {args[0]}", "allow_abbrev": False, "exit_on_error": False}
+    settings |= {"formatter_class": HelpFormatter, "config_help": _CONFIG_HELP} | describe(function.__doc__)
     try:
-        status = auto_cli(function, args=given, prog=f"steel {args[0]}", allow_abbrev=False, exit_on_error=False)
+        status = auto_cli(function, args=expand_flags(args[1:], flags), **settings)
     except (ArgumentError, argparse.ArgumentError) as error:
-        sentence = " ".join(str(error).split())
-        raise InputError(f"{sentence}; steel {args[0]} --help lists what it takes") from error
+        options = list_options(auto_parser(function, **settings))
+        raise InputError(explain(str(error), options, args[0])) from error
     return status if isinstance(status, int) else 0

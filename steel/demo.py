@@ -57,7 +57,7 @@ def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
     run_cli(
         [
             "fit",
-            "--pictures=0",  # they would take a tenth of the time that a newcomer waits
+            "--num_pictures=0",  # they would take a tenth of the time that a newcomer waits
             f"--config=conf/{task}.yaml",
             *settings,
             "--model.weights=null",
@@ -65,19 +65,22 @@ def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
             "--data.num_workers=0",
             f"--trainer.precision={precision}",
             "--trainer.num_sanity_val_steps=0",
-            "--trainer.enable_model_summary=false",
             f"--trainer.default_root_dir={out}",
         ]
     )
     return find_checkpoint("best", out / "lightning_logs", task)
 
 
-def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
+def demo(*, out: str = "lightning_logs/demo", seed: int = 0) -> None:
     """Runs the whole way on a synthetic data set: draw, split, explore, fit both, tune, evaluate, export, inspect.
 
     Args:
         out: Folder for everything that is made; a former demo there is replaced.
         seed: Another seed draws other images.
+
+    Example:
+        steel demo
+        steel demo --out tried --seed 1
     """
     start = time.monotonic()
     folder = Path(out)
@@ -90,11 +93,11 @@ def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
     root = folder / "data"
 
     _announce("1 of 8  draw a data set")
-    synth(str(root), NUM_IMAGES, seed)
+    synth(str(root), num_images=NUM_IMAGES, seed=seed)
     _announce("2 of 8  divide it into train, val and test")
     split(str(root))
     _announce("3 of 8  look at it")
-    explore(str(root), str(folder / "explored"))
+    explore(str(root), out=str(folder / "explored"))
     _announce("4 of 8  train the classifier")
     classifier = str(_fit("classifier", root, folder, _CLASSIFIER))
     _announce("5 of 8  train the segmenter")
@@ -115,7 +118,7 @@ def demo(out: str = "lightning_logs/demo", seed: int = 0) -> None:
     model = folder / "inspector.pt"
     export(classifier=classifier, segmenter=segmenter, operating_point=point, out=str(model))
     some = f"{glob.escape(str(root))}/train_images/synthetic_0000[0-9].jpg"
-    inspect(str(model), some, str(folder / "inspected"))
+    inspect(str(model), some, out=str(folder / "inspected"))
 
     report = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     summary = {key: report[key] for key in ("accuracy", "dice_on_defects", "kaggle_dice")}

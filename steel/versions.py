@@ -58,7 +58,11 @@ def has_fast_bfloat16() -> bool:
 
 
 def info() -> None:
-    """Shows versions, devices and precisions: what to look at first when two machines disagree."""
+    """Shows versions, devices and precisions: what to look at first when two machines disagree.
+
+    Example:
+        steel info
+    """
     import torch
 
     for name, version in describe_versions().items():

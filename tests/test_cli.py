@@ -1,4 +1,7 @@
+import importlib
+import inspect
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,17 +16,17 @@ from steel.cli import main
 def test_the_public_commands() -> None:
     """A command that appears or goes is announced here."""
     commands = (
-        "demo synth check explore split audit convert fit validate test tune evaluate relabel score export inspect "
-        "serve info"
+        "demo info synth convert check explore split audit fit validate test tune evaluate relabel score export "
+        "inspect serve"
     )
     assert list(steel.cli._COMMANDS) == commands.split()
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in steel.cli._COMMANDS:
-        assert f"\n  {name} " in text
+    assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == list(steel.cli._COMMANDS)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", steel.cli._COMMANDS)
@@ -33,6 +36,7 @@ def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.Capt
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: steel {command}")
+    text, _, examples = text.partition("\nExample:\n")
     entries = re.findall(r"^  (?=-|\w)(.+(?:\n {4,}.+)*)", text[text.index("\n\n") :], flags=re.MULTILINE)
     assert entries
     for entry in entries:
@@ -40,6 +44,51 @@ def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.Capt
         # What is left without metavariable, type and default.
         sentence = re.sub(r"\((?:required, )?(?:type|default): .*\)$|[A-Z_]{2,}|\[.*?\]|\{.*?\}", "", words)
         assert len(sentence.split()) >= 2, (name, words)
+    listed = re.findall(r"^  (?:-\w \w+, )?(--[\w.]+)", text, flags=re.MULTILINE)
+    assert examples.strip()
+    for example in examples.strip().splitlines():
+        words = shlex.split(example)
+        assert words[:2] == ["steel", command]
+        # What a network takes is listed by --model.help.
+        options = [word for word in words if word.startswith("--") and not word.startswith("--model.")]
+        assert set(options) <= set(listed), example
+
+
+def parameters_of(command: str) -> dict[str, inspect.Parameter]:
+    module, _, name = steel.cli._COMMANDS[command].partition(":")
+    return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+# fit, validate and test are Lightning's.
+FUNCTIONS = [command for command, function in steel.cli._COMMANDS.items() if not function.endswith(":run_cli")]
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_options_stand_in_the_same_order_everywhere(command: str) -> None:
+    """What the inspector is made of; where it comes out; how it is computed, last."""
+    parameters = parameters_of(command)
+    order = ("classifier", "segmenter", "operating_point", "flips", "root", "split", "num_pictures", "out", "seed",
+             "batch_size", "num_workers", "device")  # fmt: skip
+    asked = [name for name, it in parameters.items() if name in order and it.kind is it.KEYWORD_ONLY]
+    assert asked == [name for name in order if name in asked]
+    for it in parameters.values():  # what is an option at the command line has a name in Python, too
+        assert it.kind is not it.POSITIONAL_OR_KEYWORD or it.default is it.empty
+
+
+def test_the_same_option_is_the_same_everywhere() -> None:
+    """One type, one default and one sentence for what several commands take."""
+    shared: dict[str, set[tuple[object, ...]]] = {}
+    for command in FUNCTIONS:
+        module, _, name = steel.cli._COMMANDS[command].partition(":")
+        text = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""
+        for option, it in parameters_of(command).items():
+            sentence = re.search(rf"^    {option}: (.+(?:\n        .+)*)", text, re.MULTILINE)
+            about = it.annotation, it.default, sentence and sentence[1]
+            if option in ("flips", "batch_size", "num_workers", "device"):
+                shared.setdefault(option, set()).add(about)
+            if option == "root" and it.kind is it.POSITIONAL_OR_KEYWORD:
+                shared.setdefault(option, set()).add(about)
+    assert all(len(ways) == 1 for ways in shared.values()), shared
 
 
 def test_version() -> None:
@@ -84,10 +133,17 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path, root: Path) -> None:
-    assert 'no command "trian"' in refused("trian")
+    assert refused("evalute") == 'steel: there is no command "evalute"; did you mean evaluate?'
+    assert 'no command "learn"; commands: demo, ' in refused("learn")
     assert main([]) == 2
-    assert "--help" in refused("split")
-    assert "--fold" in refused("split", root, "--fold=3")
+    assert "split needs ROOT; steel split --help" in refused("split")
+    assert "convert needs DST, --from, --to;" in refused("convert", root)
+    assert "no option --fold; did you mean --folds?" in refused("split", root, "--fold=3")
+    assert "no option --twice; steel split --help" in refused("split", root, "--twice")
+    assert '"more" is one word too many' in refused("split", root, "more")
+    assert "--seed takes a value of type int, but many came" in refused("split", root, "--seed=many")
+    assert "--size takes a tuple with 2 elements" in refused("synth", tmp_path / "new", "--size=[1,2,3]")
+    assert "--split takes one of 'all', 'train'" in refused("score", "submission.csv", root, "--split=best")
     assert "sum to 1" in refused("split", root, "--fractions=[0.5,0.5,0.5]")
 
 

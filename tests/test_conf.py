@@ -13,11 +13,15 @@ TASKS = ["classifier", "segmenter", "original/classifier", "original/segmenter"]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_settings_run(name: str, root: Path, tmp_path: Path) -> None:
+def test_settings_run(name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", f"--config=conf/{name}.yaml", "--config=conf/smoke.yaml", f"--data.root={root}"]
     args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
-    args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     assert main([*args, f"--trainer.default_root_dir={tmp_path}"]) == 0
+    # Here is no terminal, so there is no bar, but the same in lines.
+    starts = [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [word for word in starts if word in ("train", "data", "on", "into", "epoch", "run:")] == [
+        "train", "data", "on", "into", "epoch", "run:",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["classifier", "segmenter"])

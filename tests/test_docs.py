@@ -59,7 +59,7 @@ def shorten(words: list[str]) -> list[str]:
     ]
     at = max(i for i, word in enumerate(words) if word == "--config") + 2
     small = ["--config", "conf/smoke.yaml", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--pictures", "1"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--num_pictures", "1"]
     return [*words[:at], *small, *quiet, *words[at:]]
 
 
@@ -88,6 +88,7 @@ def test_every_command_is_known(page: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of Lightning, on runs of two steps
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")  # of Lightning's own, which `steel fit` keeps out
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # what a user sees too
 def test_every_example_runs(
     page: str,
@@ -112,9 +113,10 @@ def test_every_example_runs(
             )
         assert main(["export", *(f"--{task}={path}" for task, path in networks.items())]) == 0
     variables: dict[str, str] = {}
+    names: dict[str, object] = {"__name__": "example"}  # one block goes on from the other, as in a notebook
     for block in blocks:
         if block.language == "python":
-            exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
+            exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
             continue
         for command in read_commands(block.text):
             if assigned := re.fullmatch(r"([A-Z_]+)=(\S*)", command):

@@ -179,7 +179,9 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"no folder {root}; set --data.root to the folder that holds train.csv and train_images")
+        raise InputError(
+            f"no folder {root}; name the one that holds train.csv and train_images, for steel fit by --data.root"
+        )
     folder = root / "train_images"
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; put the images there")
@@ -397,7 +399,7 @@ def join_rows(
         i = index.get(name, -1)
         if i < 0:
             message = f'no image "{name}" in {csv.parent / "train_images"}, though this line names it'
-            findings.append(Finding(csv, line, "missing image", f"{message}; put it there or set --data.root"))
+            findings.append(Finding(csv, line, "missing image", f"{message}; put it there or take the row out"))
         elif class_id > num_classes and code:
             known = f"at most {MAX_CLASSES} classes are possible"
             if num_classes < MAX_CLASSES:

@@ -239,7 +239,7 @@ def tabulate_shares(assignment: Assignment, annotations: Annotations) -> pd.Data
     return table.assign(sizes=sizes)
 
 
-def audit(root: str, splits: str | None = None, out: str | None = None) -> int:
+def audit(root: str, *, splits: str | None = None, out: str | None = None) -> int:
     """Reports leaks and balance of any given split, and what its parts allow to be claimed.
 
     A leak is an image of which a part before has the same pixels, the same scene (mirrored, turned, shifted,
@@ -249,7 +249,11 @@ def audit(root: str, splits: str | None = None, out: str | None = None) -> int:
         root: Folder with train.csv and train_images.
         splits: CSV with ImageId and split (or fold, part, set, subset), or a folder with train.txt, val.txt and so on,
             which name an image on each line; by default splits.csv in the data set's folder.
-        out: Folder for the report as a page, with the worst pairs as pictures, and for audit.json.
+        out: Folder for the report as a page, with the worst pairs as pictures, and for audit.json; new or empty.
+
+    Example:
+        steel audit data
+        steel audit data --splits theirs.csv --out audited
     """
     if out:
         require_new_folder(Path(out))

@@ -1,14 +1,8 @@
 """Labels to and from the formats of other tools: COCO, YOLO segmentation and PNG masks.
 
 Each reader gives one neutral form, `Labels`, and each writer takes it, so that every pair of formats works. Nothing is
-rounded on the way: all formats come back without the loss of a pixel, but for `index` where classes overlap.
-
-    severstal       train_images/  train.csv  classes.csv
-    coco            images/  annotations/instances_default.json       a mask (compressed RLE) for each spot
-    coco-polygons   images/  annotations/instances_default.json       an outline for each spot
-    yolo            images/  labels/<stem>.txt  data.yaml             a line with an outline for each spot
-    masks           images/  masks/<stem>_<class id>.png  classes.csv    0 and 255, a file for each defect
-    index           images/  index/<stem>.png  classes.csv            0 is clean, else the class id
+rounded on the way: all formats come back without the loss of a pixel, but for `index` where classes overlap. `convert`
+tells the folders of each.
 
 `groups.csv`, `splits.csv` and `unknown.csv` are taken along by every format. What other tools export of these is read
 too, as `steel.data.formats` says of each: CVAT's COCO, Ultralytics YOLO and Segmentation mask, Label Studio's COCO and
@@ -46,12 +40,20 @@ Args:
 def convert(
     src: str,
     dst: str,
+    *,
     images: str | None = None,
     copy_images: bool = True,
     overlap: Overlap = "refuse",
     **formats: Unpack[Formats],
 ) -> None:
     """Converts labels between this layout (severstal), COCO, YOLO segmentation and PNG masks.
+
+        severstal       train_images/ train.csv classes.csv
+        coco            images/ annotations/instances_default.json: a mask for each spot
+        coco-polygons   images/ annotations/instances_default.json: an outline for each spot
+        yolo            images/ labels/<stem>.txt data.yaml: an outline for each spot
+        masks           images/ masks/<stem>_<class id>.png classes.csv: 0 and 255, a file for each defect
+        index           images/ index/<stem>.png classes.csv: 0 is clean, else the class id
 
     No format loses a pixel when it is read back here or by COCO's own code, holes and single pixels included; index
     does where classes overlap, and says how many. Class names, clean images, groups.csv and splits.csv are kept.
@@ -63,6 +65,11 @@ def convert(
         images: Folder with the images, where they are not in SRC.
         copy_images: Whether the image files are copied, so that DST is complete.
         overlap: Which class id wins where classes overlap, for index, which holds one class a pixel.
+
+    Example:
+        steel convert coco data --from coco --to severstal
+        steel convert data corrected --from severstal --to yolo
+        steel convert inspected/submission.csv labels --from severstal --to coco --images NEW_IMAGES
     """
     out, to = Path(dst), formats["to"]
     require_new_folder(out)

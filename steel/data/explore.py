@@ -288,7 +288,7 @@ def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) 
     return summarise(annotations, defects), sections
 
 
-def explore(root: str, out: str = "explored", seed: int = 0, sample: int = 1000) -> None:
+def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int = 0) -> None:
     """Shows what is in a data set, as one page of pictures.
 
     Counts of images and classes, sizes of defects and where they sit, brightness and black margins, examples of each
@@ -297,9 +297,12 @@ def explore(root: str, out: str = "explored", seed: int = 0, sample: int = 1000)
 
     Args:
         root: Folder with train.csv and train_images.
+        sample: How many images to open for brightness and black margins; labels are counted in full.
         out: Folder for the page and the pictures; new or empty.
         seed: Another seed measures and shows other images.
-        sample: How many images to open for brightness and black margins; labels are counted in full.
+
+    Example:
+        steel explore data --out explored
     """
     require_at_least(0, seed=seed)
     require_at_least(1, sample=sample)

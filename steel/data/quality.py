@@ -179,7 +179,7 @@ def _differ(annotations: Annotations, i: int, j: int) -> bool:
     return not np.array_equal(annotations.draw_plane(i), annotations.draw_plane(j))
 
 
-def check(root: str, out: str | None = None) -> int:
+def check(root: str, *, out: str | None = None) -> int:
     """Finds everything that is wrong with a data set and says it at once.
 
     Every file, row and pixel is looked at. Ends with exit status 1 where there is an error, 0 where there is
@@ -188,6 +188,10 @@ def check(root: str, out: str | None = None) -> int:
     Args:
         root: Folder with train.csv and train_images.
         out: File to write all findings to, as JSON; its name ends in .json.
+
+    Example:
+        steel check data
+        steel check data --out check.json
     """
     # An earlier report is replaced, but nothing else is.
     if out and not out.endswith(".json"):

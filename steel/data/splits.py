@@ -285,11 +285,12 @@ def tabulate_parts(members: Mapping[str, NDArray[np.int64]], annotations: Annota
 
 def split(
     root: str,
+    *,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     folds: int | None = None,
     near_duplicates: bool = False,
-    seed: int = 0,
     out: str | None = None,
+    seed: int = 0,
 ) -> None:
     """Divides a data set into train, val and test, or into folds, over images, and writes splits.csv.
 
@@ -301,8 +302,12 @@ def split(
         fractions: Shares of train, val and test, which sum to 1, as [0.7,0.15,0.15].
         folds: Equal folds instead; then --data.fold 2 judges by fold 2, chooses by fold 3 and trains on the others.
         near_duplicates: Whether to look for images of one scene first and keep these on one side too.
-        seed: Another seed gives another split.
         out: File to write, by default splits.csv in the data set's folder.
+        seed: Another seed gives another split.
+
+    Example:
+        steel split data --near_duplicates
+        steel split data --folds 5 --out folds.csv
     """
     path = Path(out) if out else Path(root) / "splits.csv"
     if path.exists():

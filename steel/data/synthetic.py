@@ -220,7 +220,7 @@ def _write_images(root: Path, dealt: list[tuple[int, ...]], seed: int, size: tup
     table.to_csv(root / "train.csv", index=False, lineterminator="\n")
 
 
-def synth(out: str, num_images: int = 200, seed: int = 0, size: tuple[int, int] = (256, 1600)) -> None:
+def synth(out: str, *, num_images: int = 200, size: tuple[int, int] = (256, 1600), seed: int = 0) -> None:
     """Writes a data set of made-up steel in Severstal's layout.
 
     Four kinds of defect at about Severstal's frequencies, images with several of them, and clean ones. The same seed
@@ -229,8 +229,12 @@ def synth(out: str, num_images: int = 200, seed: int = 0, size: tuple[int, int] 
     Args:
         out: Folder to write; new or empty.
         num_images: How many images.
-        seed: Another seed draws other images.
         size: Height and width in pixels, as [256,1600].
+        seed: Another seed draws other images.
+
+    Example:
+        steel synth data
+        steel synth small --num_images 20 --size [128,400]
     """
     write_synthetic(Path(out), num_images, seed, size)
     print(f"wrote {num_images} images to {out}")

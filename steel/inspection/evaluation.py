@@ -171,17 +171,17 @@ def evaluate(
     *,
     classifier: str | list[str] | None = None,
     segmenter: str | list[str] | None = None,
+    operating_point: str | None = None,
+    flips: bool = False,
     model: str | None = None,
     root: str,
-    operating_point: str | None = None,
     split: Literal["train", "val", "test"] = "test",
-    flips: bool = False,
     tolerance: int = 3,
+    num_pictures: int = 24,
     out: str = "evaluation",
     batch_size: int = 8,
     num_workers: int | None = None,
     device: str = "auto",
-    num_pictures: int = 24,
 ) -> None:
     """Judges both stages together on images that the networks have not seen, or an exported file (--model).
 
@@ -190,17 +190,21 @@ def evaluate(
     Args:
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        operating_point: File that `steel tune` wrote; by default all thresholds are 0.5. An exported file has its own.
+        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         model: File that `steel export` wrote, instead of checkpoints.
         root: Folder with train.csv and train_images.
-        operating_point: File that `steel tune` wrote; by default all thresholds are 0.5. An exported file has its own.
         split: The part to judge by.
-        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         tolerance: Pixels by which an outline may be off and still count, for the Dice of the outlines.
-        out: Folder for the report.
+        num_pictures: How many images to show at the most.
+        out: Folder for the report; an earlier one there is replaced.
         batch_size: Images that the networks see at once.
         num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
-        num_pictures: How many images to show at the most.
+
+    Example:
+        steel evaluate --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml --root data
+        steel evaluate --model inspector.pt --root data
     """
     require_at_least(0, tolerance=tolerance, num_pictures=num_pictures)
     require_at_least(1, batch_size=batch_size)

@@ -56,6 +56,10 @@ def export(
         precision: What the networks compute in; what bf16 and fp16 cost in masks is shown.
         images: Images to compare on, as a folder or a pattern in quotes; by default synthetic ones.
         out: File to write.
+
+    Example:
+        steel export --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml
+        steel export --classifier C.ckpt --segmenter S.ckpt --format onnx --out inspector.onnx
     """
     if format == "onnx":
         formats.require_onnx()

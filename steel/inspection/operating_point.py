@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -297,7 +297,9 @@ def tune(
     *,
     classifier: str | list[str] | None = None,
     segmenter: str | list[str] | None = None,
+    flips: bool = False,
     root: str | None = None,
+    split: Literal["train", "val", "test"] = "val",
     scores: str | None = None,
     aim: AimName = "cost",
     miss_cost: float | list[float] = 1.0,
@@ -305,8 +307,6 @@ def tune(
     recall: float = 0.95,
     false_alarms: float = 0.02,
     num_new: int | None = None,
-    split: str = "val",
-    flips: bool = False,
     out: str = "operating_point.yaml",
     batch_size: int = 8,
     num_workers: int | None = None,
@@ -320,7 +320,9 @@ def tune(
     Args:
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
         root: Folder with train.csv and train_images.
+        split: The part to choose by; test would make the report on test worthless.
         scores: CSV with ImageId, label1, label2, ... (0 or 1) and probability1, probability2, ...; group as well if
             images belong together.
         aim: cost: the lowest sum of --miss_cost and --alarm_cost. recall: of every class --recall of the defects,
@@ -331,12 +333,14 @@ def tune(
         recall: Least share of the defects of each class to be found, for --aim recall.
         false_alarms: Largest share of clean images with a mask, for --aim false_alarms.
         num_new: Number of new images to say what will be seen on; by default as many as it is chosen by.
-        split: The part to choose by; test would make the report on test worthless.
-        flips: As for evaluate and export.
         out: File to write.
         batch_size: Images that the networks see at once.
         num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
+
+    Example:
+        steel tune --classifier C.ckpt --segmenter S.ckpt --root data --miss_cost 5 --out point.yaml
+        steel tune --scores scores.csv --aim recall --recall 0.98
     """
     require_at_least(1, num_new=num_new, batch_size=batch_size)
     if scores is not None:

@@ -284,9 +284,9 @@ def relabel(
     *,
     classifier: str | list[str],
     segmenter: str | list[str],
-    out: str = "relabel",
-    num_pictures: int = 40,
     flips: bool = False,
+    num_pictures: int = 40,
+    out: str = "relabel",
     batch_size: int = 8,
     num_workers: int | None = None,
     device: str = "auto",
@@ -300,12 +300,15 @@ def relabel(
         root: Folder with train.csv and train_images.
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], for instance of all folds.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt].
-        out: Folder for page, list and pictures.
-        num_pictures: How many images to show at the most.
         flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
+        num_pictures: How many images to show at the most.
+        out: Folder for page, list and pictures; earlier ones there are replaced.
         batch_size: Images that the networks see at once.
         num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
         device: Where to run: auto, cpu, cuda or cuda:1.
+
+    Example:
+        steel relabel data --classifier [A.ckpt,B.ckpt] --segmenter [C.ckpt,D.ckpt]
     """
     require_at_least(0, num_pictures=num_pictures)
     require_at_least(1, batch_size=batch_size)

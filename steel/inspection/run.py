@@ -47,20 +47,21 @@ def choose_device(name: str) -> torch.device:
 def inspect(
     model: str,
     images: str,
-    out: str = "inspected",
-    batch_size: int = 8,
-    device: str = "auto",
+    *,
     overlays: Drawn = "defective",
     submission_format: SubmissionFormat = "new",
-    resume: bool = False,
     coco: bool = False,
     report: bool = False,
     mm_per_pixel: float | None = None,
     image_length: float | None = None,
+    resume: bool = False,
     shard: str | None = None,
     watch: bool = False,
     idle_seconds: float | None = None,
     engine: Literal["local", "ray"] = "local",
+    out: str = "inspected",
+    batch_size: int = 8,
+    device: str = "auto",
 ) -> None:
     """Inspects images with an exported file.
 
@@ -70,20 +71,24 @@ def inspect(
     Args:
         model: File that `steel export` wrote.
         images: An image, a folder, or a pattern in quotes such as "line*/*.png".
-        out: Folder for what is made.
-        batch_size: Images that the networks see at once.
-        device: Where to run: auto, cpu, cuda or cuda:1.
         overlays: Which images to draw.
         submission_format: Columns ImageId,ClassId,EncodedPixels (new) or ImageId_ClassId,EncodedPixels (old).
-        resume: Skip what results.csv has, and go on with a run that was stopped.
         coco: Write coco/annotations/instances_default.json too, with an annotation for each spot.
         report: Write report.html too, one page to look at what was found, which opens without a network.
-        mm_per_pixel: Size of a pixel in millimetres, for the report.
+        mm_per_pixel: Side of a pixel in millimetres, for the report.
         image_length: Millimetres of strip from one image to the next, for the report; by default the image's own.
+        resume: Skip what results.csv has, and go on with a run that was stopped.
         shard: Which part of the images to inspect, such as 2/8; the parts share one results.parquet.
         watch: Inspect images as they appear in the folder until Ctrl-C, and tell how long that took.
         idle_seconds: Stop watching after so many seconds without a new image.
         engine: What runs the work: this process (local), or a Ray cluster (ray), which writes results.parquet alone.
+        out: Folder for what is made.
+        batch_size: Images that the networks see at once.
+        device: Where to run: auto, cpu, cuda or cuda:1.
+
+    Example:
+        steel inspect inspector.pt NEW_IMAGES --report
+        steel inspect inspector.pt "line*/*.png" --out monday --resume
     """
     require_at_least(1, batch_size=batch_size)
     for option, number in {"mm_per_pixel": mm_per_pixel, "image_length": image_length}.items():

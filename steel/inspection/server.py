@@ -23,19 +23,20 @@ except ModuleNotFoundError as missing:
 
 def serve(
     model: str,
+    *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    device: str = "auto",
+    insecure: bool = False,
     mm_per_pixel: float | None = None,
     verdicts: str = "verdicts.sqlite",
-    insecure: bool = False,
-    batch_size: int = 8,
-    wait_ms: float = 5,
-    queue: int = 64,
     max_images: int = 16,
     max_megabytes: float = 32,
     max_megapixels: float = 4,
     timeout: float = 30,
+    queue: int = 64,
+    wait_ms: float = 5,
+    batch_size: int = 8,
+    device: str = "auto",
 ) -> None:
     """Serves an exported file over HTTP, with a page for the people at the line.
 
@@ -46,17 +47,20 @@ def serve(
         model: File that `steel export` wrote.
         host: Address to listen on; any but this machine's own needs STEEL_TOKEN.
         port: Port to listen on; 0 takes a free one.
-        device: Where to run: auto, cpu, cuda or cuda:1.
-        mm_per_pixel: Length of a pixel's side in mm, for areas in mm².
-        verdicts: SQLite file for what inspectors say of images; made where it is not there.
         insecure: Listen on another address without a token.
-        batch_size: Images that the networks see at once.
-        wait_ms: Milliseconds that an image waits for others to share a batch with.
-        queue: Images that may be on their way at once; beyond that, clients are told to come again.
+        mm_per_pixel: Side of a pixel in millimetres, for areas in mm².
+        verdicts: SQLite file for what inspectors say of images; made where it is not there.
         max_images: Images in one request.
         max_megabytes: Size of one request.
         max_megapixels: Size of one image.
         timeout: Seconds in which a request has to be here, and then its answer.
+        queue: Images that may be on their way at once; beyond that, clients are told to come again.
+        wait_ms: Milliseconds that an image waits for others to share a batch with.
+        batch_size: Images that the networks see at once.
+        device: Where to run: auto, cpu, cuda or cuda:1.
+
+    Example:
+        steel serve inspector.pt --mm_per_pixel 0.5
     """
     require_at_least(1, batch_size=batch_size, max_images=max_images)
     require_at_least(max_images, queue=queue)

@@ -64,13 +64,17 @@ def _repeat_unknown(annotations: Annotations) -> tuple[NDArray[np.int32], NDArra
     return np.concatenate(regions), np.concatenate([[0], np.cumsum(counts)])
 
 
-def score(submission: str, root: str, split: Literal["all", "train", "val", "test"] = "all") -> None:
+def score(submission: str, root: str, *, split: Literal["all", "train", "val", "test"] = "all") -> None:
     """Scores a submission.csv, whoever made it, against the labels of a data set, on the codes: no image is decoded.
 
     Args:
         submission: CSV in either form of the contest; an image without a row is one on which nothing was found.
         root: Folder with train.csv and train_images.
         split: The part to score, by splits.csv; all takes every image.
+
+    Example:
+        steel score inspected/submission.csv data
+        steel score submission.csv data --split test
     """
     path = Path(submission)
     if not path.is_file():

@@ -28,6 +28,7 @@ from steel import overlays
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import write_split
 from steel.errors import InputError
+from steel.training.tasks import Task
 
 
 class Stopped(KeyboardInterrupt):
@@ -268,9 +269,48 @@ class RunRecord(Callback):
             print(f"stopped: {self._folder}; the same command with --ckpt_path {last} goes on")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Says where the run is."""
+        """Says where the run is, and its best weights, which the next command asks for."""
         if self._folder:
+            for best in trainer.checkpoint_callbacks:
+                if isinstance(best, BestCheckpoint) and best.best_model_path:
+                    path = os.path.relpath(best.best_model_path)
+                    print(f"best {best.monitor}, {float(cast(Tensor, best.best_model_score)):.4f}: {path}")
             print(f"run: {self._folder}")
+
+
+class Summary(Callback):
+    """Says what is trained on what and, where no progress bar does, how every epoch went."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows network, data, device and place."""
+        # Every process asks, since `log_dir` waits until all of them have.
+        log_dir = trainer.log_dir
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not isinstance(pl_module, Task) or not isinstance(data, SteelDataModule):
+            return
+        init = pl_module.init
+        parts = [str(init[key]) for key in ("backbone", "encoder", "decoder") if key in init]
+        count = sum(parameter.numel() for parameter in pl_module.parameters())
+        start = f"weights {init['weights']}" if init["weights"] else "random weights"
+        images = ", ".join(f"{len(data.split.indices(part)):,} in {part}" for part in ("train", "val", "test"))
+        devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+        length = f"max_epochs {trainer.max_epochs}" if trainer.max_epochs else f"max_steps {trainer.max_steps}"
+        lines = {
+            "train": f"{pl_module.name} ({', '.join(parts)}), {count / 1e6:.1f} million parameters, {start}",
+            "from": str(trainer.ckpt_path or ""),
+            "data": f"{data.root}: images {images}; classes {', '.join(data.annotations.classes)}",
+            "on": f"{devices}{pl_module.device}, precision {trainer.precision}, batch_size {data.batch_size}, {length}",
+            "into": log_dir or "",
+        }
+        for name, line in lines.items():
+            if line:
+                print(f"{name:6} {line}", flush=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the scores that a bar would."""
+        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items())
+            print(f"epoch {trainer.current_epoch}: {scores}", flush=True)
 
 
 class Compile(Callback):

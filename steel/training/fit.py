@@ -5,8 +5,10 @@ events, `checkpoints/best.ckpt` and `checkpoints/last.ckpt`.
 """
 
 import argparse
+import inspect
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
+from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 from steel.training.callbacks import (
     BestCheckpoint,
     Compile,
@@ -36,24 +39,35 @@ from steel.training.callbacks import (
     RunRecord,
     StepSeeds,
     StopSignals,
+    Summary,
 )
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 _TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
 
+# The help of each command, in the form of a docstring.
+_HELP = {
+    "fit": """Trains a network. With --ckpt_path last, best or a file it goes on where that run stopped.
 
-_SUMMARIES = {
-    "fit": "Trains a network. With --ckpt_path last, best or a file it goes on where that run stopped.",
-    "validate": "Scores a trained network on val; model and split come from the checkpoint (--ckpt_path).",
-    "test": "Scores a trained network on test; model and split come from the checkpoint (--ckpt_path).",
+    What a network takes: steel fit --model.help DefectClassifier, or DefectSegmenter. Settings merge from left to
+    right, options last; --print_config shows what they come to.
+
+    Example:
+        steel fit --config conf/classifier.yaml --data.root data
+        steel fit --config conf/segmenter.yaml --config conf/gpu.yaml --data.root data --model.encoder efficientnet-b3
+        steel fit --config conf/segmenter.yaml --data.root data --ckpt_path last
+    """,
+    "validate": """Scores a trained network on val; model and split come from the checkpoint (--ckpt_path).
+
+    Example:
+        steel validate --config conf/segmenter.yaml --data.root data --ckpt_path best
+    """,
+    "test": """Scores a trained network on test; model and split come from the checkpoint (--ckpt_path).
+
+    Example:
+        steel test --config conf/segmenter.yaml --data.root data --ckpt_path best
+    """,
 }
-
-
-def _describe(command: str) -> str:
-    return (
-        f"{_SUMMARIES[command]} Settings of the networks: steel {command} --model.help DefectClassifier, or "
-        f"DefectSegmenter. Example: steel {command} --config conf/segmenter.yaml --data.root data"
-    )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -112,7 +126,7 @@ class SteelCLI(LightningCLI):
             match[1] for arg in args if (match := re.match(r"--model\.(?:init_args\.)?([a-z_]+)", arg)) is not None
         }
         self._checkpoint: dict[str, Any] | None = None
-        strict = {"allow_abbrev": False, "exit_on_error": False}
+        strict = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": HelpFormatter}
         super().__init__(
             Task,
             SteelDataModule,
@@ -125,7 +139,7 @@ class SteelCLI(LightningCLI):
             parser_kwargs={"prog": "steel", **strict}
             # The generated usage has a hundred lines, which the list of options below it says again.
             | {
-                name: {"usage": f"steel {name} --config FILE [options]", "description": _describe(name), **strict}
+                name: {"usage": f"steel {name} --config FILE [options]", **describe(_HELP[name]), **strict}
                 for name in self.subcommands()
             },
             save_config_kwargs={"overwrite": True},
@@ -147,7 +161,10 @@ class SteelCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_argument(
-            "--pictures", type=int, default=4, help="Images of val to draw into TensorBoard after every epoch."
+            "--num_pictures",
+            type=int,
+            default=4,
+            help="How many images of val to draw into TensorBoard after every epoch.",
         )
         parser.add_argument("--compile", type=bool, default=False, help="Compile the network (torch.compile).")
         parser.add_argument(
@@ -156,7 +173,14 @@ class SteelCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, holds the options against the checkpoint that they come with, and takes the rest from it."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, argparse.ArgumentError) as error:
+            command = args[0]
+            options = list_options(self._parser(command)) + [
+                f"--model.{name}" for task in _TASKS.values() for name in inspect.signature(task).parameters
+            ]
+            raise InputError(explain(str(error), options, command)) from error
         command = self.config.subcommand
         config = self.config[command]
         if config.ckpt_path is None:
@@ -195,6 +219,8 @@ class SteelCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Takes the split from the checkpoint, or makes sure that a resume sees the same data."""
+        if self.subcommand == "fit":
+            self.datamodule.setup("fit")  # what is wrong with the data is said before a folder is made for the run
         if self._checkpoint is None:
             return
         assert self.subcommand
@@ -234,6 +260,11 @@ class SteelCLI(LightningCLI):
             self.save_config_callback = None
         elif config.trainer.logger in (None, True):
             kwargs["logger"] = self._build_loggers(_log_dir(config.trainer.default_root_dir), config.ckpt_path)
+        # A bar is for a terminal; `Summary` says the rest.
+        if config.trainer.enable_progress_bar is None and not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False
+        if config.trainer.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False
         try:
             trainer: Trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -263,7 +294,7 @@ class SteelCLI(LightningCLI):
         if saved and ("averaging_state" in saved) != (ema_decay is not None):
             had = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run began {had} --ema_decay; a resumed run is the same run, so give what it had")
-        first: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), Pictures(config.pictures)]
+        first: list[Callback] = [StepSeeds(), RunRecord(), Summary(), LossLog(), Pictures(config.num_pictures)]
         if config.compile:
             first.append(Compile())
         if ema_decay is not None:
@@ -367,31 +398,12 @@ def run_cli(args: Sequence[str]) -> None:
         torch.set_float32_matmul_precision("high")
     _silence_chatter()
     try:
-        SteelCLI(_expand_configs(args))
-    except (ArgumentError, argparse.ArgumentError) as error:
-        raise InputError(_shorten(str(error))) from error
+        SteelCLI(expand_flags(_expand_configs(args), {"--compile"}))
     except SystemExit as error:
         # Lightning's answer to Ctrl-C; the command line has its own.
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
-
-
-def _shorten(message: str) -> str:
-    """Jsonargparse's report on a wrong option as one sentence."""
-    message = " ".join(message.split())
-    if match := re.search(r"unrecognized arguments: ([^\s=]+)", message):
-        return f"there is no option {match[1]}; --help lists them"
-    unknown = r"""(?:Option|Key|key) ['"](\S+)['"] is not (?:accepted|expected)|does not accept option '(\S+)'"""
-    if match := re.search(unknown, message):
-        return f'there is no setting "{match[1] or match[2]}" (in a config file or as an option); --help lists them'
-    # Of a union's report only the first branch, which is the one that was meant.
-    value = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]).*?(?:Given|Got) value: (.+?)(?: - Expected|$)"
-    if match := re.search(r'Parser key "([^"]+)": (?:(?!Parser key).)*?' + value, message):
-        key = f"model.{match[1]}" if 'Parser key "model"' in message else match[1]
-        wanted = f"a value of type {match[2]}" if match[2] else f"one of {match[3]}"
-        return f"--{key} takes {wanted}, but {match[4]} came"
-    return message[:300]
 
 
 def _silence_chatter() -> None:
@@ -409,8 +421,17 @@ def _silence_chatter() -> None:
     # It asks for a loader with a state; ours has none and needs none, since the sampler asks the trainer where it is.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback with a model that overrides")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "pytorch_lightning.trainer.connectors.checkpoint_connector",
+        "lightning_fabric.utilities.seed",
+    ):
+        logging.getLogger(name).addFilter(_is_news)
+
+
+# Advertisements, and what `Summary` or config.yaml says.
+_NO_NEWS = ("Tip:", "TPU", "GPU available: ", "Loading `train_dataloader`", "`weights_only` was not set", "Seed set to")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage() and "TPU" not in record.getMessage()
+    return not any(words in record.getMessage() for words in _NO_NEWS)

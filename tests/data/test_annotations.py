@@ -315,7 +315,7 @@ def test_num_classes_is_refused(tmp_path: Path, num_classes: int, tables: dict[s
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         read_annotations(tmp_path / "nowhere")
-    assert str(error.value).startswith(f"no folder {tmp_path / 'nowhere'}; set --data.root")
+    assert str(error.value).startswith(f"no folder {tmp_path / 'nowhere'}; name the one")
     (tmp_path / "train.csv").write_text(PLAIN)
     with pytest.raises(InputError) as error:
         read_annotations(tmp_path)

@@ -82,7 +82,7 @@ def test_labels_without_images_convert_where_the_format_tells_sizes(
     assert not (tmp_path / "out" / "images").exists()
     labels = read_labels(tmp_path / "out", "yolo", tmp_path / "elsewhere")
     assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [6]
-    convert(str(root), str(tmp_path / "full"), str(tmp_path / "elsewhere"), **{"from": "coco", "to": "yolo"})
+    convert(str(root), str(tmp_path / "full"), images=str(tmp_path / "elsewhere"), **{"from": "coco", "to": "yolo"})
     assert (tmp_path / "full" / "images" / "a.png").is_file()
 
 

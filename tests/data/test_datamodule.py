@@ -304,7 +304,7 @@ def test_an_empty_part_is_refused_where_it_is_needed(
         ({"fractions": (0.5, 0.5, 0.5)}, "sum to 1, but [0.5, 0.5, 0.5] came"),
         ({"num_classes": 3}, "but this data set has the classes 1 to 3"),
         ({"num_classes": 9}, "9 classes, but 1 to 8 are possible"),
-        ({"root": "nowhere"}, "no folder nowhere; set --data.root"),
+        ({"root": "nowhere"}, "no folder nowhere; name the one"),
     ],
 )
 def test_wrong_settings_are_refused(root: Path, settings: dict[str, Any], sentence: str) -> None:

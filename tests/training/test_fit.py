@@ -185,9 +185,15 @@ def test_last_without_a_checkpoint_is_no_fresh_start(root: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--trainer.max_epoch=3", "there is no option --trainer.max_epoch"),  # abbreviation
+        (
+            "--trainer.max_epoch=3",
+            "there is no option --trainer.max_epoch; did you mean --trainer.max_epochs?",
+        ),  # abbreviation
         ("--data.batchsize=3", "there is no option --data.batchsize"),
-        ("--model.backbon=resnet18", 'there is no setting "backbon"'),
+        (
+            "--model.backbon=resnet18",
+            'there is no setting "backbon" (in a config file or as an option); did you mean --model.backbone?',
+        ),
         ("--model.backbone=resnet99", "--model.backbone takes one of 'resnet18', "),
         ("--data.batch_size=many", "--data.batch_size takes a value of type int, but many came"),
         ("--data.batch_size=0", "data.batch_size is 1 or more, but 0 came"),
@@ -209,6 +215,13 @@ def test_a_misspelt_key_in_a_config_is_one_sentence(root: Path, tmp_path: Path, 
     path.write_text(text)
     sentence = refused(*fit_args("classifier", root, tmp_path), f"--config={path}")
     assert "there is no setting" in sentence
+
+
+def test_wrong_data_leave_no_folder(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sentence = refused("fit", "--config=conf/classifier.yaml", "--config=conf/smoke.yaml", "--data.root=nowhere")
+    assert "no folder nowhere" in sentence
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fit_without_a_task_says_what_to_do(refused: Refused) -> None:
