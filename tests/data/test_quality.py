@@ -357,9 +357,7 @@ def test_exit_status_and_the_last_lines(
     assert "no folder" in refused("check", root / "train_images")
 
 
-def test_findings_are_shown_though_their_file_cannot_be_written(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_findings_are_shown_though_their_file_cannot_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "train_images" / "notes.txt").write_text("")
     assert main(["check", str(root), f"--out={root / 'train.csv' / 'findings.json'}"]) == 2
     shown = capsys.readouterr()

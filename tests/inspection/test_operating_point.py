@@ -17,7 +17,9 @@ from steel.inspection import bundle
 from steel.inspection.assemble import assemble, read_point
 from steel.inspection.evidence import Evidence, Grid
 from steel.inspection.inspector import OperatingPoint
-from steel.inspection.operating_point import list_warnings, measure, tune_on
+from steel.inspection.operating_point import list_warnings, tune_on
+from steel.inspection.promises import measure
+from steel.inspection.report import show
 from steel.inspection.search import Aim, judge
 
 
@@ -73,6 +75,20 @@ def test_choosing_by_few_images_is_optimistic_and_said_to_be() -> None:
         promises = {row.name: row for row in tune_on(draw_scores(120, seed), Aim("kaggle_dice"), ("a", "b")).promises}
         gaps.append(promises["Kaggle Dice"].as_chosen - promises["Kaggle Dice"].value)
     assert np.mean(gaps) > 0.002
+
+
+def test_what_is_promised_is_a_number_that_can_be() -> None:
+    """Few images make the optimism larger than the score itself, and of a single group nothing is known."""
+    evidence = draw_scores(60)
+    for seed, aim in itertools.product(range(2), AIMS):
+        rows = np.random.default_rng(seed).permutation(60)[:8]
+        few = evidence.take(rows)._replace(hits=np.zeros((8, 2, 1, 1), np.int32))
+        for row in tune_on(few, aim, ("dent", "crack")).promises:
+            assert np.isnan(row.value) or 0 <= row.value <= (np.inf if row.name == "cost of an image" else 1)
+    alone = evidence._replace(groups=np.zeros(60, np.int64))
+    (cost,) = (row for row in tune_on(alone, AIMS[0], ("", "")).promises if row.name == "cost of an image")
+    assert cost.to_plain()["interval"] == [0.0, None]
+    assert show(cost.to_plain()["value"], cost.to_plain()["interval"]).endswith("(0.000 to inf)")
 
 
 def test_a_recall_that_cannot_be_proved_is_said_so() -> None:
