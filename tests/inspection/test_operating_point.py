@@ -182,6 +182,8 @@ POINT = OperatingPoint.untuned(2)
     [
         ({"gate": 1.5}, "a threshold lies between 0 and 1, but 1.5 came"),
         ({"gate": "high"}, "high"),
+        ({"gate": "0.5"}, "a threshold lies between 0 and 1, but 0.5 came"),
+        ({"curve": [[[0.5, 0.0], [1.0, 1.0]]] * 2}, "a curve has two points or more, from 0 to 1"),
         ({"pixel": [0.5]}, "is for the classes"),
         ({"smallest_area": [0.5, 1]}, "a smallest size is a whole number of pixels, but 0.5 came"),
         ({"smallest_spot": [-1, 0]}, "a smallest size"),
@@ -203,6 +205,8 @@ def test_a_point_written_by_hand_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "point.yaml"
     path.write_text(yaml.safe_dump({"operating_point": replace(POINT, gate=0.25).to_dict()}))
     assert read_point(path, ("a", "b")) == (replace(POINT, gate=0.25), None)
+    path.write_text(yaml.safe_dump({"classes": [1, 2], "operating_point": POINT.to_dict()}))
+    assert read_point(path, ("1", "2"))[0] == POINT
     for text in ("", "a: [", "operating_point: 3", "operating_point: {gate: 0.5}", "\x00"):
         path.write_text(text)
         with pytest.raises(InputError, match="holds no operating point"):
