@@ -27,7 +27,6 @@ from steel.inspection.search import Aim, Outcome
 from steel.intervals import Interval, bootstrap, rate
 from steel.pages import clear_pictures
 from steel.training.metrics import (
-    Counts,
     confusion,
     dice,
     predict_everything,
@@ -41,11 +40,6 @@ from steel.training.outlines import score_boundaries, score_spots
 from steel.versions import describe_versions
 
 
-def _take(counts: Counts, rows: NDArray[np.int64]) -> Counts:
-    index = torch.from_numpy(rows)
-    return Counts(*(tensor[index] for tensor in counts))
-
-
 def _score(judged: Judged, point: Mapping[str, Any], rows: NDArray[np.int64] | None = None) -> dict[str, float]:
     """All scores of single images, of some of the images."""
     if rows is None:
@@ -53,7 +47,7 @@ def _score(judged: Judged, point: Mapping[str, Any], rows: NDArray[np.int64] | N
     decided = torch.from_numpy(rows)[judged.decided[rows]]
     label = torch.tensor([value or point["gate"] for value in point["label"]])
     return (
-        score_masks(_take(judged.counts, rows))
+        score_masks(judged.counts.take(rows))
         | score_labels(
             judged.probabilities[decided], judged.labels[decided], point["gate"], judged.known[decided], label
         )
