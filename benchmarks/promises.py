@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from steel.inspection.evidence import Evidence, read_scores
-from steel.inspection.operating_point import measure, tune_on
+from steel.inspection.operating_point import tune_on
+from steel.inspection.promises import measure
 from steel.inspection.search import Aim, calibrated, judge
 from steel.progress import track
 from steel.training.metrics import score_calibration

@@ -16,6 +16,11 @@ CLASS_COLOURS = (
 )  # fmt: skip
 
 
+def name_colour(c: int) -> str:
+    """The colour of a class as a page writes it, such as #ff463c."""
+    return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[c])
+
+
 def draw_masks(
     image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], colours: Sequence[tuple[int, int, int]]
 ) -> NDArray[np.uint8]:

@@ -148,15 +148,10 @@ class Shift(BaseModel):
     verdicts: list[VerdictAnswer]
 
 
-def name_colour(c: int) -> str:
-    """The colour of a class as a page writes it."""
-    return "#{:02x}{:02x}{:02x}".format(*overlays.CLASS_COLOURS[c])
-
-
 def describe_model(about: Mapping[str, Any], thresholds: Thresholds, mm_per_pixel: float | None) -> ModelAnswer:
     """What the service runs, from the exported file's metadata and buffers."""
     classes = [
-        ClassAnswer(name=name, colour=name_colour(c), label=label)
+        ClassAnswer(name=name, colour=overlays.name_colour(c), label=label)
         for c, (name, label) in enumerate(zip(about["classes"], thresholds.label, strict=True))
     ]
     return ModelAnswer(

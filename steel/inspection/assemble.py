@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from torch import nn
 
@@ -111,6 +112,21 @@ def assemble(
     return Assembly(inspector, point, tuple(classes), classifiers, segmenters, tuned, reference)
 
 
+def require_numbers(network: nn.Module, remedy: str) -> None:
+    """Refuses weights that are no numbers, of which no threshold can be chosen and nothing decided.
+
+    Args:
+        network: Whose weights.
+        remedy: Why they may be so, and what to do.
+
+    Raises:
+        InputError: One is infinite or NaN.
+    """
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"the weights {name} hold what is no finite number; {remedy}")
+
+
 def describe_networks(classifiers: Iterable[str], segmenters: Iterable[str], flips: bool) -> dict[str, Any]:
     """What thresholds belong to: hashes of the checkpoints, and whether flips are averaged."""
 
@@ -146,8 +162,9 @@ def read_point(path: str | Path, classes: Sequence[str]) -> tuple[OperatingPoint
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} holds no operating point ({reason}); `steel tune` writes one") from error
     counts = {len(getattr(point, entry.name)) for entry in fields(point) if entry.name != "gate"}
-    if counts != {len(classes)} or content.get("classes", list(classes)) != list(classes):
-        theirs = ", ".join(map(str, content.get("classes", sorted(counts))))
+    # By hand one writes [1, 2] and means names.
+    theirs = ", ".join(map(str, content.get("classes") or sorted(counts)))
+    if counts != {len(classes)} or ("classes" in content and theirs != ", ".join(classes)):
         raise InputError(
             f"{path} is for the classes {theirs}, but here are {', '.join(classes)}; run `steel tune` with these "
             f"networks"
@@ -160,7 +177,7 @@ def read_point(path: str | Path, classes: Sequence[str]) -> tuple[OperatingPoint
 def _check_point(point: OperatingPoint) -> None:
     """Raises ValueError where a number cannot be what it stands for."""
     for threshold in (point.gate, *point.label, *point.pixel):
-        if not 0 <= float(threshold) <= 1:
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise ValueError(f"a threshold lies between 0 and 1, but {threshold} came")
     for size in (*point.smallest_spot, *point.smallest_area):
         if not isinstance(size, int) or size < 0:
@@ -169,7 +186,7 @@ def _check_point(point: OperatingPoint) -> None:
         raise ValueError("a temperature is above 0")
     for curve in point.curve:
         x, y = zip(*curve, strict=True)
-        if len(x) < 2 or not (np.diff(x) > 0).all() or min(*x, *y) < 0 or max(*x, *y) > 1:
+        if len(x) < 2 or (x[0], x[-1]) != (0, 1) or not (np.diff(x) > 0).all() or min(y) < 0 or max(y) > 1:
             raise ValueError("a curve has two points or more, from 0 to 1, and rises along its first axis")
 
 
@@ -182,6 +199,8 @@ def _load(checkpoints: str | Sequence[str], task: type[Task]) -> tuple[nn.Module
         came = f"[{','.join(paths)}]"
         raise InputError(f"--{task.name} takes one or more different checkpoints, but {came} came; name each once")
     loaded = {path: load_task(path, task) for path in paths}
+    for path, (trained, _) in loaded.items():
+        require_numbers(trained.network, f"the training of {path} diverged, so choose another checkpoint")
     networks = [trained.network for trained, _ in loaded.values()]
     network = networks[0] if len(networks) == 1 else Ensemble(networks)
     return network, {path: about for path, (_, about) in loaded.items()}

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steel.inspection.pipeline import Decision
+from steel.errors import InputError
+from steel.inspection.pipeline import Decision, decide_batch
 
 _log = logging.getLogger(__name__)
 
@@ -169,15 +170,16 @@ class Batcher:
                 jobs[0].future.set_exception(error)
             return
         for job, decision in zip(jobs, decisions, strict=True):
-            job.future.set_result(decision)
+            if isinstance(decision, InputError):
+                job.future.set_exception(decision)
+            else:
+                job.future.set_result(decision)
 
     @torch.inference_mode()
-    def _decide(self, jobs: list[_Job]) -> list[Decision]:
+    def _decide(self, jobs: list[_Job]) -> list[Decision | InputError]:
         wanted = jobs[0].thresholds
         if wanted != self._set:
             self._module.gate.fill_(wanted.gate)  # type: ignore[operator]
             self._module.label.copy_(torch.tensor(wanted.label))  # type: ignore[operator]
             self._set = wanted
-        batch = torch.from_numpy(np.stack([job.image for job in jobs]))
-        gate, *others = (tensor.cpu().numpy() for tensor in self._module(batch.to(self._device)))
-        return [Decision(float(p), *row) for p, *row in zip(gate, *others, strict=True)]
+        return decide_batch(self._module, [job.image for job in jobs], self._device)

@@ -181,4 +181,6 @@ def write(program: Program, metadata: dict[str, Any], path: Path) -> None:
     """Saves a program with its metadata: what `read` reads."""
     with _silence():
         scripted = torch.jit.script(program)
-        torch.jit.save(scripted, str(path), _extra_files={METADATA: json.dumps(metadata, indent=2)})
+        # Into a file of Python's, since torch's own says "RuntimeError" of a full disk.
+        with path.open("wb") as file:
+            torch.jit.save(scripted, file, _extra_files={METADATA: json.dumps(metadata, indent=2)})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steel.errors import InputError
 from steel.inspection.answers import ImageAnswer, ModelAnswer, describe_decision, describe_model
 from steel.inspection.batching import Batcher, Full, Thresholds
 from steel.inspection.drift import Window
@@ -62,7 +63,9 @@ class Desk:
         device: Where the module is.
         limits: How much a client may ask for.
         mm_per_pixel: Length of a pixel's side in mm; None where nobody said.
-        batching: As `Batcher` takes it.
+        batch_size: As `Batcher` takes it, and so the two that follow.
+        wait: See there.
+        num_places: See there.
     """
 
     def __init__(
@@ -124,6 +127,8 @@ class Desk:
             decision = await asyncio.wrap_future(self.batcher.submit(image, thresholds))
         except Full:
             raise
+        except InputError as error:
+            return Refused(503, str(error))
         except Exception:  # whatever the inspector raised has been logged with its traceback
             return Refused(503, "the inspector failed on this image; ask again, or look into the log of the service")
         answer = await run(self._describe, upload, decision, thresholds.gate)

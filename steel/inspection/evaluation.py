@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError, require_at_least
+from steel.files import write_whole
 from steel.inspection import bundle
 from steel.inspection.assemble import assemble, recall_part
 from steel.inspection.judging import Judged, explain, judge_part
-from steel.inspection.operating_point import measure
+from steel.inspection.promises import measure
 from steel.inspection.report import list_warnings, show, tabulate_scores, write_report
 from steel.inspection.results import head_submission, list_codes
 from steel.inspection.run import choose_device
@@ -24,7 +27,6 @@ from steel.inspection.search import Aim, Outcome
 from steel.intervals import Interval, bootstrap, rate
 from steel.pages import clear_pictures
 from steel.training.metrics import (
-    Counts,
     confusion,
     dice,
     predict_everything,
@@ -38,11 +40,6 @@ from steel.training.outlines import score_boundaries, score_spots
 from steel.versions import describe_versions
 
 
-def _take(counts: Counts, rows: NDArray[np.int64]) -> Counts:
-    index = torch.from_numpy(rows)
-    return Counts(*(tensor[index] for tensor in counts))
-
-
 def _score(judged: Judged, point: Mapping[str, Any], rows: NDArray[np.int64] | None = None) -> dict[str, float]:
     """All scores of single images, of some of the images."""
     if rows is None:
@@ -50,7 +47,7 @@ def _score(judged: Judged, point: Mapping[str, Any], rows: NDArray[np.int64] | N
     decided = torch.from_numpy(rows)[judged.decided[rows]]
     label = torch.tensor([value or point["gate"] for value in point["label"]])
     return (
-        score_masks(_take(judged.counts, rows))
+        score_masks(judged.counts.take(rows))
         | score_labels(
             judged.probabilities[decided], judged.labels[decided], point["gate"], judged.known[decided], label
         )
@@ -132,7 +129,7 @@ def _compare_promises(judged: Judged, tuned: Mapping[str, Any], classes: Sequenc
     rows = []
     for row in tuned["promises"]:
         values = came[row["name"]][0]
-        low, high = row["prediction"]
+        low, high = (math.inf if end is None else end for end in row["prediction"])
         value = float(values.mean()) if len(values) else math.nan
         rows.append(
             {
@@ -147,13 +144,22 @@ def _compare_promises(judged: Judged, tuned: Mapping[str, Any], classes: Sequenc
     return rows
 
 
-def _drop_nan(value: Any) -> Any:
-    """JSON has no nan; what is undefined is null."""
+def _drop_undefined(value: Any) -> Any:
+    """JSON has neither nan nor infinity; what is undefined or has no bound is null."""
     if isinstance(value, dict):
-        return {key: _drop_nan(item) for key, item in value.items()}
+        return {key: _drop_undefined(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_drop_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_drop_undefined(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _list_submission(judged: Judged, annotations: Annotations) -> str:
+    text = StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(head_submission("new"))
+    for i, codes in zip(judged.indices.tolist(), judged.codes, strict=True):
+        rows.writerows(list_codes(str(annotations.names[i]), codes, "new"))
+    return text.getvalue()
 
 
 def _recall_exported(about: Mapping[str, Any], data: SteelDataModule, part: str) -> None:
@@ -247,14 +253,9 @@ def evaluate(
 
     folder = Path(out)
     clear_pictures(folder)
-    with (folder / "submission.csv").open("w", newline="", encoding="utf-8") as file:
-        submission = csv.writer(file, lineterminator="\n")
-        submission.writerow(head_submission("new"))
-        for i, codes in zip(judged.indices.tolist(), judged.codes, strict=True):
-            submission.writerows(list_codes(str(data.annotations.names[i]), codes, "new"))
+    write_whole(folder / "submission.csv", _list_submission(judged, data.annotations))
     write_report(folder, judged, summary, about, data.annotations, num_pictures)
-    text = json.dumps(_drop_nan(summary | about), indent=2, allow_nan=False)
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "evaluation.json", json.dumps(_drop_undefined(summary | about), indent=2, allow_nan=False))
 
     print(tabulate_scores(summary).to_string(index=False))
     for warning in summary["warnings"]:

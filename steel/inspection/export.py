@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.errors import InputError
 from steel.inspection import bundle, formats, parity
-from steel.inspection.assemble import Assembly, assemble
+from steel.inspection.assemble import Assembly, assemble, require_numbers
 from steel.inspection.formats import Format, Precision
 from steel.inspection.inspector import Inspector
 from steel.versions import describe_versions
@@ -64,9 +64,8 @@ def export(
     if format == "onnx":
         formats.require_onnx()
     assembly = assemble(classifier, segmenter, flips, operating_point)
-    _require_numbers(assembly.inspector, "its training diverged, so choose another checkpoint")
     inspector = formats.lower(assembly.inspector, precision)
-    _require_numbers(inspector, f"it is too large for {precision}, so choose bf16 or fp32")
+    require_numbers(inspector, f"it is too large for {precision}, so choose bf16 or fp32")
     metadata = assembly.describe() | {
         "reference": assembly.reference,
         "format": format,
@@ -94,12 +93,6 @@ def export(
         unproved.unlink(missing_ok=True)
     _show_break_even(assembly.inspector)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _require_numbers(inspector: Inspector, remedy: str) -> None:
-    for name, tensor in inspector.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"the weights {name} hold what is no finite number, and a file needs numbers; {remedy}")
 
 
 def _write(

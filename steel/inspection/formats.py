@@ -110,7 +110,8 @@ def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
 
 def write_pt2(inspector: Inspector, metadata: dict[str, Any], path: Path) -> None:
     """Writes what the networks say as a program of `torch.export`, `inspector.json` inside it."""
-    torch.export.save(_trace(inspector), path, extra_files={METADATA: json.dumps(metadata, indent=2)})
+    with path.open("wb") as file:  # as in `bundle.write`
+        torch.export.save(_trace(inspector), file, extra_files={METADATA: json.dumps(metadata, indent=2)})
 
 
 def read_pt2(path: Path, point: OperatingPoint) -> Outside:

@@ -1,7 +1,7 @@
-"""`steel tune`: the operating point that a mill would choose, and what it promises of images to come."""
+"""`steel tune`: chooses the operating point, writes it down, and says what speaks against it."""
 
 from collections.abc import Sequence
-from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,51 +9,26 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from steel import plots
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError, require_at_least
+from steel.files import write_whole
 from steel.inspection.assemble import assemble, describe_networks, recall_part
-from steel.inspection.calibration import Calibration, split_folds
+from steel.inspection.calibration import Calibration
 from steel.inspection.drift import FEWEST_GROUPS, FEWEST_IMAGES, build_reference
 from steel.inspection.evidence import Evidence, Grid, gather, read_scores
 from steel.inspection.inspector import OperatingPoint
+from steel.inspection.promises import Promise, name_classes, promise, tabulate_promises
 from steel.inspection.run import choose_device
 from steel.inspection.search import Aim, AimName, Outcome, calibrated, choose, count_needed, judge
-from steel.intervals import Interval, bootstrap, effective_size, largest_claim, predict_mean, predict_rate, wilson
+from steel.intervals import largest_claim
 from steel.progress import track
 from steel.training.metrics import reliability
 from steel.versions import describe_versions
 
-Array = NDArray[np.float64]
-
-_COST = "cost of an image"
-
 # What a miss costs in false alarms, for the points between which the trade-off is drawn.
 _RATIOS = (0.02, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 50.0, 150.0, 500.0)
-
-
-class Promise(NamedTuple):
-    """One number that is expected of new images.
-
-    Attributes:
-        name: What is counted.
-        num: How many images (or defects) it rests on.
-        value: What came on the images that the point was chosen by, less the optimism of choosing by them.
-        as_chosen: What came on them.
-        interval: Where the true value lies, with 95 % confidence.
-        prediction: Where the value on `num_new` new images will lie, with 95 % probability.
-        num_new: How many those are.
-    """
-
-    name: str
-    num: int
-    value: float
-    as_chosen: float
-    interval: Interval
-    prediction: Interval
-    num_new: int
 
 
 class Tuned(NamedTuple):
@@ -82,144 +57,6 @@ def tune_on(evidence: Evidence, aim: Aim, classes: Sequence[str], num_new: int |
     point = choose(evidence, aim)
     outcome = judge(evidence, point)
     return Tuned(point, promise(evidence, outcome, aim, classes, num_new or len(evidence.names)), outcome)
-
-
-def name_classes(classes: Sequence[str]) -> list[str]:
-    """Names with their numbers, since two classes may have the same name."""
-    return [name if name == str(c + 1) else f"{c + 1} {name}" for c, name in enumerate(classes)]
-
-
-def measure(
-    labels: NDArray[np.bool_],
-    clean: NDArray[np.bool_],
-    groups: NDArray[np.int64],
-    outcome: Outcome,
-    aim: Aim,
-    classes: Sequence[str],
-) -> dict[str, tuple[Array, NDArray[np.int64]]]:
-    """The numbers that are promised, each as values whose mean it is, and the groups of the images these belong to.
-
-    Args:
-        labels: `(n, C)`, which classes are on an image.
-        clean: `(n,)`, the images that have no defect.
-        groups: `(n,)`, numbers of the groups.
-        outcome: What a point does to the images.
-        aim: What it was chosen for; cost is counted where it was that.
-        classes: Names of the classes.
-    """
-    rows = np.nonzero(labels)[0]
-    measures = {
-        "defects found": (outcome.found[labels], groups[rows]),
-        **{
-            f"defects found, {name}": (outcome.found[labels[:, c], c], groups[labels[:, c]])
-            for c, name in enumerate(name_classes(classes))
-        },
-        "clean images with a false alarm": (outcome.called[clean].any(axis=1), groups[clean]),
-        **{
-            f"clean images with a false alarm, {name}": (outcome.called[clean, c], groups[clean])
-            for c, name in enumerate(name_classes(classes))
-        },
-        "Dice on defects": (outcome.dice[labels], groups[rows]),
-        "Kaggle Dice": (outcome.dice.mean(axis=1), groups),
-    }
-    if aim.name == "cost":
-        missed, alarms = labels & ~outcome.found, outcome.called & ~labels
-        measures[_COST] = (
-            missed @ np.array(aim.miss_cost) + alarms @ np.array(aim.alarm_cost),
-            groups,
-        )
-    return measures
-
-
-def _measure_evidence(
-    evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str]
-) -> dict[str, tuple[Array, NDArray[np.int64]]]:
-    return measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
-
-
-class _LeftOut(NamedTuple):
-    """A number on images that points were not chosen by, from all folds, and how much higher it was on the others."""
-
-    values: Array
-    groups: NDArray[np.int64]
-    optimism: float
-
-
-def _cross_fit(evidence: Evidence, aim: Aim, classes: Sequence[str]) -> dict[str, _LeftOut]:
-    """Chooses by turns without a fifth of the groups, and measures each point on both parts.
-
-    The difference corrects what came where the point was chosen. The plain mean over the images left out would not do:
-    with few defects the folds' points differ from the one chosen by all images, whose promise it is.
-    Source: Efron 1983, Estimating the error rate of a prediction rule.
-    """
-    folds: dict[str, list[tuple[Array, NDArray[np.int64], float]]] = {}
-    for rows in split_folds(evidence.groups):
-        chosen_by, left = map(evidence.take, rows)
-        point = choose(chosen_by, aim)
-        seen, unseen = (_measure_evidence(part, judge(part, point), aim, classes) for part in (chosen_by, left))
-        for name, (values, groups) in unseen.items():
-            if len(values) and len(seen[name][0]):
-                gap = seen[name][0].mean() - values.mean()
-                folds.setdefault(name, []).append((values, groups, gap * len(values)))
-    left_out = {}
-    for name, parts in folds.items():
-        values, groups = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
-        left_out[name] = _LeftOut(values, groups, float(sum(gap for *_, gap in parts) / len(values)))
-    return left_out
-
-
-def _average(values: Array, rows: NDArray[np.int64]) -> Array:
-    return np.array([values[rows].mean()])
-
-
-def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str], num_new: int) -> list[Promise]:
-    """What may be expected of new images; see `Promise`."""
-    left_out = _cross_fit(evidence, aim, classes)
-    promises = []
-    for name, (chosen, groups) in _measure_evidence(evidence, outcome, aim, classes).items():
-        if len(chosen) == 0:
-            everything = Interval(0.0, 1.0)
-            promises.append(Promise(name, 0, np.nan, np.nan, everything, everything, 0))
-            continue
-        as_chosen = float(chosen.mean())
-        values, groups, optimism = left_out.get(name, _LeftOut(chosen, groups, 0.0))
-        n, value = len(values), as_chosen - optimism
-        m = max(1, round(n * num_new / len(evidence.names)))
-        if np.isin(values, (0, 1)).all():
-            value = min(1.0, max(0.0, value))
-            size = effective_size(values, groups)
-            interval = wilson(size * value, size)
-            prediction = predict_rate(n * value, n, m, effective=size / n)
-        else:
-            # The spread of what was left out, around what is expected.
-            values = values + (value - values.mean())
-            ends = bootstrap(partial(_average, values), n, groups)[0]
-            # Of a single group nothing is known.
-            interval = Interval(*np.where(np.isnan(ends), (0.0, np.inf), ends).tolist())
-            prediction = predict_mean(values, m, groups)
-            # A wide interval of a number near its bound reaches beyond.
-            interval, prediction = (
-                Interval(*np.clip(ends, 0, np.inf if name == _COST else 1).tolist()) for ends in (interval, prediction)
-            )
-        promises.append(Promise(name, n, value, as_chosen, interval, prediction, m))
-    return promises
-
-
-def tabulate_promises(promises: Sequence[Promise]) -> pd.DataFrame:
-    """What is promised, a row for each number."""
-    return pd.DataFrame(
-        [
-            {
-                "": row.name,
-                "of": row.num,
-                "expected": f"{row.value:.4f}",
-                "95 % interval": f"{row.interval.low:.4f} to {row.interval.high:.4f}",
-                "on new images": f"{row.prediction.low:.4f} to {row.prediction.high:.4f} (of {row.num_new})",
-                "as chosen": f"{row.as_chosen:.4f}",
-            }
-            for row in promises
-        ]
-    )
 
 
 def list_warnings(evidence: Evidence, tuned: Tuned, aim: Aim, classes: Sequence[str]) -> list[str]:
@@ -256,7 +93,7 @@ def list_warnings(evidence: Evidence, tuned: Tuned, aim: Aim, classes: Sequence[
     return warnings
 
 
-def _draw_trade_off(evidence: Evidence, tuned: Tuned) -> dict[str, pd.DataFrame]:
+def _list_trade_off(evidence: Evidence, tuned: Tuned) -> dict[str, pd.DataFrame]:
     """What points for other costs of a miss would do, on the images at hand.
 
     Not points for other shares of false alarms: these stop where a further mask does more harm than good.
@@ -343,27 +180,29 @@ def tune(
         steel tune --scores scores.csv --aim recall --recall 0.98
     """
     require_at_least(1, num_new=num_new, batch_size=batch_size)
+    source: dict[str, Any]
     if scores is not None:
         if classifier or segmenter or root:
             raise InputError("--scores stands for checkpoints and data; give it alone or leave it out")
         evidence, classes = read_scores(Path(scores))
-        source: dict[str, Any] = {"scores": scores}
-        networks: dict[str, Any] = {}
+        wanted = _read_aim(aim, miss_cost, alarm_cost, recall, false_alarms, len(classes))
+        about, source = {}, {"scores": scores}
     elif classifier and segmenter and root:
-        assembly = assemble(classifier, segmenter, flips)
         where = choose_device(device)
+        assembly = assemble(classifier, segmenter, flips)
         classes = assembly.classes
+        wanted = _read_aim(aim, miss_cost, alarm_cost, recall, false_alarms, len(classes))
         data = SteelDataModule(root, num_classes=len(classes), batch_size=batch_size, num_workers=num_workers)
         recall_part(assembly, data, split)
         if len(data.split.indices(split)) == 0:
             raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
         evidence = gather(assembly.inspector.to(where).probabilities, data, split, where)
         described = data.describe()
+        about = {"networks": describe_networks(list(assembly.classifiers), list(assembly.segmenters), flips)}
         source = {"root": root, "part": split, "data": described["digest"], "split": described["split"]}
-        networks = {"networks": describe_networks(list(assembly.classifiers), list(assembly.segmenters), flips)}
     else:
         raise InputError("give --classifier, --segmenter and --root, or --scores")
-    wanted = _read_aim(aim, miss_cost, alarm_cost, recall, false_alarms, len(classes))
+
     tuned = tune_on(evidence, wanted, classes, num_new)
     warnings = list_warnings(evidence, tuned, wanted, classes)
     reference = None
@@ -374,48 +213,53 @@ def tune(
                 f"drift will not be watched: that takes {FEWEST_IMAGES} images of {FEWEST_GROUPS} groups, but there "
                 f"are {len(evidence.names)} of {len(np.unique(evidence.groups))}"
             )
-
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trade_off = path.with_name(f"{path.stem}_trade_off.png")
-    calibration = path.with_name(f"{path.stem}_calibration.png")
-    plots.plot_trade_off(_draw_trade_off(evidence, tuned), f"{len(evidence.names):,} images").savefig(
-        trade_off, dpi=110
-    )
-    bins = {
-        name: [
-            reliability(torch.from_numpy(column[known]), torch.from_numpy(evidence.labels[known, c]))
-            for c, (column, known) in enumerate(zip(probabilities.T, evidence.known.T, strict=True))
-        ]
-        for name, probabilities in (
-            ("as it is", evidence.classes),
-            ("calibrated", calibrated(evidence, tuned.point)),
-        )
-    }
-    plots.plot_reliability(bins, name_classes(classes)).savefig(calibration, dpi=110)
+    pictures = _write_pictures(path, evidence, tuned, classes)
     content = {
         "classes": list(classes),
         "operating_point": tuned.point.to_dict(),
         "aim": wanted.to_dict(),
-        **networks,
+        **about,
         "chosen_on": source | {"num_images": len(evidence.names), "num_groups": len(np.unique(evidence.groups))},
         "passed_by_gate": float(tuned.outcome.passed.mean()),
-        "promises": [_to_plain(row) for row in tuned.promises],
+        "promises": [row.to_plain() for row in tuned.promises],
         "warnings": warnings,
         "versions": describe_versions(),
         **({} if reference is None else {"reference": reference}),
     }
-    path.write_text(
-        yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120),
-        encoding="utf-8",
-    )
+    write_whole(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120))
 
     print(tabulate_point(tuned.point, classes).to_string(index=False))
     print(f"gate {tuned.point.gate:.4f}, which {tuned.outcome.passed.mean():.1%} of the images pass")
     print(tabulate_promises(tuned.promises).to_string(index=False))
     for warning in warnings:
         print(f"warning: {warning}")
-    print(f"wrote {path}, {trade_off}, {calibration}")
+    print(f"wrote {', '.join(map(str, (path, *pictures)))}")
+
+
+def _write_pictures(path: Path, evidence: Evidence, tuned: Tuned, classes: Sequence[str]) -> list[Path]:
+    """Draws the trade-off and the calibration beside the file of the point."""
+    bins = {
+        title: [
+            reliability(torch.from_numpy(column[known]), torch.from_numpy(evidence.labels[known, c]))
+            for c, (column, known) in enumerate(zip(probabilities.T, evidence.known.T, strict=True))
+        ]
+        for title, probabilities in (
+            ("as it is", evidence.classes),
+            ("calibrated", calibrated(evidence, tuned.point)),
+        )
+    }
+    figures = {
+        "trade_off": plots.plot_trade_off(_list_trade_off(evidence, tuned), f"{len(evidence.names):,} images"),
+        "calibration": plots.plot_reliability(bins, name_classes(classes)),
+    }
+    paths = []
+    for name, figure in figures.items():
+        png = BytesIO()
+        figure.savefig(png, format="png", dpi=110)
+        paths.append(path.with_name(f"{path.stem}_{name}.png"))
+        write_whole(paths[-1], png.getvalue())
+    return paths
 
 
 def _read_aim(
@@ -438,11 +282,6 @@ def _read_aim(
         if not 0 <= share <= 1:
             raise InputError(f"--{name} lies between 0 and 1, but {share} came")
     return Aim(aim, costs[0], costs[1], recall if aim == "recall" else false_alarms)
-
-
-def _to_plain(row: Promise) -> dict[str, Any]:
-    plain = row._asdict() | {key: [float(end) for end in getattr(row, key)] for key in ("interval", "prediction")}
-    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in plain.items()}
 
 
 def tabulate_point(point: OperatingPoint, classes: Sequence[str]) -> pd.DataFrame:

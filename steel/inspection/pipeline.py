@@ -35,6 +35,25 @@ class Decision(NamedTuple):
     areas: NDArray[np.int64]
 
 
+@torch.inference_mode()
+def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch.device) -> list[Decision | InputError]:
+    """Decides about images of one size; a probability that is no number decides nothing, least of all that all is well.
+
+    Args:
+        module: As `bundle.read` gives it.
+        images: uint8 `(H, W)` each.
+        device: Where the module is.
+    """
+    batch = torch.from_numpy(np.stack(images)).to(device)
+    gate, *others = (tensor.cpu().numpy() for tensor in module(batch))
+    return [
+        Decision(float(p), *row)
+        if np.isfinite(p)
+        else InputError("the networks say what is no number of this image; export them again in fp32")
+        for p, *row in zip(gate, *others, strict=True)
+    ]
+
+
 class Pipeline:
     """An exported inspector at work."""
 
@@ -98,7 +117,6 @@ class Pipeline:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    @torch.inference_mode()
     def decide(self, images: Sequence[Image | InputError]) -> list[Decision | InputError]:
         """Decides about images of any sizes, in batches of one size; what could not be read is passed on."""
         decided: dict[int, Decision | InputError] = {}
@@ -111,10 +129,8 @@ class Pipeline:
         for same in by_size.values():
             for start in range(0, len(same), self._batch_size):
                 some = same[start : start + self._batch_size]
-                batch = torch.from_numpy(np.stack([image for _, image in some])).to(self._device)
-                gate, classes, masks, areas = (tensor.cpu().numpy() for tensor in self._module(batch))
-                for row, (i, _) in enumerate(some):
-                    decided[i] = Decision(float(gate[row]), classes[row], masks[row], areas[row])
+                answers = decide_batch(self._module, [image for _, image in some], self._device)
+                decided.update(zip((i for i, _ in some), answers, strict=True))
         return [decided[i] for i in range(len(images))]
 
     def _watch(self, images: Sequence[Image | InputError], decisions: Sequence[Decision | InputError]) -> None:
@@ -126,7 +142,7 @@ class Pipeline:
 
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):
-            return Unreadable(name, str(image))
+            return Unreadable(name, str(decision))
         gate, classes, masks, areas = decision
         defective = gate >= self._gate
         if self._pictures and (self._drawn == "all" or (self._drawn == "defective" and defective)):

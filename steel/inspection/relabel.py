@@ -16,7 +16,6 @@ for masks). Their soft minimum over pixels is not used: the outline of a correct
 small defect that nobody labelled.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -37,9 +36,10 @@ from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.rle import UNKNOWN_BIT
 from steel.errors import require_at_least
+from steel.files import write_whole
 from steel.inspection import calibration
 from steel.inspection.assemble import Assembly, assemble
-from steel.inspection.operating_point import name_classes
+from steel.inspection.promises import name_classes
 from steel.inspection.run import choose_device
 from steel.pages import Page, clear_pictures
 from steel.progress import track
@@ -334,9 +334,7 @@ def relabel(
         )
     clear_pictures(folder)
     _write_page(folder, suspects[:num_pictures], table, opinion, annotations, warnings)
-    part = folder / "suspects.csv.part"
-    table.to_csv(part, index=False, lineterminator="\n")
-    os.replace(part, folder / "suspects.csv")
+    write_whole(folder / "suspects.csv", table.to_csv(index=False, lineterminator="\n"))
 
     print(table.head(10).to_string(index=False))
     for warning in warnings:

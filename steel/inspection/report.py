@@ -17,7 +17,8 @@ from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.inspection.inspector import OperatingPoint
 from steel.inspection.judging import Judged, explain
-from steel.inspection.operating_point import name_classes, tabulate_point
+from steel.inspection.operating_point import tabulate_point
+from steel.inspection.promises import name_classes
 from steel.pages import Page
 from steel.progress import track
 from steel.training.metrics import dice, reliability, unpack
@@ -71,13 +72,12 @@ def list_warnings(summary: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def show(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """A number with its interval, each where there is one."""
+def show(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+    """A number with its interval, each where there is one; an end that is None has no bound."""
     if value is None or math.isnan(value):
         return "-"
-    if interval is None or math.isnan(interval[0]):
-        return f"{value:.4f}"
-    return f"{value:.4f} ({interval[0]:.3f} to {interval[1]:.3f})"
+    low, high = (math.inf if end is None else end for end in interval or (math.nan, math.nan))
+    return f"{value:.4f}" if math.isnan(low) else f"{value:.4f} ({low:.3f} to {high:.3f})"
 
 
 def tabulate_scores(summary: Mapping[str, Any]) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def inspect(
     """
     require_at_least(1, batch_size=batch_size)
     for option, number in {"mm_per_pixel": mm_per_pixel, "image_length": image_length}.items():
-        if number is not None and not number > 0:
+        if number is not None and not 0 < number < float("inf"):
             raise InputError(f"{option} is above 0, but {number} came")
     part = _parse_shard(shard)
     _refuse(

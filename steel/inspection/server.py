@@ -65,7 +65,7 @@ def serve(
     require_at_least(1, batch_size=batch_size, max_images=max_images)
     require_at_least(max_images, queue=queue)
     for name, value in (("max_megabytes", max_megabytes), ("max_megapixels", max_megapixels), ("timeout", timeout)):
-        if not value > 0:
+        if not 0 < value < float("inf"):
             raise InputError(f"{name} is above 0, but {value} came")
     if mm_per_pixel is not None and not 0 < mm_per_pixel < float("inf"):
         raise InputError(f"mm_per_pixel is above 0, but {mm_per_pixel} came")

@@ -207,10 +207,6 @@ def tabulate_classes(strip: Strip, classes: Sequence[str], scale: Scale) -> pd.D
     return pd.DataFrame(rows)
 
 
-def _paint(c: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*overlays.CLASS_COLOURS[c])
-
-
 def draw_map(strip: Strip, classes: Sequence[str]) -> str:
     """The strip from above as SVG, in lines like those of a text, with a mark for each spot.
 
@@ -234,7 +230,7 @@ def draw_map(strip: Strip, classes: Sequence[str]) -> str:
         for kind, x, y, w, h, more in _place_marks(strip, classes, per_line, right, height / across, height)
     )
     legend = (
-        f'<span><i class="swatch" style="background:{_paint(c)}"></i>{html.escape(name)}</span>'
+        f'<span><i class="swatch" style="background:{overlays.name_colour(c)}"></i>{html.escape(name)}</span>'
         for c, name in enumerate(classes)
     )
     num_spots = sum(len(shot.spots) for shot in strip.shots)
@@ -271,7 +267,7 @@ def _place_marks(
         scale = strip.lengths[i] / shot.size[0]
         x, y = place(strip.starts[i] + top * scale)
         title = html.escape(f"{shot.name}: {classes[c]}, {area:,} px")
-        rest = f'fill="{_paint(c)}" data-image="{i}"><title>{title}</title>'
+        rest = f'fill="{overlays.name_colour(c)}" data-image="{i}"><title>{title}</title>'
         yield "spot", x, y + left * down, max(2.5, tall * scale * right), max(2.5, width * down), rest
 
 
@@ -300,17 +296,15 @@ def _draw(shot: Shot, named: Mapping[str, Path], longest: int, quality: int) -> 
         return ""  # another image by this name
     masks = [rle.decode(code, shot.size) for code in shot.codes]
     if (shrink := longest / max(shot.size)) < 1:
-        image, *masks = (_shrink(plane, shrink) for plane in (image, *masks))
+        # Of a mask every pixel that has a share in it stays above 0.
+        image, *masks = (_shrink(plane, shrink) for plane in (image, *(255 * mask for mask in masks)))
     drawn = overlays.draw_masks(image, [mask > 0 for mask in masks], overlays.CLASS_COLOURS[: len(masks)])
     jpeg = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return base64.b64encode(jpeg.tobytes()).decode()
 
 
 def _shrink(plane: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """A smaller plane; of a mask every pixel that has a share in it stays above 0."""
     size = [max(1, round(factor * side)) for side in plane.shape[::-1]]
-    if plane.max() <= 1:
-        plane = plane * np.uint8(255)
     return cv2.resize(plane, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
@@ -341,7 +335,7 @@ def _add_browser(page: Page, strip: Strip, classes: Sequence[str], named: Mappin
         page.add_text(f"Here are the {_NUM_LISTED:,} largest of {len(listed):,} spots; spots.csv has them all.")
     boxes = "".join(
         f'<label><input type="checkbox" name="class" value="{c}" checked><i class="swatch" '
-        f'style="background:{_paint(c)}"></i>{html.escape(name)}</label>'
+        f'style="background:{overlays.name_colour(c)}"></i>{html.escape(name)}</label>'
         for c, name in enumerate(classes)
     )
     # What stands in a script element ends at "</", wherever that is.

@@ -84,10 +84,10 @@ def score(submission: str, root: str, *, split: Literal["all", "train", "val", "
     rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
     if len(rows) == 0:
         raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
-    counts = _take(count_submission(path, table), rows)
+    counts = count_submission(path, table).take(rows)
     names = list(score_masks(counts))
     ends = bootstrap(
-        lambda some: np.array(list(score_masks(_take(counts, some)).values())), len(rows), table.groups[rows]
+        lambda some: np.array(list(score_masks(counts.take(some)).values())), len(rows), table.groups[rows]
     )
     columns = {
         "submission": score_masks(counts),
@@ -102,8 +102,3 @@ def score(submission: str, root: str, *, split: Literal["all", "train", "val", "
     print(
         f"{len(rows):,} images in {num_groups:,} groups, part {split}; data {table.digest}, split {data.split.digest}"
     )
-
-
-def _take(counts: Counts, rows: NDArray[np.int64]) -> Counts:
-    index = torch.from_numpy(rows)
-    return Counts(*(tensor[index] for tensor in counts))

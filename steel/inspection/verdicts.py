@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
     codes TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
+CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
 """
 _ANSWERED = "digest, image, verdict, class, defective, inspector, at"
 
@@ -53,13 +54,22 @@ class Verdicts:
             classes: The names of the C classes.
 
         Raises:
-            InputError: It is there and is something else, or its folder is not there.
+            InputError: It is there and is something else or about other classes, or its folder is not there.
         """
         self._classes = tuple(classes)
         self._lock = threading.Lock()
         path = Path(path)
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._open(path)
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{path} cannot be used for verdicts ({error}); name a new file in a folder that is there with "
+                f"--verdicts"
+            ) from error
+
+    def _open(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
             (found,) = self._db.execute("PRAGMA application_id").fetchone()
             (num_tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if num_tables and found != _APPLICATION_ID:
@@ -68,11 +78,24 @@ class Verdicts:
             self._db.executescript(
                 f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA application_id={_APPLICATION_ID}; {_TABLE}"
             )
-        except sqlite3.Error as error:
+            self._require_classes(path)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _require_classes(self, path: Path) -> None:
+        """Refuses a file about other classes: a code says its class by its place alone."""
+        known = [name for (name,) in self._db.execute("SELECT name FROM classes ORDER BY number")]
+        (num_verdicts,) = self._db.execute("SELECT count(*) FROM verdicts").fetchone()
+        if num_verdicts and known and known != list(self._classes):
             raise InputError(
-                f"{path} cannot be used for verdicts ({error}); name a new file in a folder that is there with "
-                f"--verdicts"
-            ) from error
+                f"{path} has verdicts about the classes {', '.join(known)}, but this model knows "
+                f"{', '.join(self._classes)}; name another file with --verdicts"
+            )
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("DELETE FROM classes")
+            self._db.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(self._classes, 1))
 
     def close(self) -> None:
         """Closes the file."""

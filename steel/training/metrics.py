@@ -44,6 +44,11 @@ class Counts(NamedTuple):
     truth: Tensor
     pixels: Tensor
 
+    def take(self, rows: NDArray[np.int64]) -> "Counts":
+        """Those of some of the images."""
+        index = torch.from_numpy(rows)
+        return Counts(*(tensor[index] for tensor in self))
+
 
 def count(predicted: Tensor, truth: Tensor) -> Counts:
     """Counts pixels.

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steel.errors import InputError
 from steel.inspection.batching import Batcher, Full, Thresholds
-from steel.inspection.pipeline import Decision
+from steel.inspection.pipeline import Decision, Pipeline
+from steel.inspection.results import Unreadable
 
 
 class Echo(nn.Module):
@@ -74,6 +76,29 @@ def test_an_image_that_the_networks_choke_on_takes_nothing_from_its_neighbours(m
     batcher.close()
     assert [futures[i].result().gate_probability for i in (0, 2)] == [1, 2]
     with pytest.raises(RuntimeError, match="out of memory"):
+        futures[1].result()
+
+
+def test_a_probability_that_is_no_number_decides_nothing(module: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.open.set()
+    said = module.forward
+
+    def say(images: Tensor) -> tuple[Tensor, ...]:
+        first, *others = said(images)
+        return first.where(first != 5, torch.nan), *others
+
+    monkeypatch.setattr(module, "forward", say)
+    images = [np.full((2, 3), value, np.uint8) for value in (4, 5)]
+    answers = Pipeline(module, ["a"], torch.device("cpu"), batch_size=2).decide(images)
+    assert isinstance(answers[0], Decision)
+    assert isinstance(answers[1], InputError)
+    (record,) = Pipeline(module, ["a"], torch.device("cpu"), batch_size=2).run([("5", 5)], lambda _: images[1])
+    assert record == Unreadable("5", str(answers[1]))
+    batcher = start(module, wait=5.0)
+    futures = submit(batcher, 4, 5)
+    batcher.close()
+    assert futures[0].result().gate_probability == 4
+    with pytest.raises(InputError, match="no number"):
         futures[1].result()
 
 

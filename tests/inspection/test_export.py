@@ -178,6 +178,8 @@ def test_weights_that_are_no_numbers_are_refused(trained: Trained, tmp_path: Pat
     )
     assert "no finite number" in sentence
     assert not out.exists()
+    networks = f"--classifier={trained.classifier}", f"--segmenter={tmp_path / 'nan.ckpt'}"
+    assert "no finite number" in refused("tune", *networks, f"--root={trained.root}", f"--out={tmp_path / 'p.yaml'}")
 
 
 @pytest.mark.slow

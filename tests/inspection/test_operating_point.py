@@ -17,7 +17,9 @@ from steel.inspection import bundle
 from steel.inspection.assemble import assemble, read_point
 from steel.inspection.evidence import Evidence, Grid
 from steel.inspection.inspector import OperatingPoint
-from steel.inspection.operating_point import list_warnings, measure, tune_on
+from steel.inspection.operating_point import list_warnings, tune_on
+from steel.inspection.promises import measure
+from steel.inspection.report import show
 from steel.inspection.search import Aim, judge
 
 
@@ -73,6 +75,20 @@ def test_choosing_by_few_images_is_optimistic_and_said_to_be() -> None:
         promises = {row.name: row for row in tune_on(draw_scores(120, seed), Aim("kaggle_dice"), ("a", "b")).promises}
         gaps.append(promises["Kaggle Dice"].as_chosen - promises["Kaggle Dice"].value)
     assert np.mean(gaps) > 0.002
+
+
+def test_what_is_promised_is_a_number_that_can_be() -> None:
+    """Few images make the optimism larger than the score itself, and of a single group nothing is known."""
+    evidence = draw_scores(60)
+    for seed, aim in itertools.product(range(2), AIMS):
+        rows = np.random.default_rng(seed).permutation(60)[:8]
+        few = evidence.take(rows)._replace(hits=np.zeros((8, 2, 1, 1), np.int32))
+        for row in tune_on(few, aim, ("dent", "crack")).promises:
+            assert np.isnan(row.value) or 0 <= row.value <= (np.inf if row.name == "cost of an image" else 1)
+    alone = evidence._replace(groups=np.zeros(60, np.int64))
+    (cost,) = (row for row in tune_on(alone, AIMS[0], ("", "")).promises if row.name == "cost of an image")
+    assert cost.to_plain()["interval"] == [0.0, None]
+    assert show(cost.to_plain()["value"], cost.to_plain()["interval"]).endswith("(0.000 to inf)")
 
 
 def test_a_recall_that_cannot_be_proved_is_said_so() -> None:
@@ -166,6 +182,8 @@ POINT = OperatingPoint.untuned(2)
     [
         ({"gate": 1.5}, "a threshold lies between 0 and 1, but 1.5 came"),
         ({"gate": "high"}, "high"),
+        ({"gate": "0.5"}, "a threshold lies between 0 and 1, but 0.5 came"),
+        ({"curve": [[[0.5, 0.0], [1.0, 1.0]]] * 2}, "a curve has two points or more, from 0 to 1"),
         ({"pixel": [0.5]}, "is for the classes"),
         ({"smallest_area": [0.5, 1]}, "a smallest size is a whole number of pixels, but 0.5 came"),
         ({"smallest_spot": [-1, 0]}, "a smallest size"),
@@ -187,6 +205,8 @@ def test_a_point_written_by_hand_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "point.yaml"
     path.write_text(yaml.safe_dump({"operating_point": replace(POINT, gate=0.25).to_dict()}))
     assert read_point(path, ("a", "b")) == (replace(POINT, gate=0.25), None)
+    path.write_text(yaml.safe_dump({"classes": [1, 2], "operating_point": POINT.to_dict()}))
+    assert read_point(path, ("1", "2"))[0] == POINT
     for text in ("", "a: [", "operating_point: 3", "operating_point: {gate: 0.5}", "\x00"):
         path.write_text(text)
         with pytest.raises(InputError, match="holds no operating point"):

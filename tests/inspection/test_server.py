@@ -20,7 +20,9 @@ from starlette.testclient import TestClient
 import steel.inspection
 from served import CLASSES, build_desk, draw, encode, open_client, write_inspector
 from steel.data import rle
+from steel.errors import InputError
 from steel.inspection import bundle
+from steel.inspection.answers import VerdictQuestion
 from steel.inspection.desk import Desk, Limits
 from steel.inspection.drift import build_reference, measure
 from steel.inspection.service import build_app
@@ -388,3 +390,18 @@ def test_a_window_of_other_images_is_said_until_one_is_as_before(tmp_path: Path)
         assert "images are darker" in sentence
         assert "steel_drift_warnings_total 1.0" in client.get("/metrics").text
         assert send(90) is None
+
+
+def test_verdicts_about_other_classes_are_refused(tmp_path: Path) -> None:
+    """Else tomorrow's labels would be of other classes than the inspector meant."""
+    path = tmp_path / "verdicts.sqlite"
+    Verdicts(path, ["other"]).close()  # nothing was said yet
+    kept = Verdicts(path, CLASSES)
+    said = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {"scale": "1 2"}}
+    kept.save("0" * 64, VerdictQuestion.model_validate(said))
+    kept.close()
+    with pytest.raises(InputError, match="about the classes scale, scratch, but this model knows scratch, scale"):
+        Verdicts(path, CLASSES[::-1])
+    again = Verdicts(path, CLASSES)
+    assert "a.png" in again.write_csv()
+    again.close()

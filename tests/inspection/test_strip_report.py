@@ -203,3 +203,12 @@ def test_nothing_to_report(model: Path, tmp_path: Path, refused: Callable[..., s
     assert "without --report there is no --mm_per_pixel" in refused("inspect", model, folder, "--mm_per_pixel=1")
     args = ("--report", "--mm_per_pixel=0", f"--out={tmp_path / 'x'}")
     assert "mm_per_pixel is above 0, but 0.0 came" in refused("inspect", model, folder, *args)
+
+
+def test_a_dark_image_stays_dark_when_it_is_shrunk(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", np.ones(SIZE, np.uint8))
+    shot = strip_report.Shot("a.png", strip_report.CLEAN, 0.0, SIZE, [0], [], [""], "")
+    jpeg = base64.b64decode(strip_report._draw(shot, {"a.png": tmp_path / "a.png"}, 100, 90))
+    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape[1] == 100
+    assert shown.max() < 10

@@ -268,7 +268,7 @@ function showPromises() {
     return;
   }
   const rows = promises.map(({ name, value, interval }) =>
-    [name, value === null ? "" : value.toFixed(3), interval.map((end) => end.toFixed(3)).join(" to ")]);
+    [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
   $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
     make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))));
 }
