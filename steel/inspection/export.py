@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.errors import InputError
@@ -91,7 +90,7 @@ def export(
         os.replace(unproved, path)
     finally:
         unproved.unlink(missing_ok=True)
-    _show_break_even(assembly.inspector)
+    print(assembly.describe_gate())
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -170,18 +169,3 @@ def _show_cost(full: Inspector, lowered: torch.nn.Module, batches: Iterator[Tens
         f"({total.differing / total.pixels:.3%}; Dice between {dice:.4f}; a probability by up to {worst:.2g}), and "
         f"{total.called_otherwise} images pass the gate in one of them alone"
     )
-
-
-def _show_break_even(inspector: Inspector) -> None:
-    """Prints from which share of clean images on the gate saves time, by the networks' multiplications."""
-    image = torch.zeros(1, 1, 64, 256, dtype=torch.uint8)
-    operations = []
-    for network in (inspector.classifier, inspector.segmenter):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(image)
-        operations.append(counter.get_total_flops())
-    share = operations[0] / operations[1]
-    verdict = (
-        f"it saves time where more than {share:.1%} of the images are turned away" if share < 1 else "it never pays"
-    )
-    print(f"the gate takes {share:.1%} of the segmenter's operations: {verdict}")

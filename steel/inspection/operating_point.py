@@ -231,6 +231,8 @@ def tune(
 
     print(tabulate_point(tuned.point, classes).to_string(index=False))
     print(f"gate {tuned.point.gate:.4f}, which {tuned.outcome.passed.mean():.1%} of the images pass")
+    if scores is None:
+        print(assembly.describe_gate())
     print(tabulate_promises(tuned.promises).to_string(index=False))
     for warning in warnings:
         print(f"warning: {warning}")

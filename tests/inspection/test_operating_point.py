@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from conftest import Trained
 from steel.cli import main
@@ -16,7 +17,7 @@ from steel.errors import InputError
 from steel.inspection import bundle
 from steel.inspection.assemble import assemble, read_point
 from steel.inspection.evidence import Evidence, Grid
-from steel.inspection.inspector import OperatingPoint
+from steel.inspection.inspector import Inspector, OperatingPoint
 from steel.inspection.operating_point import list_warnings, tune_on
 from steel.inspection.promises import measure
 from steel.inspection.report import show
@@ -136,6 +137,28 @@ def tune_args(trained: Trained, out: Path, *more: str) -> list[str]:
     return ["tune", *networks, "--num_workers=0", f"--out={out}", *more]
 
 
+def count_multiplications(inspector: Inspector) -> float:
+    """Those of the classifier over those of the segmenter, from the shapes that come out of their layers."""
+    counts = []
+    for network in (inspector.classifier, inspector.segmenter):
+        layers = []
+
+        def count(layer: nn.Module, _: object, out: torch.Tensor, layers: list[int] = layers) -> None:
+            layers.append(out.numel() * layer.weight[0].numel())  # type: ignore[operator, index]
+
+        hooks = [
+            layer.register_forward_hook(count)
+            for layer in network.modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear)
+        ]
+        with torch.no_grad():
+            network(torch.zeros(1, 1, 64, 256, dtype=torch.uint8))
+        for hook in hooks:
+            hook.remove()
+        counts.append(sum(layers))
+    return counts[0] / counts[1]
+
+
 def test_the_file_is_the_point_of_the_inspector(
     trained: Trained, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +166,8 @@ def test_the_file_is_the_point_of_the_inspector(
     assert main(tune_args(trained, out, "--aim=false_alarms", "--false_alarms=0.3", "--num_new=500")) == 0
     printed = capsys.readouterr().out
     assert "defects found" in printed
+    share = count_multiplications(assemble(str(trained.classifier), str(trained.segmenter)).inspector)
+    assert f"the gate takes {share:.1%} of the segmenter's operations: it " in printed
     assert "warning: drift will not be watched: that takes 50 images of 20 groups, but there are " in printed
     for name in ("point_trade_off.png", "point_calibration.png"):
         assert (out.parent / name).is_file()
