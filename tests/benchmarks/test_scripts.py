@@ -16,6 +16,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 SMALL = {
     "components": [],
     "data": ["--num_images=4"],
+    "end_to_end": ["--num_images=8", "--rounds=1"],
     "loader": ["--num_images=4", "--rounds=1"],
     "metrics": ["--rounds=1"],
     "search": ["--num_images=4"],
