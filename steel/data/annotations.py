@@ -322,15 +322,16 @@ def read_class_names(path: Path) -> tuple[list[str], list[Finding]]:
 def _read_groups(path: Path, names: NDArray[np.str_]) -> tuple[NDArray[np.int64], list[Finding]]:
     if not path.is_file():
         return np.arange(len(names)), []
-    group = [f"\0{name}" for name in names]  # no group of a file begins so
+    groups = np.arange(len(names))
+    first: dict[str, int] = {}  # image of each group
     table, positions, findings = read_named(path, ("group",), names)
     for i, text, line in zip(positions, table.columns.get("group", []), table.lines, strict=True):
         if not text:
             message = "the group is empty; name it or take the row out"
             findings.append(Finding(path, line, "empty group", message))
         elif i >= 0:
-            group[i] = text
-    return pd.factorize(np.array(group))[0].astype(np.int64), findings
+            groups[i] = first.setdefault(text, i)
+    return pd.factorize(groups)[0].astype(np.int64), findings
 
 
 def _read_unknown(

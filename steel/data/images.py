@@ -21,7 +21,7 @@ from steel.errors import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 # What OpenCV prints about a broken file stands beside our own sentence about it; once is enough.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)  # OpenCV 4, then 5
 
 # A turned camera's EXIF tag must not turn the image: the codes are written for the pixels as they are stored.
 # ANYDEPTH, since a 16-bit image would otherwise be cut to 8 bits in silence.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
+from steel.devices import choose_device
 from steel.errors import InputError, require_at_least
 from steel.files import write_whole
 from steel.inspection import bundle
@@ -22,7 +23,6 @@ from steel.inspection.judging import Judged, explain, judge_part
 from steel.inspection.promises import measure
 from steel.inspection.report import list_warnings, show, tabulate_scores, write_report
 from steel.inspection.results import head_submission, list_codes
-from steel.inspection.run import choose_device
 from steel.inspection.search import Aim, Outcome
 from steel.intervals import Interval, bootstrap, rate
 from steel.pages import clear_pictures

@@ -12,6 +12,7 @@ import yaml
 
 from steel import plots
 from steel.data.datamodule import SteelDataModule
+from steel.devices import choose_device
 from steel.errors import InputError, require_at_least
 from steel.files import write_whole
 from steel.inspection.assemble import assemble, describe_networks, recall_part
@@ -20,7 +21,6 @@ from steel.inspection.drift import FEWEST_GROUPS, FEWEST_IMAGES, build_reference
 from steel.inspection.evidence import Evidence, Grid, gather, read_scores
 from steel.inspection.inspector import OperatingPoint
 from steel.inspection.promises import Promise, name_classes, promise, tabulate_promises
-from steel.inspection.run import choose_device
 from steel.inspection.search import Aim, AimName, Outcome, calibrated, choose, count_needed, judge
 from steel.intervals import largest_claim
 from steel.progress import track

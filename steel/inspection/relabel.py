@@ -35,12 +35,12 @@ from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.rle import UNKNOWN_BIT
+from steel.devices import choose_device
 from steel.errors import require_at_least
 from steel.files import write_whole
 from steel.inspection import calibration
 from steel.inspection.assemble import Assembly, assemble
 from steel.inspection.promises import name_classes
-from steel.inspection.run import choose_device
 from steel.pages import Page, clear_pictures
 from steel.progress import track
 from steel.training.metrics import LEVELS, sweep

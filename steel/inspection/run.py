@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from steel.data.images import find_images
+from steel.devices import choose_device
 from steel.errors import InputError, require_at_least
 from steel.inspection import bundle
 from steel.inspection.drift import Drift, Window
@@ -21,27 +20,6 @@ from steel.progress import track
 
 # What made the results: which file, by its name and its digest, and what stands in it.
 ABOUT = "inspector.json"
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a name means.
-
-    Args:
-        name: "auto" (a GPU where there is one), or a name of torch's: cpu, cuda, cuda:1, mps.
-
-    Raises:
-        InputError: There is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f'no device "{name}" on this machine; give auto, cpu or one that `steel info` lists'
-        ) from error
-    return device
 
 
 def inspect(

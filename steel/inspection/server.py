@@ -4,10 +4,10 @@ import os
 import socket
 from ipaddress import ip_address
 
+from steel.devices import choose_device
 from steel.errors import InputError, require_at_least
 from steel.inspection import bundle
 from steel.inspection.results import tell_apart
-from steel.inspection.run import choose_device
 
 try:
     import uvicorn

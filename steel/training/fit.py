@@ -27,6 +27,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from steel.data.datamodule import SteelDataModule
+from steel.devices import keep_freed_memory
 from steel.errors import InputError
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 from steel.training.callbacks import (
@@ -396,6 +397,8 @@ def run_cli(args: Sequence[str]) -> None:
         raise InputError(f"say what to {args[0]}: --config conf/classifier.yaml or --config conf/segmenter.yaml")
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
     _silence_chatter()
     try:
         SteelCLI(expand_flags(_expand_configs(args), {"--compile"}))

@@ -588,7 +588,7 @@ def test_a_pipeline_keeps_bits_apart(pipeline: Pipeline) -> None:
     [
         (A.Compose([A.Resize(8, 8)]), "leave type and size as they are"),
         (A.Compose([A.ToFloat()]), "leave type and size as they are"),
-        (A.Compose([A.ToGray(num_output_channels=3, p=1)]), "leave type and size as they are|fails on a grey image"),
+        (A.Compose([A.ToRGB(p=1)]), "leave type and size as they are|fails on a grey image"),
         (A.HorizontalFlip(), "holds HorizontalFlip, not a pipeline; put it into a Compose"),
     ],
 )
