@@ -44,7 +44,7 @@ def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.Capt
         # What is left without metavariable, type and default.
         sentence = re.sub(r"\((?:required, )?(?:type|default): .*\)$|[A-Z_]{2,}|\[.*?\]|\{.*?\}", "", words)
         assert len(sentence.split()) >= 2, (name, words)
-    listed = re.findall(r"^  (?:-\w \w+, )?(--[\w.]+)", text, flags=re.MULTILINE)
+    listed = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", text, flags=re.MULTILINE)
     assert examples.strip()
     for example in examples.strip().splitlines():
         words = shlex.split(example)

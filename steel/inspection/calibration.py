@@ -65,7 +65,8 @@ def fit_isotonic(probabilities: Scores, labels: NDArray[np.bool_]) -> Calibratio
     Source: Zadrozny and Elkan 2002, Transforming classifier scores into accurate multiclass probability estimates; the
     middles: Oron and Flournoy 2017, Centered isotonic regression.
     """
-    levels = IsotonicRegression().fit_transform(probabilities, labels)
+    # In double precision: rounded to single, one block would fall into several.
+    levels = IsotonicRegression().fit_transform(probabilities.astype(np.float64), labels.astype(np.float64))
     values, block = np.unique(levels, return_inverse=True)
     middles = np.bincount(block, probabilities) / np.bincount(block)
     points = {0.0: 0.0} | {
