@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.harness import build_parser, compare, report
-from steel.inspection.components import drop_small_spots
+from steel.decision.components import drop_small_spots
 
 HEIGHT, WIDTH = 256, 1600
 Mask = NDArray[np.bool_]

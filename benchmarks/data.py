@@ -21,9 +21,9 @@ from pycocotools import mask as coco
 
 from benchmarks.harness import Comparison, build_parser, compare, report
 from steel.data import images, rle
-from steel.data.annotations import join_rows, parse
 from steel.data.duplicates import find_duplicates
-from steel.data.overlap import count_pixels, intersect
+from steel.data.runs import areas, intersect
+from steel.data.severstal import join_rows, parse
 from steel.data.synthetic import draw_image
 from steel.progress import map_on_all_cores
 
@@ -110,7 +110,7 @@ def compare_scoring(codes: list[str]) -> Comparison:
     def count_with_steel() -> list[tuple[int, int, int]]:
         said, true = rle.parse_all(codes, sizes), rle.parse_all(others, sizes)
         each = (intersect(*said[:2], *true[:2]), said[:2], true[:2])
-        return list(zip(*(count_pixels(*runs).tolist() for runs in each), strict=True))
+        return list(zip(*(areas(*runs).tolist() for runs in each), strict=True))
 
     def count_with_coco() -> list[float]:
         pairs = zip(codes, others, strict=True)

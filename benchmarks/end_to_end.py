@@ -36,9 +36,12 @@ from benchmarks.metrics import post_process
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.splits import split
 from steel.data.synthetic import write_synthetic
-from steel.inspection import bundle, formats
-from steel.inspection.inspector import Inspector, OperatingPoint
-from steel.inspection.run import inspect
+from steel.decision import bundle
+from steel.decision.about import About
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
+from steel.export import targets
+from steel.inspection.inspect import inspect
 from steel.training.fit import run_cli
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 
@@ -103,8 +106,8 @@ def write_models(folder: Path) -> SegmenterNetwork:
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
     for precision in ("fp32", "bf16"):
         # Random weights of this depth differ far more than trained ones.
-        program = bundle.Program(formats.lower(inspector, precision), example, 1.0)
-        bundle.write(program, {"classes": [str(c + 1) for c in range(NUM_CLASSES)]}, folder / f"{precision}.pt")
+        program = bundle.Program(targets.lower(inspector, precision), example, 1.0)
+        bundle.write(program, About(tuple(str(c + 1) for c in range(NUM_CLASSES)), point), folder / f"{precision}.pt")
     return segmenter.eval()
 
 

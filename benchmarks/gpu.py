@@ -28,8 +28,11 @@ from benchmarks.harness import Comparison, build_parser, compare, report, summar
 from benchmarks.loader import make_heavier
 from benchmarks.training import SKIPPED, Span
 from steel.data.synthetic import write_synthetic
-from steel.inspection import bundle, formats
-from steel.inspection.inspector import Inspector, OperatingPoint
+from steel.decision import bundle
+from steel.decision.about import About
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
+from steel.export import targets
 from steel.training.fit import run_cli
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.tasks import DefectSegmenter
@@ -159,11 +162,12 @@ def write_inspector(args: argparse.Namespace, folder: Path) -> Path:
     """The default pair of networks in bf16, of random weights."""
     point = OperatingPoint.untuned(NUM_CLASSES)
     networks = ClassifierNetwork(NUM_CLASSES), SegmenterNetwork(NUM_CLASSES, **(SMALL if args.small else {}))
-    lowered = formats.lower(Inspector(*networks, point).eval(), "bf16")
+    lowered = targets.lower(Inspector(*networks, point).eval(), "bf16")
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
     path = folder / "inspector.pt"
     # Random weights of this depth differ far more than trained ones.
-    bundle.write(bundle.Program(lowered, example, 1.0), {}, path)
+    about = About(tuple(str(c + 1) for c in range(NUM_CLASSES)), point)
+    bundle.write(bundle.Program(lowered, example, 1.0), about, path)
     return path
 
 

@@ -23,9 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Comparison, build_parser, measure, report, summarise
-from steel.inspection import bundle, formats
-from steel.inspection.components import drop_small_spots
-from steel.inspection.inspector import Inspector, OperatingPoint
+from steel.decision import bundle
+from steel.decision.about import About
+from steel.decision.components import drop_small_spots
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
+from steel.export import targets
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 
 HEIGHT, WIDTH, NUM_CLASSES = 256, 1600, 4
@@ -47,11 +50,12 @@ def write_files(folder: Path) -> None:
     """The inspector in fp32, bf16 and as ONNX."""
     inspector = build()
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
+    about = About(tuple(str(c + 1) for c in range(NUM_CLASSES)), OperatingPoint.untuned(NUM_CLASSES))
     for precision in ("fp32", "bf16"):
         # Random weights of this depth differ far more than trained ones.
-        program = bundle.Program(formats.lower(inspector, precision), example, 1.0)
-        bundle.write(program, {}, folder / f"{precision}.pt")
-    formats.write_onnx(inspector, {}, folder / "fp32.onnx")
+        program = bundle.Program(targets.lower(inspector, precision), example, 1.0)
+        bundle.write(program, about, folder / f"{precision}.pt")
+    targets.write_onnx(inspector, about, folder / "fp32.onnx")
 
 
 def draw_masks() -> torch.Tensor:
@@ -72,7 +76,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
     images = torch.randint(0, 256, (1, 1, HEIGHT, WIDTH), dtype=torch.uint8)
     plain = build().to(memory_format=torch.contiguous_format)
     modules = {precision: bundle.read(folder / f"{precision}.pt")[0] for precision in ("fp32", "bf16")}
-    onnx = formats.read_onnx(folder / "fp32.onnx", OperatingPoint.untuned(NUM_CLASSES))
+    onnx = targets.read_onnx(folder / "fp32.onnx", OperatingPoint.untuned(NUM_CLASSES))
     masks, smallest = draw_masks(), torch.full((NUM_CLASSES,), 50)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.*` is deprecated")

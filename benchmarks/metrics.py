@@ -22,8 +22,9 @@ from torchmetrics.classification import MultilabelStatScores
 
 from benchmarks.components import HEIGHT, WIDTH, draw_planes
 from benchmarks.harness import Comparison, build_parser, compare, report
-from steel.inspection.components import drop_small_spots
-from steel.training.metrics import LEVELS, MaskScores, count, sweep
+from steel.decision.components import drop_small_spots
+from steel.evaluation.scores import LEVELS, sweep
+from steel.training.metrics import MaskScores, count
 from steel.training.networks import SegmenterNetwork
 
 NUM_CLASSES = 4

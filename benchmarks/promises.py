@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from steel.inspection.evidence import Evidence, read_scores
-from steel.inspection.operating_point import tune_on
-from steel.inspection.promises import measure
-from steel.inspection.search import Aim, calibrated, judge
+from steel.evaluation.evidence import Evidence, read_scores
+from steel.evaluation.promises import measure
+from steel.evaluation.scores import score_calibration
+from steel.evaluation.search import Aim, calibrated, judge
+from steel.evaluation.tune import tune_on
 from steel.progress import track
-from steel.training.metrics import score_calibration
 from steel.versions import describe_versions
 
 

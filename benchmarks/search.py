@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from benchmarks.harness import build_parser, report, summarise
 from steel.data.datamodule import SteelDataModule
 from steel.data.synthetic import write_synthetic
-from steel.inspection.evidence import Evidence, gather
-from steel.inspection.inspector import Inspector, OperatingPoint
-from steel.inspection.search import Aim, choose, judge, list_thresholds
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
+from steel.evaluation.evidence import Evidence, gather
+from steel.evaluation.search import Aim, choose, judge, list_thresholds
 from steel.training.metrics import count, dice, unpack
 
 NUM_CLASSES = 4

@@ -61,7 +61,7 @@ def compare_inspect(model: Path, image: Path, out: Path, rounds: int) -> Compari
 def inspect_timed(model: str, image: str, out: str) -> None:
     """Runs `steel inspect` and prints how many seconds of CPU its forward passes took."""
     from steel.cli import main as steel
-    from steel.inspection import bundle
+    from steel.decision import bundle
 
     forward, freeze = 0.0, bundle.torch.jit.freeze
 
@@ -98,11 +98,15 @@ def write_model(path: Path) -> None:
     import torch
 
     from benchmarks.inference import NUM_CLASSES, build
-    from steel.inspection import bundle, formats
+    from steel.decision import bundle
+    from steel.decision.about import About
+    from steel.decision.point import OperatingPoint
+    from steel.export import targets
 
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
-    program = bundle.Program(formats.lower(build(), "fp32"), example, 1.0)
-    bundle.write(program, {"classes": [str(c + 1) for c in range(NUM_CLASSES)]}, path)
+    program = bundle.Program(targets.lower(build(), "fp32"), example, 1.0)
+    about = About(tuple(str(c + 1) for c in range(NUM_CLASSES)), OperatingPoint.untuned(NUM_CLASSES))
+    bundle.write(program, about, path)
 
 
 def main() -> None:

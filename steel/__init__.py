@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steel.data.annotations import read_annotations as read_annotations
     from steel.data.datamodule import SteelDataModule as SteelDataModule
-    from steel.inspection.inspector import Inspector as Inspector
-    from steel.inspection.inspector import OperatingPoint as OperatingPoint
+    from steel.decision.inspector import Inspector as Inspector
+    from steel.decision.point import OperatingPoint as OperatingPoint
     from steel.overlays import draw_overlay as draw_overlay
-    from steel.training.fit import load_task as load_task
+    from steel.training.checkpoints import load_task as load_task
     from steel.training.tasks import DefectClassifier as DefectClassifier
     from steel.training.tasks import DefectSegmenter as DefectSegmenter
 
 _HOMES = {
     "DefectClassifier": "steel.training.tasks",
     "DefectSegmenter": "steel.training.tasks",
-    "Inspector": "steel.inspection.inspector",
-    "OperatingPoint": "steel.inspection.inspector",
+    "Inspector": "steel.decision.inspector",
+    "OperatingPoint": "steel.decision.point",
     "SteelDataModule": "steel.data.datamodule",
     "draw_overlay": "steel.overlays",
-    "load_task": "steel.training.fit",
+    "load_task": "steel.training.checkpoints",
     "read_annotations": "steel.data.annotations",
 }
 

@@ -20,13 +20,13 @@ _COMMANDS = {
     "fit": "steel.training.fit:run_cli",
     "validate": "steel.training.fit:run_cli",
     "test": "steel.training.fit:run_cli",
-    "tune": "steel.inspection.operating_point:tune",
-    "evaluate": "steel.inspection.evaluation:evaluate",
-    "relabel": "steel.inspection.relabel:relabel",
-    "score": "steel.inspection.submission:score",
-    "export": "steel.inspection.export:export",
-    "inspect": "steel.inspection.run:inspect",
-    "serve": "steel.inspection.server:serve",
+    "tune": "steel.evaluation.tune:tune",
+    "evaluate": "steel.evaluation.evaluate:evaluate",
+    "relabel": "steel.evaluation.relabel:relabel",
+    "score": "steel.evaluation.score:score",
+    "export": "steel.export.export:export",
+    "inspect": "steel.inspection.inspect:inspect",
+    "serve": "steel.desk.server:serve",
 }
 
 _CONFIG_HELP = "File with options of this command, in the form that --print_config shows."

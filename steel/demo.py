@@ -10,12 +10,13 @@ from steel.data.explore import explore
 from steel.data.splits import split
 from steel.data.synthetic import synth
 from steel.errors import InputError
-from steel.files import write_whole
-from steel.inspection.evaluation import evaluate
-from steel.inspection.export import export
-from steel.inspection.operating_point import tune
-from steel.inspection.run import inspect
-from steel.training.fit import find_checkpoint, run_cli
+from steel.evaluation.evaluate import evaluate
+from steel.evaluation.tune import tune
+from steel.export.export import export
+from steel.files import write_atomic
+from steel.inspection.inspect import inspect
+from steel.training.checkpoints import find_checkpoint
+from steel.training.fit import run_cli
 from steel.versions import has_fast_bfloat16
 
 NUM_IMAGES = 400
@@ -123,7 +124,7 @@ def demo(*, out: str = "lightning_logs/demo", seed: int = 0) -> None:
     report = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     summary = {key: report[key] for key in ("accuracy", "dice_on_defects", "kaggle_dice")}
     summary["seconds"] = round(time.monotonic() - start, 1)
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2))
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=2))
     _announce("done")
     for name, value in summary.items():
         print(f"  {name:16} {value:.3f}" if name != "seconds" else f"  {name:16} {value:.0f}")

@@ -1,7 +1,8 @@
-"""What the networks run on."""
+"""Devices, and the settings of the process that only a command may change."""
 
 import ctypes
 
+import cv2
 import torch
 
 from steel.errors import InputError
@@ -11,7 +12,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a name means, made ready.
+    """Return the device that a name means.
 
     Args:
         name: "auto" (a GPU where there is one), or a name of torch's: cpu, cuda, cuda:1, mps.
@@ -28,9 +29,19 @@ def choose_device(name: str) -> torch.device:
         raise InputError(
             f'no device "{name}" on this machine; give auto, cpu or one that `steel info` lists'
         ) from error
+    return device
+
+
+def prepare_process(device: torch.device) -> None:
+    """Change settings of the whole process for a command that runs networks; a library must not call this.
+
+    Args:
+        device: Where the networks run.
+    """
+    # OpenCV's threads would compete with the threads that load images.
+    cv2.setNumThreads(1)
     if device.type == "cpu":
         keep_freed_memory()
-    return device
 
 
 def keep_freed_memory() -> None:

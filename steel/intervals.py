@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 
@@ -33,6 +32,8 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
     """
     if n <= 0:
         return Interval(0.0, 1.0)
+    from scipy import stats
+
     z = float(stats.norm.ppf((1 + confidence) / 2))
     p = min(1.0, hits / n)
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -74,6 +75,8 @@ def design_effect(values: NDArray[Any], groups: NDArray[np.int64]) -> float:
 def _widen(num_groups: int, confidence: float) -> float:
     """What few groups add to a normal interval: Student's t in place of the normal's quantile."""
     tail = (1 + confidence) / 2
+    from scipy import stats
+
     return float(stats.t.ppf(tail, max(1, num_groups - 1)) / stats.norm.ppf(tail))
 
 
@@ -159,6 +162,8 @@ def predict_rate(hits: float, n: int, num_new: int, confidence: float = 0.95, ef
         effective: Share of both sample sizes that counts where images belong to groups: `effective_size` / n.
     """
     m = max(1, round(num_new * effective))
+    from scipy import stats
+
     law = stats.betabinom(m, hits * effective + 0.5, (n - hits) * effective + 0.5)
     low, high = law.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) / m
     return Interval(float(low), float(high))
@@ -181,6 +186,8 @@ def predict_mean(
     if groups is not None:
         effect, k = design_effect(values, groups), len(np.unique(groups))
     spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    from scipy import stats
+
     quantile = float(stats.t.ppf((1 + confidence) / 2, max(1, k - 1)))
     half = quantile * spread * float(np.sqrt(effect / n + effect / num_new))
     mean = float(values.mean())

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from steel.files import write_whole
+from steel.files import write_atomic
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -90,7 +90,7 @@ class Page:
             png = buffer.getvalue()
         else:
             png = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])[1].tobytes()
-        write_whole(self._folder / f"{name}.png", png)
+        write_atomic(self._folder / f"{name}.png", png)
         text = html.escape(caption)
         data = base64.b64encode(png).decode()
         self._parts.append(
@@ -106,7 +106,7 @@ class Page:
             script: JavaScript that runs when the page is there.
         """
         path = self._folder / name
-        write_whole(
+        write_atomic(
             path,
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

@@ -13,9 +13,9 @@ from steel.errors import InputError
 COUNT = """
 import resource, sys
 import torch
-from steel.devices import choose_device
+from steel.devices import choose_device, prepare_process
 if sys.argv[1] == "kept":
-    choose_device("cpu")
+    prepare_process(choose_device("cpu"))
 def take():
     torch.empty(64, 1024, 1024, dtype=torch.uint8).fill_(1)
 take()

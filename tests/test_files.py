@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steel.errors import InputError
-from steel.files import new_folder, require_new_folder, write_whole
+from steel.files import new_folder, require_new_folder, write_atomic
 
 
 def list_all(folder: Path) -> list[str]:
@@ -16,9 +16,9 @@ def list_all(folder: Path) -> list[str]:
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "neuer Ordner" / "Blöcke 1.csv"
-    write_whole(path, "Größe\n")
+    write_atomic(path, "Größe\n")
     assert path.read_bytes() == "Größe\n".encode()
-    write_whole(path, b"\0\r\n")
+    write_atomic(path, b"\0\r\n")
     assert path.read_bytes() == b"\0\r\n"
     assert list_all(path.parent) == ["Blöcke 1.csv"]
 
@@ -28,7 +28,7 @@ def test_a_file_that_is_not_whole_never_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
     path = tmp_path / "splits.csv"
-    write_whole(path, "earlier")
+    write_atomic(path, "earlier")
 
     def write_half(unfinished: Path, content: bytes) -> int:
         with unfinished.open("wb") as file:
@@ -37,7 +37,7 @@ def test_a_file_that_is_not_whole_never_has_its_name(
 
     monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(type(stop)) as error:
-        write_whole(path, "a new content")
+        write_atomic(path, "a new content")
     if isinstance(stop, OSError):
         assert str(error.value) == f"[Errno {errno.ENOSPC}] No space left on device: '{path}'"
     assert path.read_text() == "earlier"
@@ -60,7 +60,7 @@ def test_what_holds_something_is_refused(tmp_path: Path, name: str) -> None:
     for look in (require_new_folder, lambda folder: new_folder(folder).__enter__()):
         with pytest.raises(InputError) as error:
             look(tmp_path / name)
-        assert str(error.value) == f"{tmp_path / name} is there already and not empty; name a new folder"
+        assert str(error.value) == f"{tmp_path / name} already exists and is not empty; choose a new folder"
     assert list_all(tmp_path) == ["file", "folder", "folder/.hidden"]
 
 

@@ -18,7 +18,7 @@ from steel.data.duplicates import Pair, find_duplicates, join
 from steel.data.splits import PARTS, tabulate_parts
 from steel.data.tables import raise_first, read_table
 from steel.errors import InputError
-from steel.files import new_folder, require_new_folder, write_whole
+from steel.files import new_folder, require_new_folder, write_atomic
 from steel.intervals import wilson
 from steel.pages import Page
 
@@ -340,4 +340,4 @@ def _write_json(
         "unknown": dict(assignment.unknown),
         "leaks": [vars(leak) for leak in leaks],
     }
-    write_whole(path, json.dumps(found, indent=1))
+    write_atomic(path, json.dumps(found, indent=1))

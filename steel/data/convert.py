@@ -14,13 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, Required, TypedDict, Unpack
 
-from steel.data.annotations import MAX_CLASSES
 from steel.data.formats.coco import read_coco, write_coco
 from steel.data.formats.labels import Labels, index_stems
 from steel.data.formats.png_masks import Overlap, read_index, read_masks, write_index, write_masks
-from steel.data.formats.runs import count_pixels
 from steel.data.formats.severstal import read_severstal, write_severstal
 from steel.data.formats.yolo import read_yolo, write_yolo
+from steel.data.runs import area
+from steel.data.severstal import MAX_CLASSES
 from steel.errors import InputError
 from steel.files import new_folder, require_new_folder
 from steel.progress import track
@@ -169,7 +169,7 @@ def _copy_images(labels: Labels, folder: Path) -> None:
 def _report(labels: Labels, changed: Counter[str]) -> None:
     num_clean = sum(not image.codes for image in labels.images)
     num_defects = sum(len(image.codes) for image in labels.images)
-    num_pixels = sum(count_pixels(runs) for image in labels.images for runs in image.codes.values())
+    num_pixels = sum(area(runs) for image in labels.images for runs in image.codes.values())
     print(f"{len(labels.images):,} images, {num_clean:,} clean; {num_defects:,} defects of {', '.join(labels.classes)}")
     if labels.num_empty:
         print(f"{labels.num_empty:,} annotations cover no pixel and are left out")

@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from steel.data import images
 from steel.data.cache import cache_folder, hash_file
-from steel.files import write_whole
+from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 
 MIN_SCORE = 0.25  # of the phase correlation
@@ -131,7 +131,7 @@ def _recall(file: Path) -> list[Pair] | None:
 
 def _keep(file: Path, pairs: Iterable[Pair]) -> None:
     with suppress(OSError):  # a full or read-only home costs time, not the result
-        write_whole(file, json.dumps({"pairs": list(pairs)}))
+        write_atomic(file, json.dumps({"pairs": list(pairs)}))
 
 
 def _renumber(pairs: Iterable[Pair], order: Sequence[int]) -> list[Pair]:

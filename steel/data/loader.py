@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypedDict
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -214,7 +213,6 @@ class Loader:
         if self.num_workers == 0:
             yield from map(self._fill, self._batches)
             return
-        cv2.setNumThreads(1)  # OpenCV's threads would take the cores from ours
         pool = ThreadPoolExecutor(self.num_workers, "loader")
         ahead: deque[Future[Batch]] = deque()
         try:

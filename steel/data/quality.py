@@ -18,7 +18,7 @@ from steel.data.duplicates import find_duplicates
 from steel.data.splits import read_parts
 from steel.data.tables import Finding, read_table
 from steel.errors import InputError
-from steel.files import write_whole
+from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 
 # First bytes of the formats that `images` reads.
@@ -238,4 +238,4 @@ def _write(report: Report, root: Path, out: Path) -> None:
     findings = [asdict(finding) | {"file": str(_relative(finding.file, root))} for finding in report.findings]
     counts = {key: value for key, value in asdict(report).items() if key != "findings"}
     content = {"root": str(root)} | counts | {"num_errors": report.num_errors, "findings": findings}
-    write_whole(out, json.dumps(content, indent=1))
+    write_atomic(out, json.dumps(content, indent=1))

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from steel.data.annotations import Annotations, read_annotations, read_named
+from steel.data.annotations import Annotations, read_annotations
 from steel.data.duplicates import find_duplicates, join
+from steel.data.severstal import read_named
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError, require_at_least
-from steel.files import write_whole
+from steel.files import write_atomic
 
 PARTS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
@@ -264,7 +265,7 @@ def write_split(split: Split, path: Path) -> None:
 
 def _write(names: NDArray[np.str_], column: str, parts: NDArray[np.str_], path: Path) -> None:
     table = pd.DataFrame({"ImageId": names, column: parts})
-    write_whole(path, table[parts != ""].to_csv(index=False, lineterminator="\n"))
+    write_atomic(path, table[parts != ""].to_csv(index=False, lineterminator="\n"))
 
 
 def tabulate_parts(members: Mapping[str, NDArray[np.int64]], annotations: Annotations) -> pd.DataFrame:

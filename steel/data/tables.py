@@ -2,16 +2,27 @@
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from steel.errors import InputError
 
-# The module's own bound of 131,072 characters is less than a ragged mask of one image may need.
-csv.field_size_limit(2**31 - 1)
-
 _BOM = b"\xef\xbb\xbf"
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+@contextmanager
+def unlimited_fields() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters a field, which the code of a ragged mask exceeds.
+
+    The limit belongs to the whole process, so it is restored afterwards.
+    """
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,8 @@ def _no_rows(finding: Finding) -> Table:
 def _split(line: str) -> list[str] | None:
     """The cells of a line that may hold quotes; None where these do not match."""
     try:
-        return next(csv.reader([line], strict=True))
+        with unlimited_fields():
+            return next(csv.reader([line], strict=True))
     except csv.Error:
         return None
 

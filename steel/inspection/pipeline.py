@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from steel import overlays
 from steel.data import rle
 from steel.data.images import read_grey
+from steel.data.spots import list_spots
+from steel.decision.drift import Drift, Window
 from steel.errors import InputError
-from steel.inspection.drift import Drift, Window
-from steel.inspection.results import Record, Unreadable
-from steel.inspection.spots import list_spots
+from steel.inspection.records import Record, Unreadable
 
 Image = NDArray[np.uint8]
 Drawn = Literal["defective", "all", "none"]

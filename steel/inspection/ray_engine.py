@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.data.images import SUFFIXES, decode_grey
+from steel.decision import bundle
 from steel.errors import InputError
-from steel.inspection import bundle
-from steel.inspection.results import build_schema, name_images, to_table, to_typed
+from steel.inspection.parquet import build_schema, to_table, to_typed
+from steel.inspection.records import name_images
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,9 +51,9 @@ class _Worker:
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             Path(file.name).write_bytes(ray.get(model))
             module, about = bundle.read(file.name, where)
-        self._schema = build_schema(about["classes"])
+        self._schema = build_schema(about.classes)
         self._read = partial(_read, images)
-        self._pipeline = Pipeline(module, about["classes"], where, batch_size)
+        self._pipeline = Pipeline(module, about.classes, where, batch_size)
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
         """Names and places of images -> their rows of results.parquet."""

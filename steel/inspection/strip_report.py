@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,8 @@ from steel import overlays
 from steel.data import rle
 from steel.data.images import read_grey
 from steel.errors import InputError
-from steel.inspection.results import Found, Tables
+from steel.inspection.records import Found, ModelFile
+from steel.inspection.tables import Tables
 from steel.intervals import wilson
 from steel.pages import Page
 from steel.progress import map_on_all_cores
@@ -115,25 +116,25 @@ class Strip:
 
 
 def write_strip_report(
-    folder: Path, tables: Tables, about: Mapping[str, Any], named: Mapping[str, Path], scale: Scale
+    folder: Path, tables: Tables, source: ModelFile, classes: Sequence[str], named: Mapping[str, Path], scale: Scale
 ) -> Path:
     """Writes report.html and tells where it is.
 
     Args:
         folder: Where to.
         tables: Finished.
-        about: What inspected: "model", "sha256", "classes".
+        source: The exported file that inspected them.
+        classes: Names of the classes.
         named: Where the images are; one that is no longer there is shown without a picture.
         scale: What a pixel is.
     """
-    classes = about["classes"]
     shots = sorted((_read_shot(found, len(classes)) for found in tables.read()), key=lambda shot: shot.name)
     if not shots:
         raise InputError("no image was inspected, so there is nothing to report; put images there first")
     strip = Strip(shots, scale)
     page = Page(f"Surface defects on {len(shots):,} images", folder)
     page.add_text(
-        f"Inspected with {about['model']} ({about['sha256'][:12]}), reported on {datetime.now():%Y-%m-%d %H:%M}. "
+        f"Inspected with {source.model} ({source.sha256[:12]}), reported on {datetime.now():%Y-%m-%d %H:%M}. "
         f"First image {shots[0].name}, last {shots[-1].name}."
     )
     page.add_table(tabulate_totals(strip, scale), "Totals")

@@ -9,7 +9,8 @@ import numpy as np
 
 from steel.data.images import SUFFIXES
 from steel.inspection.pipeline import Pipeline
-from steel.inspection.results import Tables, Unreadable
+from steel.inspection.records import Unreadable
+from steel.inspection.tables import Tables
 
 # Seconds between two looks. A file that did not change from one to the next is tried.
 _PAUSE = 0.02

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from steel.data.datamodule import SteelDataModule
-from steel.devices import keep_freed_memory
+from steel.devices import prepare_process
 from steel.errors import InputError
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 from steel.training.callbacks import (
@@ -42,9 +42,8 @@ from steel.training.callbacks import (
     StopSignals,
     Summary,
 )
-from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
-
-_TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
+from steel.training.checkpoints import TASKS, find_checkpoint, list_versions, next_version, read_checkpoint
+from steel.training.tasks import Task
 
 # The help of each command, in the form of a docstring.
 _HELP = {
@@ -69,49 +68,6 @@ _HELP = {
         steel test --config conf/segmenter.yaml --data.root data --ckpt_path best
     """,
 }
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of `steel` onto the CPU.
-
-    Raises:
-        InputError: There is no such file, or it is not a checkpoint of `steel`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"no checkpoint {path}; `steel fit` writes them to lightning_logs/<task>/version_N/checkpoints"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is none of its own
-        raise InputError(f"{path} is not a checkpoint; one that `steel fit` wrote is expected") from error
-    if not isinstance(checkpoint, dict) or "steel" not in checkpoint or checkpoint["steel"]["task"] not in _TASKS:
-        raise InputError(f"{path} is not a checkpoint of steel; one that `steel fit` wrote is expected")
-    return checkpoint
-
-
-def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Task, dict[str, Any]]:
-    """Rebuilds a trained task from its checkpoint alone; never downloads.
-
-    Args:
-        path: The checkpoint.
-        expected: The task that it has to be, or None for either.
-
-    Returns:
-        The task in evaluation mode, and what the checkpoint says of itself ("data", "versions", ...).
-
-    Raises:
-        InputError: It is not a checkpoint of `steel`, or one of the other task.
-    """
-    checkpoint = read_checkpoint(path)
-    about = checkpoint["steel"]
-    if expected and about["task"] != expected.__name__:
-        raise InputError(f"{path} is a checkpoint of {about['task']}, but one of {expected.__name__} is expected here")
-    task = _TASKS[about["task"]](**(about["init"] | {"weights": None}))
-    task.init["weights"] = about["init"]["weights"]
-    task.load_state_dict(checkpoint["state_dict"])
-    return task.eval(), about
 
 
 class SteelCLI(LightningCLI):
@@ -179,7 +135,7 @@ class SteelCLI(LightningCLI):
         except (ArgumentError, argparse.ArgumentError) as error:
             command = args[0]
             options = list_options(self._parser(command)) + [
-                f"--model.{name}" for task in _TASKS.values() for name in inspect.signature(task).parameters
+                f"--model.{name}" for task in TASKS.values() for name in inspect.signature(task).parameters
             ]
             raise InputError(explain(str(error), options, command)) from error
         command = self.config.subcommand
@@ -188,7 +144,7 @@ class SteelCLI(LightningCLI):
             if command != "fit":
                 raise InputError(f"steel {command} needs trained weights; give --ckpt_path last, best or a file")
             return
-        task = _TASKS[config.model.class_path.rpartition(".")[2]]
+        task = TASKS[config.model.class_path.rpartition(".")[2]]
         path = find_checkpoint(str(config.ckpt_path), _log_dir(config.trainer.default_root_dir), task.name)
         self._checkpoint = read_checkpoint(path)
         about = self._checkpoint["steel"]
@@ -277,9 +233,9 @@ class SteelCLI(LightningCLI):
     def _build_loggers(self, folder: Path, checkpoint: str | None) -> list[TensorBoardLogger | History]:
         """Those of a new run, or of the run that goes on."""
         name = self.model.name
-        version, num_kept, step = _next_version(folder / name), 0, None
+        version, num_kept, step = next_version(folder / name), 0, None
         run = Path(checkpoint).resolve().parent.parent if checkpoint else None
-        if self._checkpoint and run in {path.resolve() for _, path in _versions(folder / name)}:
+        if self._checkpoint and run in {path.resolve() for _, path in list_versions(folder / name)}:
             assert run is not None
             version, num_kept = int(run.name.removeprefix("version_")), self._checkpoint.get("num_rows", 0)
             step = self._checkpoint["global_step"]
@@ -325,39 +281,6 @@ def _log_dir(default_root_dir: str | None) -> Path:
     return Path(default_root_dir or ".") / "lightning_logs"
 
 
-def _versions(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.glob("version_*"):
-        if (number := path.name.removeprefix("version_")).isdigit():
-            yield int(number), path
-
-
-def _next_version(folder: Path) -> int:
-    return max((number for number, _ in _versions(folder)), default=-1) + 1
-
-
-def find_checkpoint(name: str, log_dir: Path, task: str) -> Path:
-    """Finds the file that "last", "best" or a path means.
-
-    Args:
-        name: "last" and "best" mean the newest run of the task that has such a file.
-        log_dir: The folder `lightning_logs`.
-        task: "classifier" or "segmenter".
-
-    Raises:
-        InputError: There is none; a fresh start in its place would look like a resumed run.
-    """
-    if name not in ("last", "best"):
-        return Path(name)
-    found = [
-        (number, path / "checkpoints" / f"{name}.ckpt")
-        for number, path in _versions(log_dir / task)
-        if (path / "checkpoints" / f"{name}.ckpt").is_file()
-    ]
-    if not found:
-        raise InputError(f"no {name}.ckpt in {log_dir / task}/version_*/checkpoints; fit first or give the file's path")
-    return max(found)[1]
-
-
 def _find_config(path: str) -> str:
     """A settings file as named, or else the copy that comes with the package."""
     if Path(path).is_file():
@@ -397,8 +320,7 @@ def run_cli(args: Sequence[str]) -> None:
         raise InputError(f"say what to {args[0]}: --config conf/classifier.yaml or --config conf/segmenter.yaml")
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    else:
-        keep_freed_memory()
+    prepare_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _silence_chatter()
     try:
         SteelCLI(expand_flags(_expand_configs(args), {"--compile"}))

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from steel.data import rle
-from steel.data.annotations import Annotations, Rows, parse, read_annotations, read_leniently
+from steel.data.annotations import Annotations, read_annotations, read_leniently
+from steel.data.severstal import Rows, parse
 from steel.data.tables import Finding
 from steel.errors import InputError
 

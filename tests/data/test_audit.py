@@ -269,7 +269,7 @@ def test_the_report(
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
     kept = (out / "audit.json").read_bytes()
-    assert "not empty; name a new folder" in refused("audit", root, f"--splits={splits}", f"--out={out}")
+    assert "not empty; choose a new folder" in refused("audit", root, f"--splits={splits}", f"--out={out}")
     assert (out / "audit.json").read_bytes() == kept
 
 

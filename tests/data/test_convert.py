@@ -132,7 +132,7 @@ def test_steel_convert(tmp_path: Path, refused: Callable[..., str], capsys: pyte
     assert f"wrote {out}" in capsys.readouterr().out
     assert_same(unpack(read_labels(out, "coco")), masks)
     before = sorted(out.rglob("*"))
-    assert f"{out} is there already" in refused("convert", root, out, "--from=severstal", "--to=masks")
+    assert f"{out} already exists" in refused("convert", root, out, "--from=severstal", "--to=masks")
     assert sorted(out.rglob("*")) == before
     other = tmp_path / "other"
     other.mkdir()  # empty, so it may be filled

@@ -120,7 +120,7 @@ def test_nothing_is_labelled_beside_the_strip() -> None:
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "kept.txt").write_text("mine")
-    assert f"{tmp_path} is there already and not empty" in refused("synth", tmp_path, "--num_images=2")
+    assert f"{tmp_path} already exists and is not empty" in refused("synth", tmp_path, "--num_images=2")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     assert f"{tmp_path / 'kept.txt'} is there already" in refused("synth", tmp_path / "kept.txt", "--num_images=2")
     assert (tmp_path / "kept.txt").read_text() == "mine"

@@ -16,7 +16,7 @@ import yaml
 from conftest import Trained
 from steel.cli import main
 from steel.data.images import read_grey
-from steel.inspection.inspector import OperatingPoint
+from steel.decision.point import OperatingPoint
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 HEADERS = Path("/usr/include")

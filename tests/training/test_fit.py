@@ -15,7 +15,7 @@ import yaml
 from conftest import Trained, fit_args
 from steel.cli import main
 from steel.errors import InputError
-from steel.training.fit import find_checkpoint, load_task, read_checkpoint
+from steel.training.checkpoints import find_checkpoint, load_task, read_checkpoint
 from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 

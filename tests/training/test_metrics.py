@@ -10,21 +10,8 @@ import torch
 import torchmetrics
 from numpy.typing import NDArray
 
-from steel.training.metrics import (
-    LabelScores,
-    MaskScores,
-    confusion,
-    count,
-    exclusive,
-    predict_everything,
-    predict_nothing,
-    score_calibration,
-    score_labels,
-    score_masks,
-    score_miou,
-    sweep,
-    unpack,
-)
+from steel.evaluation.scores import exclusive, predict_everything, predict_nothing, score_calibration, score_miou, sweep
+from steel.training.metrics import LabelScores, MaskScores, confusion, count, score_labels, score_masks, unpack
 
 
 def draw_masks(seed: int, n: int = 12, c: int = 3, size: tuple[int, int] = (9, 14)) -> NDArray[np.bool_]:

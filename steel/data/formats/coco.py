@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from steel.data import images as image_files
 from steel.data.formats import outlines
 from steel.data.formats.labels import LabelledImage, Labels, find_images_below
-from steel.data.formats.runs import Runs, Size, count_changes, count_pixels, from_counts, to_counts, unite
+from steel.data.runs import Runs, Size, area, count_changes, from_counts, to_counts, unite
 from steel.errors import InputError
 from steel.progress import track
 
@@ -196,4 +196,4 @@ def _describe_spots(
         else:
             segmentation = [outlines.trace(spot, size).ravel().tolist()]
         # Not a crowd, even as RLE: trainers leave crowds out.
-        yield {"segmentation": segmentation, "area": count_pixels(spot), "bbox": box, "iscrowd": 0}
+        yield {"segmentation": segmentation, "area": area(spot), "bbox": box, "iscrowd": 0}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from steel.data import images as image_files
-from steel.data.formats.runs import Runs, Size
+from steel.data.runs import Runs, Size
 from steel.errors import InputError
 from steel.progress import track
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from steel.data import rle
-from steel.data.formats.runs import Runs, Size, from_counts, unite
+from steel.data.runs import Runs, Size, from_counts, unite
 from steel.errors import InputError
 
 Loop = NDArray[np.int64]  # (V, 2), corners of pixels as x, y; the last is linked with the first

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from steel.data import rle
-from steel.data.annotations import MAX_CLASSES
 from steel.data.formats.labels import (
     LabelledImage,
     Labels,
@@ -30,8 +29,9 @@ from steel.data.formats.labels import (
     match_stems,
     read_clean_by_stem,
 )
-from steel.data.formats.runs import find_runs
 from steel.data.formats.severstal import CLASS_IDS, read_classes, write_classes
+from steel.data.runs import find_runs
+from steel.data.severstal import MAX_CLASSES
 from steel.errors import InputError
 from steel.progress import track
 

@@ -12,7 +12,7 @@ import yaml
 
 from steel.data.formats import outlines
 from steel.data.formats.labels import Labels, find_label_folder, match_stems, read_clean_by_stem
-from steel.data.formats.runs import Runs, Size, count_changes, unite
+from steel.data.runs import Runs, Size, count_changes, unite
 from steel.errors import InputError
 from steel.progress import track
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from formats.fakes import MASKS, fill_even_odd
 from steel.data import rle
 from steel.data.formats import outlines
-from steel.data.formats.runs import find_runs
+from steel.data.runs import find_runs
 from steel.errors import InputError
 
 # pycocotools 2.0 decodes with an array of its own that NumPy 2 warns about.

@@ -1,0 +1,326 @@
+"""How rarely undrifted windows warn, what is found within one window, and the way from `tune` to `inspect`."""
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+from torch import Tensor, nn
+
+from conftest import Trained
+from steel.cli import main
+from steel.data.annotations import read_annotations
+from steel.data.synthetic import draw_image
+from steel.decision import bundle, drift
+from steel.decision.about import About
+from steel.decision.drift import Drift, Reference, Window, build_reference, compare, measure
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint, read_point
+from steel.errors import InputError
+
+RATES = (0.07, 0.02, 0.4, 0.06)
+NAMES = ("pits", "crack", "scratch", "patch")
+
+
+def draw(n: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measures and class probabilities of n images in groups of a size: alike in a group, and with heavy tails."""
+    groups = np.arange(n) // size
+    level = rng.standard_t(4, (groups[-1] + 1, 4))[groups]
+    margin = np.where(level[:, 2] > 1.2, 0.1 + 0.05 * rng.random(n), 0.0)
+    measured = np.stack(
+        [
+            100 * np.exp(0.15 * level[:, 0] + 0.1 * rng.standard_t(3, n)),
+            0.2 * np.exp(0.2 * level[:, 1] + 0.1 * rng.normal(size=n)),
+            margin,
+            0.8 + 0.03 * level[:, 3] + 0.02 * rng.normal(size=n),
+        ],
+        axis=1,
+    )
+    return measured, draw_probabilities(rng.random((n, 4)) < RATES, rng), groups
+
+
+def draw_probabilities(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 1 / (1 + np.exp(-(rng.normal(size=labels.shape) * 1.5 - 3 + 5 * labels)))
+
+
+class Sent(Window):
+    """Takes what was measured already."""
+
+    def send(self, measured: np.ndarray, probabilities: np.ndarray) -> list[bool]:
+        """Which of the windows of a run of images warn."""
+        warned = []
+        size = len(self._values)
+        for start in range(0, len(measured) - size + 1, size):
+            rows = slice(start, start + size)
+            self._values[:] = drift._join(measured[rows], probabilities[rows])
+            self._num_seen += size
+            warned.append(self._compare() is not None)
+        return warned
+
+
+def false_warnings(n: int, size: int, num_windows: int, rng: np.random.Generator) -> float:
+    reference = build_reference(*draw(n, size, rng))
+    assert reference is not None
+    measured, probabilities, _ = draw(200 * num_windows + size, size, rng)
+    start = rng.integers(size)
+    return float(np.mean(Sent(reference, NAMES).send(measured[start:], probabilities[start:])))
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_undrifted_windows_hardly_ever_warn(size: int) -> None:
+    rng = np.random.default_rng(0)
+    assert np.mean([false_warnings(1200, size, 150, rng) for _ in range(2)]) <= 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "size"), [(60, 1), (300, 1), (300, 6), (2000, 1), (2000, 6), (4000, 100)])
+def test_the_level_holds_for_small_references_and_long_coils(n: int, size: int) -> None:
+    rng = np.random.default_rng(1)
+    assert np.mean([false_warnings(n, size, 100, rng) for _ in range(8)]) <= 0.02
+
+
+@pytest.mark.slow
+def test_real_windows_hardly_ever_warn_and_real_drift_is_found(real_data: Callable[[str], Path]) -> None:
+    """By permutation: a third of the groups is the reference, windows come from the others."""
+    table = read_annotations(real_data("magnetic-tile"))
+    images = [table.read_image(i) for i in range(len(table))]
+    rng = np.random.default_rng(0)
+    probabilities = draw_probabilities(table.labels, rng)
+    measured, dark, soft = (
+        np.stack([measure(change(image)) for image in images])
+        for change in (lambda image: image, darken, soften)
+    )  # fmt: skip
+    warned, found = [], []
+    for _ in range(10):
+        order = rng.permutation(table.groups.max() + 1)
+        rank = np.argsort(order)[table.groups]
+        rows = np.argsort(rank, kind="stable")
+        known, new = np.split(rows, [int(np.searchsorted(rank[rows], len(order) // 3))])
+        reference = build_reference(measured[known], probabilities[known], table.groups[known])
+        assert reference is not None
+        for _ in range(12):
+            rank = rng.permutation(len(order))[table.groups[new]]
+            rows = new[np.argsort(rank, kind="stable")]
+            warned += Sent(reference, table.classes).send(measured[rows], probabilities[rows])
+        for changed in (dark, soft):
+            found += Sent(reference, table.classes).send(changed[new], probabilities[new])
+    assert np.mean(warned) <= 0.02
+    assert np.mean(found) >= 0.95
+
+
+def darken(image: np.ndarray) -> np.ndarray:
+    return (image * 0.7).astype(np.uint8)
+
+
+def soften(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), 1.0)
+
+
+@pytest.fixture(scope="module")
+def strip() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [draw_image(rng, (), (64, 256))[0] for _ in range(600)]
+
+
+@pytest.fixture(scope="module")
+def reference(strip: list[np.ndarray]) -> Reference:
+    rng = np.random.default_rng(1)
+    measured = np.stack([measure(image) for image in strip[:400]])
+    reference = build_reference(measured, draw_probabilities(rng.random((400, 4)) < RATES, rng), np.arange(400))
+    assert reference is not None
+    return reference
+
+
+@pytest.mark.parametrize(
+    ("change", "rates", "first", "sentence"),
+    [
+        (None, RATES, None, None),
+        (darken, RATES, "brightness", "images are darker than those that the thresholds were chosen on"),
+        (soften, RATES, "sharpness", "images are less sharp than"),
+        (lambda image: cv2.convertScaleAbs(image, alpha=1.4), RATES, "brightness", "images are brighter than"),
+        (
+            lambda image: np.pad(image[:, 50:], ((0, 0), (50, 0))),
+            RATES,
+            "margin",
+            "images are filled less by the strip",
+        ),
+        (None, (0.07, 0.15, 0.4, 0.06), "class 2 crack", "class 2 crack is seen more than"),
+        (None, (0.07, 0.02, 0.15, 0.06), "class 3 scratch", "class 3 scratch is seen less than"),
+    ],
+)
+def test_a_change_is_found_within_one_window(
+    strip: list[np.ndarray],
+    reference: Reference,
+    change: Callable[[np.ndarray], np.ndarray] | None,
+    rates: tuple[float, ...],
+    first: str | None,
+    sentence: str | None,
+) -> None:
+    rng = np.random.default_rng(2)
+    window = Window(reference, NAMES)
+    probabilities = draw_probabilities(rng.random((200, 4)) < rates, rng)
+    images = strip[400:] if change is None else [change(image) for image in strip[400:]]
+    said = [window.add(*each) for each in zip(images, probabilities, strict=True)]
+    assert said[:-1] == [None] * 199
+    found = said[-1]
+    if first is None:
+        assert found is None
+        return
+    assert isinstance(found, Drift)
+    assert (found.first, found.last) == (1, 200)
+    main_change = found.changes[0]
+    assert main_change.name == first
+    assert found.sentence.startswith(f"images 1 to 200: {sentence}")
+    assert " or tune again with images of today" in found.sentence
+    if first in drift.MEASURES:
+        values = np.stack([measure(image) for image in images])[:, drift.MEASURES.index(first)]
+    else:
+        values = probabilities[:, NAMES.index(first[8:])]
+    assert main_change.median[0] == pytest.approx(np.median(values), rel=0.06)
+    assert main_change.above[0] == pytest.approx(np.mean(values > main_change.cut), abs=0.03)
+
+
+def test_the_sentence_says_what_by_how_much_and_what_to_do() -> None:
+    change = drift.Change("brightness", 2.0, 96.84, (0.15, 0.8), (92.3, 131.0))
+    other = drift.Change("class 2 crack", 1.5, 0.312, (0.24, 0.06), (0.02, 0.01))
+    assert Drift(1201, 1400, (change, other)).sentence == (
+        "images 1,201 to 1,400: images are darker than those that the thresholds were chosen on: brightness is at most "
+        "96.8 on 85% of them against 20%, median 92.3 against 131; look after lamp, lens and exposure, or tune again "
+        "with images of today (changed as well: class 2 crack)"
+    )
+    assert other.sentence == (
+        "class 2 crack is seen more than where the thresholds were chosen: its probability is above 0.312 on 24% of "
+        "them against 6%, median 0.02 against 0.01; have some of these images looked at, or tune again with images of "
+        "today"
+    )
+
+
+def test_measures_of_an_image() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(40, 200, (32, 90), dtype=np.uint8)
+    image[:, :9] = 2
+    brightness, contrast, margin, sharpness = measure(image)
+    steel = image[:, 9:].astype(float)
+    assert brightness == pytest.approx(steel.mean())
+    assert contrast == pytest.approx(steel[::4].std() / steel.mean())
+    assert margin == pytest.approx(0.1)
+    fine, coarse = (
+        np.mean([abs(steel[y + d, x] - steel[y, x]) for y in range(0, 32 - d, 4) for x in range(81)])
+        + np.mean([abs(steel[y, x + d] - steel[y, x]) for y in range(0, 32 - d, 4) for x in range(81 - d)])
+        for d in (1, 4)
+    )
+    assert sharpness == pytest.approx(fine / coarse)
+    assert sharpness == pytest.approx(1, abs=0.05)
+    assert measure(soften(image))[3] < 0.7
+    dark = measure(darken(image))
+    assert dark[0] == pytest.approx(0.7 * brightness, rel=0.01)
+    assert dark[1:] == pytest.approx([contrast, margin, sharpness], rel=0.01)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 40), (40, 1)])
+def test_the_smallest_images_and_those_without_structure_are_measured(size: tuple[int, int]) -> None:
+    assert measure(np.full(size, 90, np.uint8)).tolist() == [90, 0, 0, 0]
+    assert measure(np.zeros(size, np.uint8)).tolist() == [0, 0, 0, 0]
+
+
+def test_compare_is_the_likelihood_ratio_test() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        m, n = rng.integers(2, 300, 2)
+        a, b = rng.integers(0, m), rng.integers(1, n)
+        table = [[a, m - a], [b, n - b]]
+        expected = stats.chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic
+        assert compare(np.array([a]), m, np.array([b]), n)[0] == pytest.approx(np.sqrt(expected))
+    assert compare(np.array([0, 200]), 200, np.array([0, 900]), 900).tolist() == [0, 0]
+
+
+def test_a_reference_survives_json_and_is_small(reference: Reference) -> None:
+    text = json.dumps(reference.to_dict())
+    assert len(text) < 10_000
+    assert Reference.from_dict(json.loads(text)) == reference
+
+
+def test_few_images_or_groups_are_no_reference() -> None:
+    measured, probabilities, groups = draw(60, 3, np.random.default_rng(0))
+    assert build_reference(measured, probabilities, groups) is not None
+    assert build_reference(measured, probabilities, groups // 2) is None
+    assert build_reference(measured[:49], probabilities[:49], np.arange(49)) is None
+
+
+def test_memory_is_constant(strip: list[np.ndarray], reference: Reference) -> None:
+    window = Window(reference, NAMES)
+    probabilities = np.full(4, 0.3)
+
+    def add(num: int) -> int:
+        for i in range(num):
+            window.add(strip[i % 10], probabilities)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    before, after = add(450), add(2000)
+    tracemalloc.stop()
+    assert after - before < 10_000
+
+
+FLAT = {"median": 1, "limit": 3, "cuts": [1, 1], "at_most": [1, 2]}
+
+
+@pytest.mark.parametrize("change", [{"sketches": 3}, {"num_images": 5}, {"window": None}, {"sketches": [FLAT]}])
+def test_a_damaged_reference_is_refused(tmp_path: Path, reference: Reference, change: dict[str, object]) -> None:
+    path = tmp_path / "point.yaml"
+    content = {"operating_point": OperatingPoint.untuned(4).to_dict(), "reference": reference.to_dict() | change}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="holds no operating point"):
+        read_point(path, NAMES)
+
+
+def test_tune_keeps_the_reference_and_export_hands_it_on(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = [f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}"]
+    monkeypatch.setattr(drift, "FEWEST_IMAGES", 2)
+    monkeypatch.setattr(drift, "FEWEST_GROUPS", 2)
+    point, model = tmp_path / "point.yaml", tmp_path / "inspector.pt"
+    assert main(["tune", *networks, f"--root={trained.root}", "--num_workers=0", f"--out={point}"]) == 0
+    reference = yaml.safe_load(point.read_text())["reference"]
+    assert len(reference["sketches"]) == 4 + 4
+    assert main(["export", *networks, f"--operating_point={point}", f"--out={model}"]) == 0
+    about = bundle.read(model)[1]
+    assert about.reference == Reference.from_dict(reference)
+    assert about.tuned is not None
+
+
+class Half(nn.Module):
+    """A probability of one half for two classes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), 2)
+
+
+class Nothing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.full((images.shape[0], 2, images.shape[2], images.shape[3]), -9.0)
+
+
+def test_inspect_warns(strip: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = np.stack([measure(image) for image in strip[:300]])
+    reference = build_reference(measured, np.full((300, 2), 0.5), np.arange(300))
+    point = OperatingPoint.untuned(2)
+    example = torch.from_numpy(strip[0][None])
+    program = bundle.Program(Inspector(Half(), Nothing(), point).eval(), example, tolerance=1e-5)
+    model = tmp_path / "inspector.pt"
+    bundle.write(program, About(("a", "b"), point, reference=reference), model)
+    folder = tmp_path / "strip"
+    folder.mkdir()
+    for i, image in enumerate([*strip[300:500], *map(darken, strip[400:])]):
+        cv2.imwrite(str(folder / f"{i:03}.png"), image)
+    assert main(["inspect", str(model), str(folder), f"--out={tmp_path / 'out'}", "--overlays=none"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning") == 1
+    assert "warning: images 201 to 400: images are darker" in printed

@@ -1,0 +1,371 @@
+"""The service as a hostile, busy and forgetful network uses it: over sockets of this machine."""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+
+from served import build_desk, draw, encode, open_server, write_inspector
+from steel.desk.desk import Limits
+from steel.desk.service import build_app
+
+pytestmark = pytest.mark.slow
+TOKEN = "secret"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 8, 0, 0, 0, 0, 0, 0)
+
+
+def list_bodies() -> Iterator[bytes]:
+    """Files that are no image of strip, though many begin like one."""
+    rng = np.random.default_rng(0)
+    good = {suffix: encode(draw(95, [(10, 8, 12, 5, 255)]), suffix) for suffix in (".jpg", ".png", ".bmp", ".tif")}
+    for suffix, data in good.items():
+        for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
+            cut = data[: max(4, int(share * len(data)))]
+            yield cut
+            if suffix in (".jpg", ".png"):
+                yield cut[:8] + rng.bytes(len(cut))
+    for start in (
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"GIF89a",
+        b"RIFF0000WEBPVP8 ",
+        b"%PDF-1.7",
+        b"PK\3\4",
+        b"\x7fELF",
+        b"<svg onload=alert(1)>",
+        b"<?xml version='1.0'?><!DOCTYPE x SYSTEM 'file:///etc/passwd'>",
+        b"\x76\x2f\x31\x01",
+        b"#?RADIANCE",
+        b"P5 9999 9999 255\n",
+        b"\0\0\0\x0cjP  ",
+        b"\x59\xa6\x6a\x95",
+    ):
+        yield start
+        yield start + rng.bytes(500)
+        yield start + bytes(5000)
+    for width, height in (
+        (2**31 - 1, 2**31 - 1),
+        (65_500, 65_500),
+        (30_000, 30_000),
+        (0, 5),
+        (5, 0),
+        (2**31, 1),
+        (3000, 3000),
+    ):
+        yield png(width, height)
+        yield png(width, height, bytes(100_000))
+        yield bmp(min(width, 2**31 - 1), min(height, 2**31 - 1))
+    yield bmp(-5, 5)
+    yield bmp(5, -(2**31))
+    yield good[".png"][:40] + good[".jpg"]  # two formats in one
+    yield good[".png"].replace(b"IHDR", b"IHDX")
+    yield png(10, 10, bytes(3))  # fewer pixels than it says
+    yield encode(np.zeros((8, 8), np.uint16))  # 16 bits
+    yield b""
+    yield b"../../../../etc/passwd"
+
+
+def list_requests() -> Iterator[tuple[str, str, dict[str, str], bytes]]:
+    """Method, path, headers and body of requests that deserve no answer."""
+    form = "multipart/form-data; boundary=x"
+    for body in list_bodies():
+        yield "POST", "/v1/inspect", {}, body
+    for body in (
+        b"",
+        b"--x",
+        b"--x--",
+        b"--x\r\n\r\n\r\n--x--",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\ntext\r\n--x--',
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="../../etc/passwd"\r\n\r\nroot\r\n--x--',
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="\xff\xfe"\r\n\r\nroot\r\n--x--',
+        b'--x\r\nContent-Disposition: form-data; filename="a"\r\n\r\nroot\r\n--x--',
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n\r\n' * 50 + b"--x--",
+        b"--x\r\n" + b"A: b\r\n" * 5000 + b"\r\n\r\n--x--",
+    ):
+        for kind in (
+            form,
+            "multipart/form-data",
+            "multipart/form-data; boundary=" + "y" * 300,
+            form + "; charset=klingon",
+        ):
+            yield "POST", "/v1/inspect", {"Content-Type": kind}, body
+    for path in (
+        "/page/..%2f..%2fserver.py",
+        "/page/%2e%2e/server.py",
+        "/page//etc/passwd",
+        "/page/page.js%00",
+        "/etc/passwd",
+        "/..//..//etc/passwd",
+        "/v1",
+        "/v1/",
+        "/v1/inspect/",
+        "/V1/MODEL",
+        "/%ff%fe",
+        "/page/inspector.pt",
+        "/docs/x",
+    ):
+        yield "GET", path, {}, b""
+    for method in ("PUT", "DELETE", "PATCH", "TRACE", "GET"):
+        yield method, "/v1/inspect", {}, b""
+    for query in (
+        "gate=nan",
+        "gate=inf",
+        "gate=-1",
+        "gate=1e999",
+        "label=1",
+        "label=&label=",
+        "overlay=../../x",
+        "overlay=png&overlay=gif",
+        "gate=%00",
+        "label=" + "9" * 5000,
+        "name=" + "a" * 300,
+    ):
+        yield "POST", f"/v1/inspect?{query}", {}, encode(draw())
+    digest = "0" * 64
+    for path in ("x", "0" * 63, "0" * 65, "G" * 64, "..%2f", "%00" * 64, digest + "%0a"):
+        yield "DELETE", f"/v1/verdicts/{path}", {}, b""
+    good = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {}}
+    for change in (
+        {"image": "../a"},
+        {"image": "a" * 256},
+        {"image": 5},
+        {"image": None},
+        {"image": "\ud800"},
+        {"size": [4]},
+        {"size": [-4, 4]},
+        {"size": [10**30, 4]},
+        {"size": "4x4"},
+        {"verdict": "'; DROP TABLE verdicts; --"},
+        {"defective": "maybe"},
+        {"codes": {"scale": "1 -1"}},
+        {"codes": {"scale": "9" * 400 + " 1"}},
+        {"codes": {"scale": "1 1 1 1"}},
+        {"codes": {"scale": "١ ٢"}},
+        {"codes": {"__proto__": ""}},
+        {"codes": []},
+        {"class": "rust"},
+        {"inspector": "x" * 81},
+        {"inspector": "\0"},
+        {"extra": 1},
+    ):
+        body = json.dumps(good | change).encode()
+        yield "PUT", f"/v1/verdicts/{digest}", {"Content-Type": "application/json"}, body
+    for body in (
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b"\xff",
+        b"NaN",
+        b'{"size": [NaN, Infinity]}',
+        b'{"a":' * 5000,
+    ):
+        yield "PUT", f"/v1/verdicts/{digest}", {"Content-Type": "application/json"}, body
+    for hours in ("0", "-1", "nan", "inf", "1e300", "x"):
+        yield "GET", f"/v1/verdicts?hours={hours}", {}, b""
+    for token in (
+        "",
+        "Bearer",
+        "Bearer wrong",
+        f"Basic {TOKEN}",
+        f"bearer {TOKEN}x",
+        TOKEN,
+        "Bearer " + "x" * 10_000,
+    ):
+        yield "GET", "/v1/model", {"Authorization": token}, b""
+
+
+def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Says something by hand and listens until the other side hangs up or has answered."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        except OSError:
+            pass  # it hung up, perhaps with an answer
+        try:
+            return connection.recv(65536)
+        except ConnectionError:
+            return b""
+
+
+def test_hostile_requests_get_a_refusal_and_the_service_lives(tmp_path: Path) -> None:
+    limits = Limits(images=4, pixels=1_000_000, num_bytes=1_000_000, seconds=2)
+    with open_server(build_app(build_desk(tmp_path, limits=limits), TOKEN, is_local=False), timeout=2) as port:
+        url, token = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {TOKEN}"}
+        requests = list(list_requests())
+        assert len(requests) >= 200
+        with httpx.Client(base_url=url, timeout=10) as client:
+            for method, path, headers, body in requests:
+                began = time.monotonic()
+                answer = client.request(method, path, headers=token | headers, content=body)
+                assert 400 <= answer.status_code < 500 or answer.status_code == 503, (method, path, headers, body[:80])
+                assert "Traceback" not in answer.text
+                assert "/steel/" not in answer.text
+                assert time.monotonic() - began < 5, (method, path, body[:80])
+        head = b"POST /v1/inspect HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+        for parts, pause, status in (
+            ([b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 100_000 + b"\r\n\r\n"], 0, b"400|431"),
+            ([b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 5_000_000 + b"\r\n\r\n"], 0, b"400"),
+            ([b"NONSENSE\r\n\r\n"], 0, b"400"),
+            ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"], 0, b"400|408"),  # TLS
+            ([b"GET / HTT"], 0, b"408"),
+            ([b"GET / HTTP/1.1\r\n", *[b"A: b\r\n"] * 30], 0.1, b"408"),
+            ([head + b"Content-Length: 1000\r\n\r\nabc"], 0, b"408"),
+            ([head + b"Content-Length: 1000\r\n\r\n", *[b"a"] * 30], 0.1, b"408"),
+            ([head + b"Content-Length: 99999999999999\r\n\r\n"], 0, b"413"),
+            ([head + b"Content-Length: -1\r\n\r\n"], 0, b"400"),
+            ([head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcde"], 0, b"400"),
+            ([head + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFF\r\nabc"], 0, b"408"),
+            ([head + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"], 0, b"400"),
+        ):
+            began = time.monotonic()
+            answer = talk(port, *parts, pause=pause)
+            assert re.match(rb"HTTP/1.1 (%s)" % status, answer), (parts[0][:80], answer[:80])
+            assert time.monotonic() - began < 8
+        # Whoever connects and says nothing, or hangs up, keeps nobody out.
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        for connection in silent[:50]:
+            connection.sendall(head + b"Content-Length: 1000\r\n\r\nabc")
+            connection.close()
+        answer = httpx.post(f"{url}/v1/inspect", content=encode(draw(95)), headers=token)
+        assert answer.json()["images"][0]["defective"]
+        for connection in silent[50:]:
+            connection.close()
+
+
+def measure_memory() -> int:
+    """Bytes that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_sixteen_clients_get_their_own_answers_and_memory_stays_flat(tmp_path: Path) -> None:
+    """Every image has a spot of its own area, and a size that it shares with a third of the others."""
+    num_clients, num_each = 16, 150
+    sizes = [(32, 64), (48, 64), (32, 96)]
+    held: list[int] = []
+
+    def ask(client_number: int) -> int:
+        num_asked = 0
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            while num_asked < num_each:
+                number = client_number * num_each + num_asked
+                width, height = 1 + number % 50, 1 + number // 50 % 25
+                image = draw(95, [(0, 0, width, height, 255)], sizes[number % 3])
+                answer = client.post("/v1/inspect", content=encode(image), params={"name": str(number)})
+                if answer.status_code == 503:
+                    time.sleep(0.01)
+                    continue
+                assert answer.status_code == 200, answer.text
+                (found,) = answer.json()["images"]
+                assert found["name"] == str(number)
+                assert found["size"] == list(image.shape)
+                assert [spot["area_pixels"] for spot in found["spots"] if spot["class"] == "scale"] == [
+                    int((image > 200).sum())
+                ]
+                num_asked += 1
+                if client_number == 0 and num_asked % 30 == 0:
+                    held.append(measure_memory())
+        return num_asked
+
+    with open_server(build_app(build_desk(tmp_path))) as port:
+        with ThreadPoolExecutor(num_clients) as clients:
+            assert sum(clients.map(ask, range(num_clients))) == num_clients * num_each >= 2000
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    num_batches = float(re.search(r"^steel_batch_images_count (\S+)", text, re.MULTILINE)[1])
+    assert num_batches < num_clients * num_each  # some shared one
+    # After the first fifth everything that is kept is there.
+    assert held[-1] - held[0] < 16e6, held
+
+
+def test_the_openapi_is_what_the_service_does(tmp_path: Path) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import Phase, given, settings
+    from hypothesis import strategies as st
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    app = build_app(build_desk(tmp_path))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers={"Host": "127.0.0.1"})
+    held_to = [
+        not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+        checks.response_schema_conformance, checks.response_headers_conformance,
+    ]  # fmt: skip
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) >= 10
+
+    @settings(
+        max_examples=10 * len(operations), deadline=None, database=None, phases=[Phase.generate], derandomize=True
+    )
+    @given(case=st.sampled_from(operations).flatmap(lambda operation: operation.as_strategy()))
+    def hold(case: Any) -> None:
+        case.call_and_validate(checks=held_to, headers={"Host": "127.0.0.1"})
+
+    hold()
+
+
+def test_sigterm_answers_what_was_taken(tmp_path: Path) -> None:
+    model = write_inspector(tmp_path / "inspector.pt")
+    command = [
+        sys.executable,
+        "-m",
+        "steel",
+        "serve",
+        str(model),
+        "--port=0",
+        "--wait_ms=1500",
+        f"--verdicts={tmp_path / 'v.sqlite'}",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "STEEL_TOKEN"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as service:
+        assert service.stdout is not None
+        url = re.search(r"http://127\.0\.0\.1:\d+", service.stdout.readline())[0]
+        answers: list[httpx.Response] = []
+        asked = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/inspect", content=encode(draw(95)), timeout=30))
+        )
+        asked.start()
+        for _ in range(200):
+            if "steel_queue_images 1.0" in httpx.get(f"{url}/metrics", timeout=30).text:
+                break
+            time.sleep(0.005)
+        service.send_signal(signal.SIGTERM)
+        asked.join(30)
+        assert service.wait(30) in (0, -signal.SIGTERM)
+    assert answers[0].status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)

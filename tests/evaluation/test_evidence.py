@@ -1,0 +1,136 @@
+"""What is kept of the networks' answers is enough to judge any operating point as the inspector would."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steel.data.datamodule import SteelDataModule
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
+from steel.errors import InputError
+from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
+from steel.evaluation.search import judge
+from steel.training.metrics import count, dice, unpack, unpack_unknown
+
+
+class Gate(nn.Module):
+    """Class probabilities that depend on the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = images.float().flatten(1)
+        return torch.stack([level[:, 7 * c + 3] - 110 for c in range(4)], 1) / 60
+
+
+class Outline(nn.Module):
+    """Smooth blobs of other pixels for each class."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        grey = images[:, 0].float()
+        smooth = torch.nn.functional.avg_pool2d(grey[:, None], 5, 1, 2)[:, 0]
+        return torch.stack([(smooth.roll(11 * c, -1) - 120 - 8 * c) / 10 for c in range(4)], 1)
+
+
+def build(point: OperatingPoint) -> Inspector:
+    return Inspector(Gate(), Outline(), point).eval()
+
+
+UNTUNED = OperatingPoint.untuned(4)
+
+
+def gather_from(root: Path) -> tuple[Evidence, SteelDataModule]:
+    data = SteelDataModule(str(root), batch_size=3, num_workers=0, fractions=(0.0, 1.0, 0.0))
+    return gather(build(UNTUNED).probabilities, data, "val", torch.device("cpu")), data
+
+
+@pytest.mark.parametrize("has_unknown", [False, True])
+def test_counts_judge_as_the_inspector_does(root: Path, has_unknown: bool) -> None:
+    if has_unknown:
+        names = sorted(path.name for path in (root / "train_images").iterdir())
+        rows = "".join(f"{name},{1 + 64 * k} {64 * 40}\n" for k, name in enumerate(names[::3]))
+        (root / "unknown.csv").write_text(f"ImageId,EncodedPixels\n{rows}")
+    evidence, data = gather_from(root)
+    grid = evidence.grid
+    rng = np.random.default_rng(0)
+    num_called = 0
+    for _ in range(6):
+        point = replace(
+            UNTUNED,
+            gate=0.45,
+            label=tuple(np.float32(rng.random(4) * 0.6).tolist()),
+            pixel=tuple(rng.choice(grid.pixel, 4).tolist()),
+            smallest_spot=tuple(rng.choice(grid.spot, 4).tolist()),
+            smallest_area=tuple(rng.choice(grid.area, 4).tolist()),
+            temperature=(1.0, 2.0, 0.5, 1.0),
+            curve=(((0.0, 0.0), (0.4, 0.6), (1.0, 1.0)), *UNTUNED.curve[1:]),
+        )
+        outcome = judge(evidence, point)
+        inspector = build(point)
+        row = 0
+        for batch in sorted(data.part_dataloader("val"), key=lambda batch: int(batch["index"][0])):
+            with torch.inference_mode():
+                inspection = inspector(batch["image"])
+            known = torch.ones_like(batch["mask"], dtype=torch.bool)
+            if has_unknown:
+                known = ~unpack_unknown(batch["mask"])
+            masks, truth = inspection.masks & known[:, None], unpack(batch["mask"], 4) & known[:, None]
+            counts = count(masks, truth)
+            rows = slice(row, row + len(masks))
+            assert np.array_equal(outcome.called[rows], counts.predicted.numpy() > 0)
+            assert np.array_equal(outcome.found[rows], counts.hits.numpy() > 0)
+            np.testing.assert_allclose(outcome.dice[rows], dice(counts).numpy())
+            assert np.array_equal(outcome.passed[rows], inspection.gate_probability.numpy() >= np.float32(point.gate))
+            assert np.array_equal(evidence.truth[rows], counts.truth.numpy())
+            num_called += int(outcome.called[rows].sum())
+            row += len(masks)
+        assert row == len(evidence.names) == 40
+    assert 40 < num_called < 6 * 160
+
+
+def test_the_grid_is_for_images_of_any_size() -> None:
+    severstal = Grid.for_images(np.array([[256, 1600]] * 3))
+    assert severstal.spot == (0, 50, 150, 500)
+    assert severstal.area[-1] == 2000
+    small = Grid.for_images(np.array([[64, 64]]))
+    assert small.spot == (0, 2, 5)
+
+
+SCORES = "ImageId,label1,label2,probability1,probability2\na.jpg,1,0,0.9,0.2\nb.jpg,0,0,0.3,0.75\n"
+
+
+def test_scores_made_elsewhere_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(SCORES)
+    evidence, classes = read_scores(path)
+    assert classes == ("1", "2")
+    assert evidence.names.tolist() == ["a.jpg", "b.jpg"]
+    np.testing.assert_array_equal(evidence.classes, np.float32([[0.9, 0.2], [0.3, 0.75]]))
+    assert evidence.clean.tolist() == [False, True]
+    outcome = judge(evidence, replace(OperatingPoint.untuned(2), gate=0.5, label=(0.5, 0.5)))
+    assert outcome.called.tolist() == [[True, False], [False, True]]
+    assert outcome.dice.tolist() == [[1, 1], [1, 0]]
+    assert evidence.groups.tolist() == [0, 1]
+    path.write_text(SCORES.replace("ImageId", "ImageId,group").replace("jpg,", "jpg,coil7,"))
+    assert read_scores(path)[0].groups.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (SCORES.replace("0.75", "1.5"), 'line 3: probability2 is a number from 0 to 1, but "1.5" came'),
+        (SCORES.replace("0.75", "nan"), "line 3: probability2"),
+        (SCORES.replace("0.75", "x"), "line 3: probability2"),
+        (SCORES.replace("jpg,1", "jpg,2"), 'line 2: label1 is 0 or 1, but "2" came'),
+        (SCORES.replace("b.jpg", "a.jpg"), 'line 3: image "a.jpg" stands in line 2 too'),
+        ("ImageId,label1\na.jpg,1\n", "scores.csv"),
+        (SCORES.splitlines()[0] + "\n", "it holds no image"),
+    ],
+)
+def test_wrong_scores_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "scores.csv").write_text(text)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        read_scores(tmp_path / "scores.csv")

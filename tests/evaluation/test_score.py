@@ -1,0 +1,76 @@
+"""A submission counted on its codes gives the counts of its masks."""
+
+import csv
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steel.cli import main
+from steel.data import rle
+from steel.data.annotations import Annotations, read_annotations
+from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
+from steel.errors import InputError
+from steel.evaluation.score import count_submission
+from steel.training.metrics import count, score_masks, unpack, unpack_unknown
+
+
+def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tensor:
+    """A submission that shifts the truth a little and leaves some out; its masks."""
+    rng = np.random.default_rng(0)
+    masks = np.stack([np.roll(table.draw_masks(i), rng.integers(-3, 9), 2) for i in range(len(table))])
+    masks[rng.random(masks.shape[:2]) < 0.3] = False
+    masks[1, 2, 5:20, 7:90] = True
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head_submission(form))
+        for name, planes in list(zip(table.names.tolist(), masks, strict=True))[::-1]:
+            writer.writerows(list_codes(name, [rle.encode(plane) for plane in planes], form))
+    return torch.from_numpy(masks)
+
+
+@pytest.mark.parametrize("form", ["new", "old"])
+@pytest.mark.parametrize("with_unknown", [False, True])
+def test_counts_are_those_of_the_masks(root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool) -> None:
+    table = read_annotations(root)
+    if with_unknown:
+        region = np.zeros((64, 128), bool)
+        region[10:40, 20:100] = True
+        unknown = {int(i): rle.parse(rle.encode(np.roll(region, i))).astype(np.int32) for i in (1, 4, 7, 30)}
+        table = dataclasses.replace(table, unknown=unknown)
+    masks = write(tmp_path / "submission.csv", table, form)
+    planes = torch.from_numpy(np.stack([table.draw_plane(i) for i in range(len(table))]))
+    known = ~unpack_unknown(planes)
+    expected = count(masks & known[:, None], unpack(planes, 4) & known[:, None])
+    counts = count_submission(tmp_path / "submission.csv", table)
+    assert counts.hits.sum() > 0
+    for one, other in zip(counts, expected._replace(pixels=known.sum((1, 2))), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_not_named_was_not_found_and_what_is_unknown_is_refused(root: Path, tmp_path: Path) -> None:
+    table, path = read_annotations(root), tmp_path / "submission.csv"
+    path.write_text(f"ImageId,ClassId,EncodedPixels\n{table.names[3]},2,1 10\n")
+    counts = count_submission(path, table)
+    assert counts.predicted.sum() == counts.predicted[3, 1] == 10
+    assert counts.truth.tolist() == table.areas.tolist()
+    path.write_text("ImageId,ClassId,EncodedPixels\nother.jpg,2,1 10\n")
+    with pytest.raises(InputError, match=r'submission\.csv, line 2.*"other\.jpg"'):
+        count_submission(path, table)
+
+
+def test_a_submission_is_scored_as_its_masks_are(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    table = read_annotations(root)
+    masks = write(tmp_path / "submission.csv", table, "new")
+    assert main(["score", str(tmp_path / "submission.csv"), str(root)]) == 0
+    shown = dict(re.findall(r"^(\w+) +([\d.]+) ", capsys.readouterr().out, re.MULTILINE))
+    truth = torch.from_numpy(np.stack([table.draw_masks(i) for i in range(len(table))]))
+    for name, value in score_masks(count(masks, truth)).items():
+        assert float(shown[name]) == pytest.approx(value, abs=1e-4)
+    assert "no file" in refused("score", tmp_path / "nothing.csv", root)

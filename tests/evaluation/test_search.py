@@ -1,0 +1,158 @@
+"""The joint search against brute force, and what the aims mean."""
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+
+from steel.decision.point import OperatingPoint
+from steel.evaluation.evidence import Evidence, Grid
+from steel.evaluation.search import Aim, Outcome, choose, count_needed, judge, list_thresholds
+from steel.intervals import wilson
+
+GRID = Grid(tuple(np.float32([0.3, 0.6]).tolist()), (0,), (0, 12))
+COSTS = Aim("cost", (3.0, 1.0), (1.0, 2.0))
+
+
+def draw_evidence(seed: int, n: int, num_classes: int = 2, grid: Grid = GRID) -> Evidence:
+    """Counts as networks that are right more often than not would give them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random((n, num_classes)) < 0.4
+    classes = (0.35 * labels + 0.65 * rng.random((n, num_classes))).astype(np.float32)
+    truth = labels * rng.integers(1, 40, labels.shape)
+    shape = (*labels.shape, len(grid.pixel), len(grid.spot))
+    # A higher threshold and a larger smallest spot never outline more.
+    areas = np.sort(rng.integers(0, 40, shape), axis=2)[:, :, ::-1]
+    areas = np.sort(areas, axis=3)[..., ::-1] * (rng.random((*labels.shape, 1, 1)) < 0.8)
+    hits = np.minimum(areas, (truth[..., None, None] * rng.random(shape)).astype(int))
+    names = np.array([f"{i}.jpg" for i in range(n)])
+    return Evidence(
+        names, np.arange(n), classes, truth, np.ones_like(labels), areas.astype(np.int32), areas.astype(np.int32),
+        hits.astype(np.int32), grid,
+    )  # fmt: skip
+
+
+def list_points(evidence: Evidence) -> list[OperatingPoint]:
+    """Every point of the grid: one class's choices joined with every one of the other's."""
+    grid, untuned = evidence.grid, OperatingPoint.untuned(evidence.labels.shape[1])
+    gates = list_thresholds(evidence.classes.max(axis=1), evidence.labels.any(axis=1), 32)
+    each = []
+    for scores, labels in zip(evidence.classes.T, evidence.labels.T, strict=True):
+        each.append(list(product(list_thresholds(scores, labels, 64), grid.pixel, grid.spot, grid.area)))
+    points = []
+    for gate, *choices in product(gates, *each):
+        label, pixel, spot, area = zip(*choices, strict=True)
+        labels = tuple(float(value) for value in label)
+        points.append(OperatingPoint(float(gate), labels, pixel, spot, area, untuned.temperature, untuned.curve))
+    return points
+
+
+def score_kaggle(evidence: Evidence, aim: Aim, outcome: Outcome) -> float:
+    return float(outcome.dice.mean())
+
+
+def score_recall(evidence: Evidence, aim: Aim, outcome: Outcome) -> float:
+    lacking = 0
+    for c in range(outcome.found.shape[1]):
+        needed = count_needed(evidence, c, aim)
+        lacking += max(
+            0, int(evidence.labels[:, c].sum() if needed is None else needed) - int(outcome.found[:, c].sum())
+        )
+    return -1000.0 * lacking - float((outcome.called & ~evidence.labels).sum())
+
+
+def score_alarms(evidence: Evidence, aim: Aim, outcome: Outcome) -> float:
+    alarms = outcome.called[evidence.clean].sum()
+    wrong = (outcome.called & ~evidence.labels)[~evidence.clean].sum()
+    return float(outcome.found.sum() - wrong) if alarms <= aim.share * evidence.clean.sum() else -np.inf
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_search_finds_what_brute_force_finds(seed: int) -> None:
+    evidence = draw_evidence(seed, n=4)
+    outcomes = [judge(evidence, point) for point in list_points(evidence)]
+    scores: dict[Aim, Callable[[Evidence, Aim, Outcome], float]] = {
+        Aim("kaggle_dice"): score_kaggle,
+        Aim("recall", share=0.3): score_recall,
+        Aim("recall", share=0.99): score_recall,
+        Aim("false_alarms", share=0.0): score_alarms,
+        Aim("false_alarms", share=0.5): score_alarms,
+    }
+    for aim, score in scores.items():
+        reached = score(evidence, aim, judge(evidence, choose(evidence, aim)))
+        best = max(score(evidence, aim, outcome) for outcome in outcomes)
+        assert reached == pytest.approx(best), aim
+        # Among equally good points the one with the better outlines.
+        ties = [outcome for outcome in outcomes if score(evidence, aim, outcome) == pytest.approx(best)]
+        dice = float(judge(evidence, choose(evidence, aim)).dice[evidence.labels].sum())
+        assert dice == pytest.approx(max(float(outcome.dice[evidence.labels].sum()) for outcome in ties)), aim
+
+
+def test_cost_takes_the_threshold_of_bayes_and_the_best_of_the_rest() -> None:
+    evidence = draw_evidence(3, n=9)
+
+    def cost(outcome: Outcome) -> float:
+        missed, alarms = evidence.labels & ~outcome.found, outcome.called & ~evidence.labels
+        return float((missed @ np.array(COSTS.miss_cost) + alarms @ np.array(COSTS.alarm_cost)).sum())
+
+    point = choose(evidence, COSTS)
+    assert point.label == pytest.approx((1 / 4, 2 / 3))
+    allowed = [
+        judge(evidence, OperatingPoint(0.0, point.label, pixel, spot, area, point.temperature, point.curve))
+        for pixel, spot, area in product(
+            *(list(product(values, repeat=2)) for values in (GRID.pixel, GRID.spot, GRID.area))
+        )
+    ]
+    assert cost(judge(evidence, point)) == pytest.approx(min(cost(outcome) for outcome in allowed))
+
+
+@pytest.mark.parametrize(("power", "n"), [(1, 5_000), (2, 100_000)])
+def test_known_probabilities_and_costs_give_the_known_threshold(power: int, n: int) -> None:
+    """Scores that are the true probabilities or the squares of these, which are calibrated first."""
+    rng = np.random.default_rng(0)
+    true = rng.random((n, 1))
+    labels = rng.random((n, 1)) < true
+    scores = (true**power).astype(np.float32)
+    one = np.ones((n, 1, 1, 1), np.int32)
+    evidence = Evidence(
+        np.arange(n).astype(str), np.arange(n), scores, labels.astype(np.int64), np.ones_like(labels), one, one,
+        one * labels[..., None, None], Grid(),
+    )  # fmt: skip
+    for miss, alarm in ((3.0, 1.0), (1.0, 1.0), (1.0, 4.0)):
+        outcome = judge(evidence, choose(evidence, Aim("cost", (miss,), (alarm,))))
+        threshold = float(true[outcome.called].min())
+        assert threshold == pytest.approx(alarm / (alarm + miss), abs=0.02)
+        assert (outcome.called == (true >= threshold)).all()
+
+
+def test_recall_needs_enough_defects_to_be_claimed() -> None:
+    evidence = draw_evidence(4, n=200, num_classes=1)
+    n = int(evidence.labels.sum())
+    needed = count_needed(evidence, 0, Aim("recall", share=0.8))
+    assert needed is not None
+    assert wilson(needed, n).low >= 0.8 > wilson(needed - 1, n).low
+    assert count_needed(evidence, 0, Aim("recall", share=0.999)) is None
+    # Images in groups of the same score are worth fewer.
+    order = np.argsort(evidence.classes[:, 0])
+    groups = np.empty(200, np.int64)
+    groups[order] = np.arange(200) // 10
+    in_groups = count_needed(evidence._replace(groups=groups), 0, Aim("recall", share=0.8))
+    assert in_groups is None or in_groups > needed
+
+
+def test_gate_only_saves_work() -> None:
+    evidence = draw_evidence(5, n=40)
+    point = choose(evidence, Aim("kaggle_dice"))
+    assert point.gate >= min(point.label)
+
+
+def test_thresholds_lie_between_the_scores_that_occur() -> None:
+    scores = np.float32([0.2, 0.2, 0.5, 0.9])
+    np.testing.assert_allclose(list_thresholds(scores, scores > 0.4, 10), [0, 0.35, 0.7])
+    many = np.random.default_rng(0).random(5000).astype(np.float32)
+    few = list_thresholds(many, many > 0.99, 64)
+    assert 32 <= len(few) <= 65
+    assert few[0] == 0
+    # Half of them lie among the few positives.
+    assert (few > 0.985).sum() >= 20

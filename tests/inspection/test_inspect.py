@@ -1,0 +1,325 @@
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from bright import write_images, write_model
+from steel.cli import main
+from steel.data import rle
+from steel.inspection import parquet
+from steel.inspection.pipeline import Pipeline
+from steel.inspection.records import Record, Unreadable
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "inspector.pt")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine images, with an umlaut and a blank in the path."""
+    return write_images(tmp_path / "Bänder 7")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_folder_becomes_tables_and_pictures(model: Path, folder: Path, tmp_path: Path, batch_size: int) -> None:
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder), f"--out={out}", f"--batch_size={batch_size}"]) == 0
+    results = read(out / "results.csv")
+    assert [row["image"] for row in results] == [f"{i}.png" for i in range(9)]
+    codes = {(row["ImageId"], row["ClassId"]): row["EncodedPixels"] for row in read(out / "submission.csv")}
+    assert len(codes) == 18
+    for i, row in enumerate(results):
+        image = cv2.imread(str(folder / row["image"]), cv2.IMREAD_GRAYSCALE)
+        defective = image.mean() > 50
+        expected = (image > 127) & defective
+        assert row["defective"] == str(int(defective))
+        assert int(row["area_pixels_spot"]) == expected.sum()
+        assert np.array_equal(rle.decode(codes[row["image"], "1"], image.shape), expected)
+        assert codes[row["image"], "2"] == ""
+        assert float(row["gate_probability"]) == pytest.approx(1 / (1 + np.exp(50 - image.mean())), abs=1e-4)
+        assert (out / "overlays" / f"{i}.png.png").exists() == defective
+    assert not list(out.glob("*.unfinished"))
+
+
+def test_overlays_show_what_was_found(model: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder), f"--out={out}", "--overlays=all"]) == 0
+    picture = cv2.imread(str(out / "overlays" / "0.png.png"))
+    assert picture.shape == (16 + 24, 44, 3)
+    grey = cv2.imread(str(folder / "0.png"), cv2.IMREAD_GRAYSCALE)
+    assert (picture[24:] == grey[..., None]).all()
+    found = cv2.imread(str(out / "overlays" / "1.png.png"))[24:]
+    assert (found.max(2) != found.min(2)).any()
+
+
+def test_the_contests_first_form(model: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder / "[01].png"), f"--out={out}", "--submission_format=old"]) == 0
+    rows = read(out / "submission.csv")
+    assert [row["ImageId_ClassId"] for row in rows] == ["0.png_1", "0.png_2", "1.png_1", "1.png_2"]
+
+
+def test_a_broken_image_is_reported_and_the_rest_goes_on(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "4.png").write_text("no image")
+    (folder / "5.png").write_bytes(b"")
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder), f"--out={out}"]) == 0
+    results = read(out / "results.csv")
+    assert "not an image" in results[4]["error"]
+    assert "is empty" in results[5]["error"]
+    assert results[4]["defective"] == ""
+    assert [row["error"] for i, row in enumerate(results) if i not in (4, 5)] == [""] * 7
+    assert len(read(out / "submission.csv")) == 14
+    assert "2 unreadable" in capsys.readouterr().out
+
+
+def test_one_file(model: Path, folder: Path, tmp_path: Path) -> None:
+    assert main(["inspect", str(model), str(folder / "1.png"), f"--out={tmp_path / 'out'}"]) == 0
+    assert len(read(tmp_path / "out" / "results.csv")) == 1
+
+
+def test_names_that_are_not_unique_get_their_folder(model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "1.png").write_bytes((folder / "1.png").read_bytes())
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder / "**" / "1.png"), f"--out={out}"]) == 0
+    assert {row["image"] for row in read(out / "results.csv")} == {"1.png", "other/1.png"}
+
+
+def test_what_cannot_be_is_refused(model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = f"--out={tmp_path / 'out'}"
+    assert "no file or folder" in refused("inspect", model, tmp_path / "gone", out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no image in" in refused("inspect", model, empty, out)
+    assert 'no device "warp"' in refused("inspect", model, folder, out, "--device=warp")
+    assert "batch_size is 1 or more" in refused("inspect", model, folder, out, "--batch_size=0")
+    (empty / "a.jpg").write_text("no image")
+    assert "none of the 1 images" in refused("inspect", model, empty, out)
+    sentence = refused("inspect", model, folder, out, "--shard=3/2")
+    assert '--shard is i/n with i from 1 to n, such as 2/8, but "3/2" came' in sentence
+    assert "--shard does not take --report" in refused("inspect", model, folder, out, "--shard=1/2", "--report")
+    assert "without --watch there is no --idle_seconds" in refused("inspect", model, folder, out, "--idle_seconds=1")
+    assert "--watch takes a folder" in refused("inspect", model, folder / "1.png", out, "--watch")
+
+
+TABLES = ("results.csv", "spots.csv", "submission.csv", "results.parquet")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `in` with nine images, one of them broken, and what a run made of it in one go in `out`."""
+    path = tmp_path_factory.mktemp("whole")
+    write_images(path / "in")
+    (path / "in" / "4.png").write_text("no image")
+    assert main(["inspect", str(model), str(path / "in"), f"--out={path / 'out'}", "--batch_size=1"]) == 0
+    return path
+
+
+def require_equal(out: Path, whole: Path) -> None:
+    for name in TABLES:
+        assert (out / name).read_bytes() == (whole / "out" / name).read_bytes()
+    pictures = [{p.name: p.read_bytes() for p in (one / "overlays").iterdir()} for one in (out, whole / "out")]
+    assert pictures[0] == pictures[1]
+    assert not list(out.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_run_that_was_killed_anywhere_and_resumed_is_one_that_was_not(
+    model: Path, whole: Path, tmp_path: Path, seed: int
+) -> None:
+    out = tmp_path / "out"
+    (out / "overlays").mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for name in TABLES[:3]:
+        data = (whole / "out" / name).read_bytes()
+        # Whatever reached the disk: some of each, all, or nothing.
+        end = int(random.choice([0, 7, len(data), *random.integers(0, len(data), 5)]))
+        (out / f"{name}.unfinished").write_bytes(data[:end])
+    recorded = (out / "results.csv.unfinished").read_text()
+    for path in (whole / "out" / "overlays").iterdir():
+        # Drawn before its row is written, so without a row there may be half of it.
+        end = None if path.stem in recorded else int(random.integers(400))
+        (out / "overlays" / path.name).write_bytes(path.read_bytes()[:end])
+    assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--resume"]) == 0
+    require_equal(out, whole)
+
+
+def stop_after(num: int) -> Callable[..., Iterator[Record | Unreadable]]:
+    run = Pipeline.run
+
+    def stopped(self: Pipeline, *args: Any) -> Iterator[Record | Unreadable]:
+        for done, record in zip(count(), run(self, *args), strict=False):
+            if done == num:
+                raise KeyboardInterrupt
+            yield record
+
+    return stopped
+
+
+def test_ctrl_c_leaves_whole_rows_and_tells_how_to_go_on(
+    model: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+) -> None:
+    out = tmp_path / "out"
+    args = ["inspect", str(model), str(whole / "in"), f"--out={out}", "--batch_size=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "run", stop_after(6))
+        assert main(args) == 130
+    assert "6 of 9 images are in" in (told := capsys.readouterr().err)
+    assert "--resume goes on" in told
+    assert len(read(out / "results.csv.unfinished")) == 6
+    other = write_model(tmp_path / "other.pt", gate=0.6)
+    for again in (model, other):
+        sentence = refused("inspect", again, *args[2:])
+        assert "is of a run that was stopped; go on with --resume" in sentence
+    assert "was inspected with another model" in refused("inspect", other, *args[2:], "--resume")
+    assert main([*args, "--resume"]) == 0
+    assert "6 of 9 images are done already" in capsys.readouterr().out
+    require_equal(out, whole)
+
+
+def test_a_finished_run_takes_up_images_that_came_later(model: Path, whole: Path, folder: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole / "out", tmp_path / "out")
+    shutil.copy(folder / "1.png", folder / "new.png")
+    assert main(["inspect", str(model), str(folder), f"--out={out}", "--resume"]) == 0
+    assert [row["image"] for row in read(out / "results.csv")] == [*(f"{i}.png" for i in range(9)), "new.png"]
+    assert (out / "results.csv").read_bytes().startswith((whole / "out" / "results.csv").read_bytes())
+
+
+def test_a_resumed_run_refuses_another_model_and_another_form(
+    model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = shutil.copytree(whole / "out", tmp_path / "out")
+    other = write_model(tmp_path / "other.pt", gate=0.6)
+    resumed = (whole / "in", f"--out={out}", "--resume")
+    assert "was inspected with another model (inspector.pt, " in refused("inspect", other, *resumed)
+    sentence = refused("inspect", model, *resumed, "--submission_format=old")
+    assert "has the columns ImageId,ClassId,EncodedPixels, but ImageId_ClassId,EncodedPixels were expected" in sentence
+    assert json.loads((out / "inspector.json").read_text())["model"] == "inspector.pt"
+
+
+def test_spots_parquet_and_coco_say_the_same(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_GROUP", 500)  # so that the Parquet file is written in parts
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--coco"]) == 0
+    results, codes = read(out / "results.csv"), read(out / "submission.csv")
+    table = pd.read_parquet(out / "results.parquet")
+    assert table["image"].tolist() == [row["image"] for row in results]
+    coco = json.loads((out / "coco" / "annotations" / "instances_default.json").read_text())
+    sizes = {one["file_name"]: (one["height"], one["width"], one["id"]) for one in coco["images"]}
+    for row, typed in zip(results, table.to_dict("records"), strict=True):
+        spots = [spot for spot in read(out / "spots.csv") if spot["image"] == row["image"]]
+        if row["error"]:
+            assert (typed["error"], typed["spots"], spots) == (row["error"], None, [])
+            assert row["image"] not in sizes
+            continue
+        assert typed["defective"] is (row["defective"] == "1")
+        assert typed["gate_probability"] == float(row["gate_probability"])
+        assert typed["area_pixels_spot"] == int(row["area_pixels_spot"]) == sum(int(s["area_pixels"]) for s in spots)
+        assert len(spots) == int(row["spots"]) == len(typed["spots"])
+        height, width, number = sizes[row["image"]]
+        assert (height, width) == (int(row["height"]), int(row["width"])) == (typed["height"], typed["width"])
+        united = np.zeros((height, width), np.uint8)
+        for spot, nested in zip(spots, typed["spots"], strict=True):
+            assert {key: str(value) for key, value in nested.items() if "centroid" not in key}.items() <= spot.items()
+            assert spot["class"] == "1"
+            united |= rle.decode(spot["code"], (height, width))
+        code = next(one["EncodedPixels"] for one in codes if (one["ImageId"], one["ClassId"]) == (row["image"], "1"))
+        assert rle.encode(united) == code
+        areas = sorted(one["area"] for one in coco["annotations"] if one["image_id"] == number)
+        assert areas == sorted(int(spot["area_pixels"]) for spot in spots)
+
+
+def test_shards_read_back_as_one_table(model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = tmp_path / "out"
+    for i in (3, 1, 2):
+        assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", f"--shard={i}/3"]) == 0
+    table = pd.read_parquet(out / "results.parquet").sort_values("image", ignore_index=True)
+    expected = pd.read_parquet(whole / "out" / "results.parquet")
+    pd.testing.assert_frame_equal(table, expected)
+    rows = [row for i in (1, 2, 3) for row in read(out / f"results-{i}-of-3.csv")]
+    assert sorted(row["image"] for row in rows) == [f"{i}.png" for i in range(9)]
+    assert [row["image"] for row in read(out / "results-2-of-3.csv")] == ["1.png", "4.png", "7.png"]
+    sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=1/2")
+    assert "holds shards of 3" in sentence
+    assert "is a folder of shards" in refused("inspect", model, whole / "in", f"--out={out}")
+    in_one = shutil.copytree(whole / "out", tmp_path / "one")
+    assert "is of a whole run" in refused("inspect", model, whole / "in", f"--out={in_one}", "--shard=1/2")
+
+
+WITHOUT_THE_REST = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refusing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pytorch_lightning", "lightning_fabric", "segmentation_models_pytorch", "timm",
+                                      "albumentations", "torchvision", "torchmetrics"}:
+            raise ImportError(f"{name} is not on this machine")
+
+sys.meta_path.insert(0, Refusing())
+from steel.cli import main
+status = main(sys.argv[1:])
+# Nor is anything loaded that one image does not need.
+print(sorted({"matplotlib", "pandas", "scipy", "sklearn", "pycocotools", "ray"} & set(sys.modules)))
+sys.exit(status)
+"""
+
+
+def test_an_exported_file_runs_without_the_rest(model: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_THE_REST]
+    run = subprocess.run(
+        [*command, "inspect", str(model), str(whole / "in"), f"--out={out}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"
+    require_equal(out, whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_for_real_goes_on(model: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", 400)
+    args = ["inspect", str(model), str(folder), "--batch_size=2"]
+    assert main([*args, f"--out={tmp_path / 'whole' / 'out'}"]) == 0
+    out = tmp_path / "out"
+    for num in (1, 150):
+        run = subprocess.Popen([sys.executable, "-m", "steel", *args, f"--out={out}", "--resume"])
+        while run.poll() is None:
+            path = out / "results.csv.unfinished"
+            if path.exists() and len(path.read_bytes().splitlines()) > num:
+                run.kill()
+            time.sleep(0.001)
+        assert run.returncode == -signal.SIGKILL
+    assert main([*args, f"--out={out}", "--resume"]) == 0
+    require_equal(out, tmp_path / "whole")
