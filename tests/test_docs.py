@@ -1,7 +1,7 @@
-"""Every command and every Python example of README and docs/ runs, in order, page by page, on tiny data; and what the
-pages say of tests and numbers is so.
+"""Every command and every Python example in README and docs/ runs, page by page in order, on tiny data; tests and
+tables that the pages name exist and are current.
 
-A block that cannot run here has `<!-- not run: why -->` on the line above it.
+A block that cannot run in a test is preceded by the line `<!-- not run: why -->`.
 """
 
 import re
@@ -18,9 +18,12 @@ from steel.cli import main
 from steel.data.convert import convert
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+)
 
-# What is not ours to run: installers, schedulers, other people's servers.
+# Commands that a test does not run: installers, schedulers, servers.
 FOREIGN = {"mv", "pip", "torchrun", "srun", "curl", "docker", "sudo", "git", "cd", "cmake", "g++", "export"}
 FOREIGN_BY_UV = {"pytest", "ruff", "mypy", "lint-imports", "tensorboard", "python"}
 
@@ -29,7 +32,7 @@ class Block(NamedTuple):
     language: str
     text: str
     line: int
-    not_run: str  # why, or empty
+    not_run: str  # the reason, or empty
 
 
 def read_blocks(page: str) -> list[Block]:
@@ -39,20 +42,20 @@ def read_blocks(page: str) -> list[Block]:
 
 
 def read_commands(block: str) -> list[str]:
-    """The commands of a shell block, each on one line, without comments."""
+    """Return the commands of a shell block, one per line, without comments."""
     joined = re.sub(r"\\\n\s*", " ", block)
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in joined.splitlines()]
     return [command.strip() for line in lines for command in line.split(" && ") if command]
 
 
 def shorten(words: list[str]) -> list[str]:
-    """A command as it stands in a page, made small enough for a test; nothing that it says is left out."""
+    """Add options that make a command of a page small enough for a test; its own options stay."""
     if words[0] not in ("fit", "validate", "test") or "--print_config" in words or "--model.help" in words:
         return words
     if any("gpu.yaml" in word for word in words):
         return [*words, "--print_config"]
     task = "classifier" if any("classifier.yaml" in word for word in words) else "segmenter"
-    # Whatever run is the last one by then, the page means the first.
+    # The page means its first run, not the latest run of this test.
     words = [
         f"lightning_logs/{task}/version_0/checkpoints/{word}.ckpt" if before == "--ckpt_path" else word
         for before, word in zip(["", *words], words, strict=False)
@@ -70,7 +73,7 @@ def prepare(folder: str) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_is_known(page: str) -> None:
+def test_every_command_exists(page: str) -> None:
     for block in read_blocks(page):
         if block.language not in ("bash", "sh"):
             continue
@@ -87,9 +90,9 @@ def test_every_command_is_known(page: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of Lightning, on runs of two steps
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")  # of Lightning's own, which `steel fit` keeps out
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # what a user sees too
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # from Lightning, about runs of two steps
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")  # from Lightning; `steel fit` filters it
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # users see it too
 def test_every_example_runs(
     page: str,
     root: Path,
@@ -100,12 +103,12 @@ def test_every_example_runs(
 ) -> None:
     blocks = [block for block in read_blocks(page) if block.language in ("bash", "python") and not block.not_run]
     if not blocks:
-        pytest.skip("no example to run on this page")
+        pytest.skip("this page has no example to run")
     monkeypatch.chdir(tmp_path)
     for form in ("coco", "yolo", "masks"):
         convert(str(root), form, **{"from": "severstal", "to": form})
     shutil.copytree(root / "train_images", "NEW_IMAGES")
-    if page == "docs/deploying.md":  # which goes on from two trained networks and the file that they became
+    if page == "docs/deploying.md":  # which starts from two trained networks and an exported file
         networks = {}
         for task, trained_to in (("classifier", trained.classifier), ("segmenter", trained.segmenter)):
             networks[task] = shutil.copy(
@@ -113,7 +116,7 @@ def test_every_example_runs(
             )
         assert main(["export", *(f"--{task}={path}" for task, path in networks.items())]) == 0
     variables: dict[str, str] = {}
-    names: dict[str, object] = {"__name__": "example"}  # one block goes on from the other, as in a notebook
+    names: dict[str, object] = {"__name__": "example"}  # shared by all blocks of a page, as in a notebook
     for block in blocks:
         if block.language == "python":
             exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
@@ -137,11 +140,11 @@ def test_every_example_runs(
             assert status == 0, f"{page}:{block.line}: {command}\n{capsys.readouterr().err}"
 
 
-def test_the_table_of_definitions_is_what_comes() -> None:
+def test_table_of_definitions_is_current() -> None:
     assert definitions.tabulate() in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
-def test_the_tests_that_pages_name_are_there() -> None:
+def test_named_tests_exist() -> None:
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
@@ -149,3 +152,10 @@ def test_the_tests_that_pages_name_are_there() -> None:
             assert f"def {name}(" in tests, f"{page}: {name}"
         for name in re.findall(r"`(tests/[\w/.]+)`", text):
             assert (ROOT / name).is_file(), f"{page}: {name}"
+
+
+def test_links_between_pages_lead_to_files() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[\w-]+)?\)", text):
+            assert (ROOT / page).parent.joinpath(target).resolve().exists(), f"{page}: {target}"
