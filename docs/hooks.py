@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docstring_parser import Docstring, parse
+from docstring_parser import parse
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+import steel
 from steel.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     reference: list[dict[str, Any]] = []
     for folder in (ROOT / "steel", *sorted(path for path in (ROOT / "steel").iterdir() if _is_package(path))):
         pages = [
-            {module.rpartition(".")[2]: _add(files, config, f"reference/{module}.md", f"# {module}\n\n::: {module}\n")}
+            {module.rpartition(".")[2]: _add(files, config, f"reference/{module}.md", describe_module(module))}
             for module in list_modules(folder)
         ]
         reference.append({".".join(folder.relative_to(ROOT).parts): pages})
@@ -64,6 +65,16 @@ def list_modules(folder: Path) -> list[str]:
     return ["steel", *modules] if folder.name == "steel" else modules
 
 
+def describe_module(module: str) -> str:
+    """Write the page of a module; that of `steel` lists the names that can be imported from it."""
+    page = f"# {module}\n\n::: {module}\n"
+    if module != "steel":
+        return page
+    homes = {name: getattr(steel, name).__module__ for name in steel.__all__}
+    rows = [f"| [`{name}`]({home}.md#{home}.{name}) | `{home}` |" for name, home in sorted(homes.items())]
+    return "\n".join([page, "| name | defined in |", "| --- | --- |", *rows, ""])
+
+
 def describe_command(name: str) -> str:
     """Write the page of a command from the docstring that its `--help` shows."""
     module, _, function = COMMANDS[name].partition(":")
@@ -85,14 +96,16 @@ def describe_command(name: str) -> str:
         default = "required" if argument.default is argument.empty else f"`{argument.default}`"
         text = meant[argument.name].description if argument.name in meant else ""
         rows.append(f"| `{label}` | {_cell(text or '')} | {default} |")
-    return "\n".join([f"# steel {name}", "", *_paragraphs(doc), "", *_examples(described.__doc__), "", *rows, ""])
+    return "\n".join(
+        [f"# steel {name}", "", *_paragraphs(described.__doc__), "", *_examples(described.__doc__), "", *rows, ""]
+    )
 
 
 _FORMATS = {"from": "Format of SRC.", "to": "Format of DST."}
 
 
 def _describe_lightning(name: str, text: str) -> str:
-    lines = [f"# steel {name}", "", *_paragraphs(parse(text)), "", *_examples(text), ""]
+    lines = [f"# steel {name}", "", *_paragraphs(text), "", *_examples(text), ""]
     return "\n".join(
         [
             *lines,
@@ -105,10 +118,11 @@ def _describe_lightning(name: str, text: str) -> str:
     )
 
 
-def _paragraphs(doc: Docstring) -> list[str]:
-    long = (doc.long_description or "").partition("Example:")[0]
-    # Indented lines are a table in fixed width.
-    return [doc.short_description or "", "", re.sub(r"(?m)^(?=\S)", "", long)]
+def _paragraphs(text: str | None) -> list[str]:
+    """Return the summary and description of a docstring; indented lines stay preformatted."""
+    return [
+        re.split(r"^(?:Args|Raises|Returns|Example):$", inspect.cleandoc(text or ""), flags=re.MULTILINE)[0].strip()
+    ]
 
 
 def _examples(text: str | None) -> list[str]:
