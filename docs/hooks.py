@@ -84,7 +84,7 @@ def describe_command(name: str) -> str:
     described = getattr(loaded, function)
     doc = parse(described.__doc__)
     extra = [parse(hint.__doc__) for hint in inspect.get_annotations(described).values() if hasattr(hint, "__args__")]
-    meant = {param.arg_name: param for text in (doc, *(e for e in extra if e.params)) for param in text.params}
+    meant = {param.arg_name: param for part in (doc, *(e for e in extra if e.params)) for param in part.params}
     rows = ["| argument | | default |", "| --- | --- | --- |"]
     for argument in inspect.signature(described).parameters.values():
         if argument.kind is argument.VAR_KEYWORD:
@@ -94,8 +94,8 @@ def describe_command(name: str) -> str:
         is_positional = argument.kind is argument.POSITIONAL_OR_KEYWORD
         label = argument.name.upper() if is_positional else f"--{argument.name}"
         default = "required" if argument.default is argument.empty else f"`{argument.default}`"
-        text = meant[argument.name].description if argument.name in meant else ""
-        rows.append(f"| `{label}` | {_cell(text or '')} | {default} |")
+        meaning = meant[argument.name].description if argument.name in meant else ""
+        rows.append(f"| `{label}` | {_cell(meaning or '')} | {default} |")
     return "\n".join(
         [f"# steel {name}", "", *_paragraphs(described.__doc__), "", *_examples(described.__doc__), "", *rows, ""]
     )
