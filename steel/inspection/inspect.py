@@ -19,7 +19,7 @@ from steel.inspection.coco import write_coco
 from steel.inspection.pipeline import OverlayChoice, Pipeline
 from steel.inspection.records import ModelFile, name_images
 from steel.inspection.strip_map import Strip
-from steel.inspection.tables import Shard, Tables, name_unfinished
+from steel.inspection.tables import Shard, Tables
 from steel.progress import track
 
 # Name, digest and metadata of the exported file that produced the results.
@@ -165,36 +165,30 @@ def _run(pipeline: Pipeline, tables: Tables, paths: Mapping[str, Path]) -> None:
             for record in track(pipeline.run(remaining.items()), "inspecting", len(remaining)):
                 tables.write(record)
         except KeyboardInterrupt:
-            print(
-                f"{len(tables.done):,} of {len(paths):,} images are recorded in {name_unfinished(tables.paths[0])}; "
-                f"run the same command with --resume to continue",
-                file=sys.stderr,
-            )
+            progress = f"{len(tables.done):,} of {len(paths):,} images are recorded in {tables.unfinished[0]}"
+            print(f"{progress}; run the same command with --resume to continue", file=sys.stderr)
             raise
         tables.finish()
 
 
 def _watch(pipeline: Pipeline, tables: Tables, folder: Path, batch_size: int, idle_seconds: float | None) -> None:
     """Inspect images as they appear until Ctrl-C or the idle time, and finish the tables."""
-    from steel.inspection.watch import Latencies, watch
+    from steel.inspection.watch import Latency, describe_latencies, watch
 
     print(f"watching {folder}; press Ctrl-C to stop", file=sys.stderr)
-    latencies = Latencies()
+    latencies: list[Latency] = []
     with closing(tables):
         try:
-            watch(pipeline, tables, folder, latencies, batch_size=batch_size, idle_seconds=idle_seconds)
+            for latency in watch(pipeline, tables, folder, batch_size=batch_size, idle_seconds=idle_seconds):
+                latencies.append(latency)  # noqa: PERF402 - an interrupted `extend` may lose what it collected
         except KeyboardInterrupt:
             tables.recover()
-        print(latencies.describe())
+        print(describe_latencies(latencies))
         tables.finish()
 
 
 def _print_summary(tables: Tables, pipeline: Pipeline, written: list[Path]) -> None:
-    """Print counts, drift warnings and paths.
-
-    Raises:
-        InputError: No image could be read.
-    """
+    """Print counts, drift warnings and paths; raise an error if no image could be read."""
     results, num = tables.paths[0], len(tables.done)
     print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:

@@ -3,21 +3,21 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import json as arrow_json
+from pyarrow import types
 
 from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, list_result_columns, to_rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # A row group is written once its rows exceed this many characters of JSON.
 _GROUP_CHARACTERS = 4_000_000
 
 
-def build_schema(classes: Sequence[str]) -> "pa.Schema":
+def build_schema(classes: Sequence[str]) -> pa.Schema:
     """Build the schema of results.parquet: the columns of results.csv, with a list of spots instead of their number."""
-    import pyarrow as pa
-
     kinds = {"area_pixels": pa.int64(), "class": pa.int8(), "defective": pa.bool_()}
     kinds |= dict.fromkeys(("left", "top", "width", "height"), pa.int32())
     kinds |= dict.fromkeys(("image", "error", "code"), pa.string())
@@ -28,15 +28,13 @@ def build_schema(classes: Sequence[str]) -> "pa.Schema":
     return pa.schema([(column, kinds.get(column, pa.float64())) for column in columns])
 
 
-def to_table(records: Iterable[Record | Unreadable], schema: "pa.Schema") -> "pa.Table":
+def to_table(records: Iterable[Record | Unreadable], schema: pa.Schema) -> pa.Table:
     """Convert records to an Arrow table with the rounded values of the CSV files."""
     return _parse_lines("".join(_to_line(record, schema) for record in records), schema)
 
 
 def write_parquet(path: Path, classes: Sequence[str], records: Iterator[Record | Unreadable]) -> None:
     """Write records to a Parquet file in groups, so that any number of them fits into memory."""
-    import pyarrow.parquet as pq
-
     schema = build_schema(classes)
     with pq.ParquetWriter(path, schema) as writer:
         text = ""
@@ -48,7 +46,7 @@ def write_parquet(path: Path, classes: Sequence[str], records: Iterator[Record |
         writer.write_table(_parse_lines(text, schema))
 
 
-def _to_line(record: Record | Unreadable, schema: "pa.Schema") -> str:
+def _to_line(record: Record | Unreadable, schema: pa.Schema) -> str:
     num_classes = sum(name.startswith("probability_") for name in schema.names)
     result, spots = to_rows(record, num_classes)
     fields = schema.field("spots").type.value_type
@@ -60,9 +58,7 @@ def _to_typed(cells: Row, fields: Any) -> dict[str, Any]:
     return {field.name: _parse_cell(cell, field.type) for cell, field in zip(cells, fields, strict=True)}
 
 
-def _parse_cell(text: str, kind: "pa.DataType") -> Any:
-    from pyarrow import types
-
+def _parse_cell(text: str, kind: pa.DataType) -> Any:
     if text == "":
         return None
     if types.is_boolean(kind):
@@ -70,11 +66,8 @@ def _parse_cell(text: str, kind: "pa.DataType") -> Any:
     return int(text) if types.is_integer(kind) else float(text) if types.is_floating(kind) else text
 
 
-def _parse_lines(text: str, schema: "pa.Schema") -> "pa.Table":
+def _parse_lines(text: str, schema: pa.Schema) -> pa.Table:
     """Parse one JSON object a line. `pyarrow.Table.from_pylist` would load pandas."""
-    import pyarrow as pa
-    from pyarrow import json as arrow_json
-
     whole = arrow_json.ReadOptions(block_size=len(text) + 1)
-    types = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-    return arrow_json.read_json(pa.BufferReader(text.encode()), whole, types) if text else schema.empty_table()
+    parse = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    return arrow_json.read_json(pa.BufferReader(text.encode()), whole, parse) if text else schema.empty_table()

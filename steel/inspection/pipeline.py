@@ -43,15 +43,12 @@ class Decision(NamedTuple):
 def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch.device) -> list[Decision | InputError]:
     """Run an inspector on images of one size.
 
-    NaN probabilities are never treated as clean: the image is reported as unreadable.
+    NaN probabilities are never treated as clean: the image is reported as unreadable, with an error as its decision.
 
     Args:
         module: The module returned by `bundle.read`.
         images: uint8 arrays `(H, W)`.
         device: The device of the module.
-
-    Returns:
-        A decision for each image, or an error that is not raised, so that it does not affect other images.
     """
     batch = torch.from_numpy(np.stack(images)).to(device)
     gate, *others = (tensor.cpu().numpy() for tensor in module(batch))

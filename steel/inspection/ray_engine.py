@@ -10,20 +10,19 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute, dataset
 
 from steel.data.images import SUFFIXES, decode_grey
 from steel.decision import bundle
 from steel.errors import InputError
 from steel.inspection.parquet import build_schema, to_table
 from steel.inspection.records import name_images
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class _Worker:
@@ -43,7 +42,7 @@ class _Worker:
         self._read = partial(_read, images)
         self._pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size)
 
-    def __call__(self, batch: "pa.Table") -> "pa.Table":
+    def __call__(self, batch: pa.Table) -> pa.Table:
         """Convert names and paths of images to their rows of results.parquet."""
         sources = zip(batch["image"].to_pylist(), batch["path"].to_pylist(), strict=True)
         return to_table(self._pipeline.run(sources, self._read), self._schema)
@@ -127,8 +126,6 @@ def _find(images: str) -> tuple[fsspec.AbstractFileSystem, list[PurePosixPath]]:
 
 
 def _print_summary(parquet: str, system: fsspec.AbstractFileSystem) -> None:
-    from pyarrow import compute, dataset
-
     table = dataset.dataset(parquet, filesystem=system).to_table(columns=["defective", "error"])
     num_defective = compute.sum(table["defective"]).as_py() or 0
     num_unreadable = table.num_rows - table["error"].null_count

@@ -94,13 +94,7 @@ def to_rows(record: Record | Unreadable, num_classes: int) -> tuple[Row, list[Ro
 
 
 def from_rows(result: Row, spots: Sequence[Row], codes: Sequence[str]) -> Record | Unreadable:
-    """Rebuild a record from its rows, as `to_rows` returns them.
-
-    Args:
-        result: Row of results.csv.
-        spots: Rows of spots.csv.
-        codes: Codes of the C classes; empty for an unreadable image.
-    """
+    """Rebuild a record from its rows, as `to_rows` returns them, and the codes of its C classes."""
     image, defective, gate, *numbers, _, height, width, error = result
     if error:
         return Unreadable(image, error)

@@ -8,9 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from steel import overlays
 from steel.data import rle
@@ -22,12 +20,12 @@ from steel.intervals import wilson
 from steel.pages import Page
 from steel.progress import map_on_all_cores
 
-CLEAN, DEFECTIVE, UNREADABLE = range(3)
-
 # These limits keep the page below 20 MB. A thumbnail has about 9 kB.
 _MAX_THUMBNAILS, _THUMBNAIL_SIDE = 1000, 400
 _MAX_WORST, _WORST_SIDE = 12, 1600
 _MAX_SPOTS = 20_000
+# State of an image in the page's script; 0 is clean and 1 defective.
+_UNREADABLE = 2
 
 
 def write_strip_report(
@@ -131,34 +129,32 @@ def _draw(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int,
         return ""
     masks = [rle.decode(code, record.size) for code in record.codes]
     if (factor := max_side / max(record.size)) < 1:
+        size = [max(1, round(factor * side)) for side in record.size[::-1]]
         # Area interpolation leaves a mask above 0 wherever the full-size mask has a pixel.
-        image, *masks = (_shrink(plane, factor) for plane in (image, *(255 * mask for mask in masks)))
+        planes = (image, *(255 * mask for mask in masks))
+        image, *masks = (cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes)  # type: ignore[assignment]
     drawn = overlays.draw_masks(image, [mask > 0 for mask in masks], overlays.CLASS_COLOURS[: len(masks)])
     jpeg = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return base64.b64encode(jpeg.tobytes()).decode()
 
 
-def _shrink(plane: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    size = [max(1, round(factor * side)) for side in plane.shape[::-1]]
-    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
-
-
 def _add_browser(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[str, Path]) -> None:
     """Add all images and spots, with search and filters in the page's script."""
     # Defective images get thumbnails first.
-    records = sorted(strip.records, key=lambda record: _state(record) != DEFECTIVE)[:_MAX_THUMBNAILS]
+    records = sorted(strip.records, key=lambda record: not isinstance(record, Record) or not record.defective)
+    records = records[:_MAX_THUMBNAILS]
     drawn = map_on_all_cores(lambda record: _draw(record, paths, _THUMBNAIL_SIDE, 70), records, "drawing")
     thumbnails = dict(zip((record.image for record in records), drawn, strict=True))
     images, spots = [], []
     for i, record in enumerate(strip.records):
-        probability, height, error = 0.0, 1, ""
+        state, probability, height, error = _UNREADABLE, 0.0, 1, ""
         if isinstance(record, Record):
-            probability, height = record.gate_probability, record.size[0]
+            state, probability, height = int(record.defective), record.gate_probability, record.size[0]
             spots += [(i, spot.class_index, spot.area_pixels, *spot.box) for spot in record.spots]
         else:
             error = record.error
         thumbnail, scale = thumbnails.get(record.image, ""), strip.lengths[i] / height
-        images.append([record.image, _state(record), probability, strip.starts[i], thumbnail, error, scale])
+        images.append([record.image, state, probability, strip.starts[i], thumbnail, error, scale])
     spots.sort(key=lambda spot: -spot[2])
     data = {
         "classes": list(classes),
@@ -174,7 +170,3 @@ def _add_browser(page: Page, strip: Strip, classes: Sequence[str], paths: Mappin
     # "</" would end the script element.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page.add_markup(f'{_read_asset(".html")}<script type="application/json" id="data">{text}</script>')
-
-
-def _state(record: Record | Unreadable) -> int:
-    return UNREADABLE if isinstance(record, Unreadable) else DEFECTIVE if record.defective else CLEAN

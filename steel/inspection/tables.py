@@ -52,6 +52,7 @@ class Tables:
         num_defective: Number of recorded images that are defective.
         num_unreadable: Number of recorded images that could not be read.
         paths: Final paths of results.csv, spots.csv and submission.csv.
+        unfinished: Their paths until the run is finished.
         parquet: Final path of results.parquet.
 
     Raises:
@@ -71,26 +72,22 @@ class Tables:
         self._classes, self._form = list(classes), form
         suffix = f"-{shard.number}-of-{shard.num_shards}" if shard else ""
         self.paths = tuple(folder / f"{name}{suffix}.csv" for name in ("results", "spots", "submission"))
+        self.unfinished = tuple(path.with_name(f"{path.name}.unfinished") for path in self.paths)
         self.parquet = folder / "results.parquet"
         if shard:
             self.parquet /= f"{shard.number}-of-{shard.num_shards}.parquet"
             _require_same_run(self.parquet)
         elif self.parquet.is_dir():
             raise InputError(f"{self.parquet} is a folder with the results of shards; choose another folder with --out")
-        unfinished = name_unfinished(self.paths[0])
-        if not resume and unfinished.exists():
+        if not resume and self.unfinished[0].exists():
             raise InputError(
-                f"{unfinished} belongs to an interrupted run; continue it with --resume, choose another folder with "
-                f"--out, or delete the file"
+                f"{self.unfinished[0]} belongs to an interrupted run; continue it with --resume, choose another folder "
+                f"with --out, or delete the file"
             )
         self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
         self.num_defective = self.num_unreadable = 0
-        ends: tuple[int, ...] = (0, 0, 0)
-        if resume:
-            ends = self._scan()
-            self._copy_finished()
-        self._files = self._open(ends)
+        self._files = self._open(self._scan() if resume else (0, 0, 0))
 
     def _scan(self) -> tuple[int, ...]:
         """Recount the complete images and return the byte offset in each table where the last one ends."""
@@ -102,20 +99,16 @@ class Tables:
             ends = after
         return ends
 
-    def _copy_finished(self) -> None:
-        """Copy the tables of a finished run to unfinished ones; the originals stay until the run is finished."""
-        for path in reversed(self.paths):
-            if path.exists() and not (unfinished := name_unfinished(path)).exists():
-                with atomic_path(unfinished) as copy:
-                    shutil.copyfile(path, copy)
-
     def _open(self, ends: tuple[int, ...]) -> list[io.TextIOWrapper]:
         """Truncate the tables after the last complete image, write missing headers, and open them for appending."""
         files = []
         # In reverse, so that results.csv never exists without the other two.
-        for path, header, end in reversed(list(zip(self.paths, self._headers, ends, strict=True))):
-            unfinished = name_unfinished(path)
+        tables = list(zip(self.paths, self.unfinished, self._headers, ends, strict=True))
+        for path, unfinished, header, end in reversed(tables):
             if end:
+                if not unfinished.exists():  # the run was finished; its tables stay until this one is finished
+                    with atomic_path(unfinished) as copy:
+                        shutil.copyfile(path, copy)
                 os.truncate(unfinished, end)
             file = unfinished.open("a" if end else "w", newline="", encoding="utf-8", errors="backslashreplace")
             files.append(file)
@@ -154,8 +147,8 @@ class Tables:
         """Yield the complete images, each with the byte offsets in the three tables where its rows end."""
         with ExitStack() as stack:
             tables = []
-            for path, header in zip(self.paths, self._headers, strict=True):
-                path = unfinished if (unfinished := name_unfinished(path)).exists() else path
+            for finished, unfinished, header in zip(self.paths, self.unfinished, self._headers, strict=True):
+                path = unfinished if unfinished.exists() else finished
                 if not path.exists():
                     return
                 tables.append(_read_rows(stack.enter_context(path.open("rb"))))
@@ -203,24 +196,17 @@ class Tables:
         with atomic_path(complete) as draft:
             write_parquet(draft, self._classes, self.read())
         os.replace(complete, self.parquet)
-        for path in self.paths:
-            os.replace(name_unfinished(path), path)
+        for unfinished, path in zip(self.unfinished, self.paths, strict=True):
+            os.replace(unfinished, path)
 
 
 def _require_same_run(shard: Path) -> None:
     """Refuse to put a shard's Parquet file among those of another run."""
-    folder, end = shard.parent, shard.name.partition("-")[2]
-    if folder.is_file():
-        raise InputError(f"{folder} holds the results of a whole run; choose another folder with --out")
-    for other in folder.glob("*.parquet"):
-        if other.name.partition("-")[2] != end:
-            num_shards = other.stem.rpartition("-")[2]
-            raise InputError(f"{folder} holds results of {num_shards} shards; choose another folder with --out")
-
-
-def name_unfinished(path: Path) -> Path:
-    """Return the name that a table has until its run is finished."""
-    return path.with_name(f"{path.name}.unfinished")
+    if shard.parent.is_file():
+        raise InputError(f"{shard.parent} holds the results of a whole run; choose another folder with --out")
+    for other in shard.parent.glob("*.parquet"):
+        if (num_shards := other.stem.rpartition("-")[2]) != shard.stem.rpartition("-")[2]:
+            raise InputError(f"{shard.parent} holds results of {num_shards} shards; choose another folder with --out")
 
 
 def _append(file: io.TextIOWrapper, rows: Iterable[Row]) -> None:

@@ -2,8 +2,10 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,26 +22,22 @@ _UNREADABLE_AFTER = 2.0
 _LIST_INTERVAL = 1.0
 
 
-@dataclass
-class Latencies:
-    """Latencies of the images that appeared while the folder was watched.
+class Latency(NamedTuple):
+    """Latency of an image that appeared while the folder was watched, in seconds."""
 
-    Attributes:
-        appeared: Time in seconds of the scan that first saw each file in its final state.
-        seconds: Seconds from then until the image was recorded.
-    """
+    appeared: float  # time of the scan that first saw the file in its final state
+    seconds: float  # from then until the image was recorded
 
-    appeared: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
 
-    def describe(self) -> str:
-        """Return a sentence with the median, the 99th percentile and the rate of the images."""
-        if not self.seconds:
-            return "no image appeared while the folder was watched"
-        p50, p99 = 1000 * np.percentile(self.seconds, [50, 99])
-        span = max(self.appeared) - min(self.appeared)
-        rate = f" at {(len(self.appeared) - 1) / span:.1f} per second" if span > 0 else ""
-        return f"latency of {len(self.seconds):,} images{rate}: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+def describe_latencies(latencies: Sequence[Latency]) -> str:
+    """Return a sentence with the median, the 99th percentile and the rate of the images."""
+    if not latencies:
+        return "no image appeared while the folder was watched"
+    appeared, seconds = zip(*latencies, strict=True)
+    p50, p99 = 1000 * np.percentile(seconds, [50, 99])
+    span = max(appeared) - min(appeared)
+    rate = f" at {(len(appeared) - 1) / span:.1f} per second" if span > 0 else ""
+    return f"latency of {len(seconds):,} images{rate}: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
 @dataclass
@@ -88,15 +86,14 @@ class _Folder:
 
 
 def watch(
-    pipeline: Pipeline, tables: Tables, path: Path, latencies: Latencies, *, batch_size: int, idle_seconds: float | None
-) -> None:
-    """Inspect images as they appear in a folder, after those that are already there.
+    pipeline: Pipeline, tables: Tables, path: Path, *, batch_size: int, idle_seconds: float | None
+) -> Iterator[Latency]:
+    """Inspect the images in a folder and those that appear in it, and yield the latencies of the latter.
 
     Args:
         pipeline: Inspects the images.
         tables: Receives the records. Images that are already recorded are skipped.
         path: The folder.
-        latencies: Receives the latencies.
         batch_size: Largest number of images per batch.
         idle_seconds: Stop after this time without a new image; None watches until interrupted.
     """
@@ -113,7 +110,6 @@ def watch(
             last_active = time.monotonic()
             del folder.files[ready[record.image]]
             if not file.is_old:
-                latencies.appeared.append(file.since)
-                latencies.seconds.append(last_active - file.since)
+                yield Latency(file.since, last_active - file.since)
         if not ready:
             time.sleep(_SCAN_INTERVAL)

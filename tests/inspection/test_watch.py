@@ -87,5 +87,6 @@ def test_ctrl_c_stops_watching_and_unreadable_images_are_recorded(
 
 def test_latencies_are_summarised_by_percentiles() -> None:
     seconds = np.linspace(0.01, 0.02, 101)
-    latencies = watch.Latencies([0.5 * i for i in range(101)], seconds.tolist())
-    assert latencies.describe() == "latency of 101 images at 2.0 per second: p50 15 ms, p99 20 ms"
+    latencies = [watch.Latency(0.5 * i, second) for i, second in enumerate(seconds)]
+    sentence = watch.describe_latencies(latencies)
+    assert sentence == "latency of 101 images at 2.0 per second: p50 15 ms, p99 20 ms"
