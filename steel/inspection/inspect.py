@@ -109,7 +109,7 @@ def inspect(
         module, classes, torch_device, batch_size=batch_size, overlays=overlays, overlay_folder=drawings, drift=drift
     )
     if watch:
-        _watch(pipeline, tables, Path(images), batch_size, idle_seconds)
+        _watch(pipeline, tables, Path(images), batch_size=batch_size, idle_seconds=idle_seconds)
         paths = {name: Path(images) / name for name in tables.done}
     else:
         _run(pipeline, tables, dict(list(paths.items())[part.number - 1 :: part.num_shards]) if part else paths)
@@ -120,7 +120,7 @@ def inspect(
         from steel.inspection.strip_report import write_strip_report
 
         strip = Strip(tables.read(), mm_per_pixel, image_length)
-        written.append(write_strip_report(folder, strip, source, classes, paths))
+        written.append(write_strip_report(folder, strip, source, classes, paths=paths))
     _print_summary(tables, pipeline, written)
 
 
@@ -171,7 +171,7 @@ def _run(pipeline: Pipeline, tables: Tables, paths: Mapping[str, Path]) -> None:
         tables.finish()
 
 
-def _watch(pipeline: Pipeline, tables: Tables, folder: Path, batch_size: int, idle_seconds: float | None) -> None:
+def _watch(pipeline: Pipeline, tables: Tables, folder: Path, *, batch_size: int, idle_seconds: float | None) -> None:
     """Inspect images as they appear until Ctrl-C or the idle time, and finish the tables."""
     from steel.inspection.watch import Latency, describe_latencies, watch
 
@@ -180,7 +180,7 @@ def _watch(pipeline: Pipeline, tables: Tables, folder: Path, batch_size: int, id
     with closing(tables):
         try:
             for latency in watch(pipeline, tables, folder, batch_size=batch_size, idle_seconds=idle_seconds):
-                latencies.append(latency)  # noqa: PERF402 - an interrupted `extend` may lose what it collected
+                latencies.append(latency)  # noqa: PERF402, an interrupted `extend` may lose items
         except KeyboardInterrupt:
             tables.recover()
         print(describe_latencies(latencies))

@@ -67,7 +67,7 @@ def _parse_cell(text: str, kind: pa.DataType) -> Any:
 
 
 def _parse_lines(text: str, schema: pa.Schema) -> pa.Table:
-    """Parse one JSON object a line. `pyarrow.Table.from_pylist` would load pandas."""
+    """Parse one JSON object per line. `pyarrow.Table.from_pylist` would load pandas."""
     whole = arrow_json.ReadOptions(block_size=len(text) + 1)
     parse = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     return arrow_json.read_json(pa.BufferReader(text.encode()), whole, parse) if text else schema.empty_table()

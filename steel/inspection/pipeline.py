@@ -69,7 +69,7 @@ class Pipeline:
         device: The device of the module.
         batch_size: Number of images per batch.
         overlays: Images to draw with their masks.
-        overlay_folder: Folder for these pictures; None writes none.
+        overlay_folder: Folder for these pictures; None draws nothing.
         drift: Compares the images with those that the operating point was chosen on.
 
     Attributes:
@@ -148,9 +148,8 @@ class Pipeline:
         defective = gate >= self._gate
         if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and defective)):
             picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes, defective), cv2.COLOR_RGB2BGR)
-            write_atomic(
-                self._overlay_folder / f"{name}.png", cv2.imencode(".png", picture)[1].tobytes(), durable=False
-            )
+            png = cv2.imencode(".png", picture)[1].tobytes()
+            write_atomic(self._overlay_folder / f"{name}.png", png, durable=False)
         codes = [rle.encode(mask) for mask in masks]
         size = (image.shape[0], image.shape[1])
         return Record(name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, list_spots(masks))

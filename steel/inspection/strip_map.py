@@ -94,24 +94,25 @@ def _draw_marks(strip: Strip, classes: Sequence[str], per_line: float, y_scale: 
     """Yield a rectangle for each unreadable image and each of the largest spots; tiny spots are enlarged."""
     x_scale = _WIDTH / per_line
 
-    def draw(kind: str, i: int, start: float, top: float, size: tuple[float, float], text: str, fill: str = "") -> str:
+    def draw(i: int, box: tuple[float, float, float, float], kind: str, fill: str, text: str) -> str:
+        start, top, width, height = box
         line = min(int(start // per_line), int(strip.length / per_line - 1e-9))
         x, y = (start - line * per_line) * x_scale, line * (_HEIGHT + _GAP) + top
         title = html.escape(f"{strip.records[i].image}: {text}")
-        place = f'x="{x:.1f}" y="{y:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
-        return f'<rect class="{kind}" {place}{fill} data-image="{i}"><title>{title}</title></rect>'
+        place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+        return f'<rect class="{kind}" {place} {fill} data-image="{i}"><title>{title}</title></rect>'
 
     spots = []
     for i, record in enumerate(strip.records):
         if isinstance(record, Record):
             spots += [(spot, i, strip.lengths[i] / record.size[0]) for spot in record.spots]
         else:
-            width = max(1.5, strip.lengths[i] * x_scale)
-            yield draw("unreadable", i, strip.starts[i], 0, (width, _HEIGHT), "unreadable")
+            place = (strip.starts[i], 0, max(1.5, strip.lengths[i] * x_scale), _HEIGHT)
+            yield draw(i, place, "unreadable", "", "unreadable")
     spots.sort(key=lambda item: -item[0].area_pixels)
     for spot, i, scale in spots[:_MAX_SPOTS]:
         left, top, across, along = spot.box
-        size = (max(2.5, along * scale * x_scale), max(2.5, across * y_scale))
-        fill = f' fill="{overlays.name_colour(spot.class_index)}"'
+        start, size = strip.starts[i] + top * scale, (max(2.5, along * scale * x_scale), max(2.5, across * y_scale))
+        fill = f'fill="{overlays.name_colour(spot.class_index)}"'
         text = f"{classes[spot.class_index]}, {spot.area_pixels:,} px"
-        yield draw("spot", i, strip.starts[i] + top * scale, left * y_scale, size, text, fill)
+        yield draw(i, (start, left * y_scale, *size), "spot", fill, text)

@@ -24,12 +24,10 @@ from steel.progress import map_on_all_cores
 _MAX_THUMBNAILS, _THUMBNAIL_SIDE = 1000, 400
 _MAX_WORST, _WORST_SIDE = 12, 1600
 _MAX_SPOTS = 20_000
-# State of an image in the page's script; 0 is clean and 1 defective.
-_UNREADABLE = 2
 
 
 def write_strip_report(
-    folder: Path, strip: Strip, source: ModelFile, classes: Sequence[str], paths: Mapping[str, Path]
+    folder: Path, strip: Strip, source: ModelFile, classes: Sequence[str], *, paths: Mapping[str, Path]
 ) -> Path:
     """Write report.html and return its path.
 
@@ -120,7 +118,7 @@ def _add_worst(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[
 
 
 def _draw(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int, quality: int) -> str:
-    """Draw an image with its masks as a base64 JPEG; empty if no readable image of the same size is there."""
+    """Return an image with its masks as a base64 JPEG, or "" if the file is missing, unreadable or of another size."""
     try:
         image = read_grey(paths[record.image])
     except (InputError, KeyError):
@@ -147,12 +145,11 @@ def _add_browser(page: Page, strip: Strip, classes: Sequence[str], paths: Mappin
     thumbnails = dict(zip((record.image for record in records), drawn, strict=True))
     images, spots = [], []
     for i, record in enumerate(strip.records):
-        state, probability, height, error = _UNREADABLE, 0.0, 1, ""
+        state, probability, height = 2, 0.0, 1  # unreadable, see STATES in the page's script
+        error = record.error if isinstance(record, Unreadable) else ""
         if isinstance(record, Record):
             state, probability, height = int(record.defective), record.gate_probability, record.size[0]
             spots += [(i, spot.class_index, spot.area_pixels, *spot.box) for spot in record.spots]
-        else:
-            error = record.error
         thumbnail, scale = thumbnails.get(record.image, ""), strip.lengths[i] / height
         images.append([record.image, state, probability, strip.starts[i], thumbnail, error, scale])
     spots.sort(key=lambda spot: -spot[2])

@@ -43,8 +43,8 @@ class Tables:
         folder: An existing folder.
         classes: Names of the C classes.
         form: Columns of submission.csv.
-        shard: The shard that the tables are for. Each shard has its own CSV files, and one file in results.parquet,
-            which is a folder.
+        shard: Shard that the tables are for, if any. Each shard has CSV files of its own and one file in
+            results.parquet, which is a folder.
         resume: Continue the tables of an interrupted or finished run in the folder.
 
     Attributes:
@@ -61,13 +61,7 @@ class Tables:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        classes: Sequence[str],
-        *,
-        form: SubmissionFormat = "new",
-        shard: Shard | None = None,
-        resume: bool = False,
+        self, folder: Path, classes: Sequence[str], *, form: SubmissionFormat, shard: Shard | None, resume: bool
     ) -> None:
         self._classes, self._form = list(classes), form
         suffix = f"-{shard.number}-of-{shard.num_shards}" if shard else ""

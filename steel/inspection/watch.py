@@ -72,7 +72,10 @@ class _Folder:
         return sorted(filter(self._is_ready, list(self.files)), key=lambda path: self.files[path].since)
 
     def _is_ready(self, path: Path) -> bool:
-        """Whether a file is unchanged since the last scan, and is not empty and has not failed unless it is old."""
+        """Whether to try a file: it has not changed since the last scan, and is not known to be incomplete.
+
+        Empty files and files that failed count as incomplete until they have been unchanged for `_UNREADABLE_AFTER`.
+        """
         now, file = time.monotonic(), self.files[path]
         try:
             stat = path.stat()
