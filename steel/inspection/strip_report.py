@@ -87,7 +87,7 @@ def tabulate_totals(strip: Strip) -> pd.DataFrame:
     }
     if strip.unit == "mm":
         rows["spots per metre"] = f"{1000 * num_spots / strip.length:.3g}"
-    return pd.DataFrame({"": list(rows), "all": list(rows.values())})
+    return pd.DataFrame({"": list(rows), "value": list(rows.values())})
 
 
 def tabulate_classes(strip: Strip, classes: Sequence[str]) -> pd.DataFrame:
@@ -106,7 +106,7 @@ def tabulate_classes(strip: Strip, classes: Sequence[str]) -> pd.DataFrame:
 def _add_worst(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[str, Path]) -> None:
     worst = sorted((record for record in strip.readable if any(record.areas)), key=lambda record: -sum(record.areas))
     if not worst:
-        page.add_text("No defect was found on any image.")
+        page.add_text("No defect was outlined on any image.")
         return
     page.add_heading("Images with the largest defective area")
     for record in worst[:_MAX_WORST]:
