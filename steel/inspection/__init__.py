@@ -1,1 +1,1 @@
-"""From checkpoints to decisions: the inspector, its exported file, the report, and running it over images."""
+"""Running an exported inspector over images, and the tables, pictures and report that it writes."""

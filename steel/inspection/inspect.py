@@ -1,35 +1,36 @@
-"""`steel inspect`: runs an exported file over an image, a folder, a glob, or what appears in a folder."""
+"""`steel inspect`: runs an exported file over images, or over a folder while images appear in it."""
 
-import hashlib
 import json
-import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 from steel.data.formats.submission import SubmissionFormat
 from steel.data.images import find_images
 from steel.decision import bundle
-from steel.decision.about import About
-from steel.decision.drift import Drift, Window
+from steel.decision.drift import Window
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
-from steel.inspection.pipeline import Drawn, Pipeline
+from steel.files import write_atomic
+from steel.inspection.coco import write_coco
+from steel.inspection.pipeline import OverlayChoice, Pipeline
 from steel.inspection.records import ModelFile, name_images
-from steel.inspection.tables import Tables, name_unfinished, write_coco
+from steel.inspection.strip_map import Strip
+from steel.inspection.tables import Shard, Tables
 from steel.progress import track
 
-# What made the results: which file, by its name and its digest, and what stands in it.
-ABOUT = "inspector.json"
+# Name, digest and metadata of the exported file that produced the results.
+_MODEL_JSON = "inspector.json"
 
 
 def inspect(
     model: str,
     images: str,
     *,
-    overlays: Drawn = "defective",
+    overlays: OverlayChoice = "defective",
     submission_format: SubmissionFormat = "new",
     coco: bool = False,
     report: bool = False,
@@ -44,158 +45,156 @@ def inspect(
     batch_size: int = 8,
     device: str = "auto",
 ) -> None:
-    """Inspects images with an exported file.
+    """Inspect images with an exported file.
 
-    Writes results.csv (a row for each image, an unreadable one with the reason), spots.csv (a row for each spot),
-    submission.csv (codes in Kaggle's form), results.parquet (all of it, typed) and pictures of what was found.
+    Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
+    submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
+    of the masks.
 
     Args:
-        model: File that `steel export` wrote.
-        images: An image, a folder, or a pattern in quotes such as "line*/*.png".
-        overlays: Which images to draw.
+        model: File written by `steel export`.
+        images: An image, a folder, or a quoted pattern such as "line*/*.png".
+        overlays: Images to draw with their masks.
         submission_format: Columns ImageId,ClassId,EncodedPixels (new) or ImageId_ClassId,EncodedPixels (old).
-        coco: Write coco/annotations/instances_default.json too, with an annotation for each spot.
-        report: Write report.html too, one page to look at what was found, which opens without a network.
+        coco: Also write coco/annotations/instances_default.json, with one annotation per spot.
+        report: Also write report.html, a self-contained page with totals, a map of the strip, and all images.
         mm_per_pixel: Side of a pixel in millimetres, for the report.
-        image_length: Millimetres of strip from one image to the next, for the report; by default the image's own.
-        resume: Skip what results.csv has, and go on with a run that was stopped.
-        shard: Which part of the images to inspect, such as 2/8; the parts share one results.parquet.
-        watch: Inspect images as they appear in the folder until Ctrl-C, and tell how long that took.
-        idle_seconds: Stop watching after so many seconds without a new image.
-        engine: What runs the work: this process (local), or a Ray cluster (ray), which writes results.parquet alone.
-        out: Folder for what is made.
-        batch_size: Images that the networks see at once.
-        device: Where to run: auto, cpu, cuda or cuda:1.
+        image_length: Millimetres of strip from one image to the next, for the report; by default the image's length.
+        resume: Skip images that results.csv already has, and continue an interrupted run.
+        shard: Part of the images to inspect, such as 2/8 for the second of eight; shards share one results.parquet.
+        watch: Inspect images as they appear in the folder, until Ctrl-C, and print the latency.
+        idle_seconds: Stop watching after this many seconds without a new image.
+        engine: Run in this process (local) or on a Ray cluster (ray). Ray writes results.parquet only.
+        out: Output folder.
+        batch_size: Number of images per batch.
+        device: Device to run on: auto, cpu, cuda or cuda:1.
+
+    Raises:
+        InputError: An option is out of range or excludes another, no image is found or readable, or the output folder
+            holds another run.
 
     Example:
         steel inspect inspector.pt NEW_IMAGES --report
         steel inspect inspector.pt "line*/*.png" --out monday --resume
     """
     require_at_least(1, batch_size=batch_size)
-    for option, number in {"mm_per_pixel": mm_per_pixel, "image_length": image_length}.items():
-        if number is not None and not 0 < number < float("inf"):
-            raise InputError(f"{option} is above 0, but {number} came")
+    _require_positive(mm_per_pixel=mm_per_pixel, image_length=image_length)
     part = _parse_shard(shard)
-    _refuse(
-        "--engine ray does not take", engine == "ray", shard=shard, watch=watch, resume=resume, coco=coco, report=report
-    )
-    _refuse("--shard does not take", part is not None, watch=watch, coco=coco, report=report)
-    _refuse("without --watch there is no", not watch, idle_seconds=idle_seconds)
-    _refuse("without --report there is no", not report, mm_per_pixel=mm_per_pixel, image_length=image_length)
+    others = {"watch": watch, "coco": coco, "report": report}
+    _refuse(engine == "ray", "cannot be combined with --engine ray", shard=shard, resume=resume, **others)
+    _refuse(part is not None, "cannot be combined with --shard", **others)
+    _refuse(not watch, "has no effect without --watch", idle_seconds=idle_seconds)
+    _refuse(not report, "has no effect without --report", mm_per_pixel=mm_per_pixel, image_length=image_length)
     if watch and not Path(images).is_dir():
-        raise InputError(f"--watch takes a folder, but {images} is none; make it, or name another")
-    folder = Path(out)
+        raise InputError(f"--watch needs a folder, got {images}; create the folder or name another one")
     if engine == "ray":
         from steel.inspection import ray_engine
 
-        ray_engine.inspect(model, images, out, batch_size, device)
+        ray_engine.inspect(model, images, out, batch_size=batch_size, device=device)
         return
-    where = choose_device(device)
-    prepare_process(where)
-    module, about = bundle.read(model, where)
-    named = {} if watch else name_images(find_images(images))
-    pictures = folder / "overlays"
-    pictures.mkdir(parents=True, exist_ok=True)
-    source = ModelFile(Path(model).name, _digest(Path(model)))
+    torch_device = choose_device(device)
+    prepare_process(torch_device)
+    module, about = bundle.read(model, torch_device)
+    classes = about.classes
+    paths = {} if watch else name_images(find_images(images))
+    folder, source = Path(out), ModelFile.from_path(Path(model))
     if resume or part:
-        _require_same_model(folder / ABOUT, source)
-    window = Window(about.reference, about.classes) if about.reference else None
-    pipeline = Pipeline(module, about.classes, where, batch_size, overlays, pictures, window)
-    tables = Tables(folder, about.classes, submission_format, part, resume)
-    _write_about(folder / ABOUT, source, about)
+        _require_same_model(folder / _MODEL_JSON, source)
+    drawings = folder / "overlays"
+    drawings.mkdir(parents=True, exist_ok=True)
+    tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
+    write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
+    drift = Window(about.reference, classes) if about.reference else None
+    pipeline = Pipeline(
+        module, classes, torch_device, batch_size=batch_size, overlays=overlays, overlay_folder=drawings, drift=drift
+    )
     if watch:
-        _watch(pipeline, tables, Path(images), batch_size, idle_seconds)
-        named = {name: Path(images) / name for name in tables.done}
+        _watch(pipeline, tables, Path(images), batch_size=batch_size, idle_seconds=idle_seconds)
+        paths = {name: Path(images) / name for name in tables.done}
     else:
-        _run(pipeline, tables, dict(list(named.items())[part[0] - 1 :: part[1]]) if part else named)
-    made = [*tables.paths, tables.parquet, pictures]
+        _run(pipeline, tables, dict(list(paths.items())[part.number - 1 :: part.num_shards]) if part else paths)
+    written = [*tables.paths, tables.parquet, drawings]
     if coco:
-        made.append(write_coco(folder / "coco", tables, about.classes))
+        written.append(write_coco(folder / "coco", tables.read(), classes))
     if report:
-        from steel.inspection.strip_report import Scale, write_strip_report
+        from steel.inspection.strip_report import write_strip_report
 
-        made.append(write_strip_report(folder, tables, source, about.classes, named, Scale(mm_per_pixel, image_length)))
-    _tell(tables, pipeline.drifts, made)
+        strip = Strip(tables.read(), mm_per_pixel, image_length)
+        written.append(write_strip_report(folder, strip, source, classes, paths=paths))
+    _print_summary(tables, pipeline, written)
 
 
-def _parse_shard(text: str | None) -> tuple[int, int] | None:
+def _require_positive(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{name} must be a positive number, got {value}")
+
+
+def _parse_shard(text: str | None) -> Shard | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f'--shard is i/n with i from 1 to n, such as 2/8, but "{text}" came')
-    return int(found[1]), int(found[2])
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f'--shard must be i/n with i from 1 to n, such as 2/8, got "{text}"')
+    return Shard(int(match[1]), int(match[2]))
 
 
-def _refuse(way: str, is_chosen: bool, **options: object) -> None:
-    """Refuses options that one way of working does not know."""
+def _refuse(is_refused: bool, reason: str, **options: object) -> None:
+    """Raise an error for the first option that is given, if `is_refused`."""
     for name, value in options.items():
-        if is_chosen and value not in (None, False):
-            raise InputError(f"{way} --{name}; leave it out")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if is_refused and value not in (None, False):
+            raise InputError(f"--{name} {reason}; leave it out")
 
 
 def _require_same_model(path: Path, source: ModelFile) -> None:
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
-    if before["sha256"] != source.sha256:
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
+    if earlier["sha256"] != source.sha256:
         raise InputError(
-            f"what is in {path.parent} was inspected with another model ({before['model']}, {before['sha256'][:12]}); "
-            f"give that one, or name another folder with --out"
+            f"{path.parent} holds results of another model ({earlier['model']}, {earlier['sha256'][:12]}); use that "
+            f"model, or choose another folder with --out"
         )
 
 
-def _write_about(path: Path, source: ModelFile, about: About) -> None:
-    # Shards may write it at the same time.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(source._asdict() | about.to_dict(), indent=2), encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _run(pipeline: Pipeline, tables: Tables, named: dict[str, Path]) -> None:
-    """Inspects what is not done, and finishes the tables."""
-    left = {name: path for name, path in named.items() if name not in tables.done}
-    if len(left) < len(named):
-        print(f"{len(named) - len(left):,} of {len(named):,} images are done already")
-    with tables:
+def _run(pipeline: Pipeline, tables: Tables, paths: Mapping[str, Path]) -> None:
+    """Inspect the images that are not recorded yet, and finish the tables."""
+    remaining = {name: path for name, path in paths.items() if name not in tables.done}
+    if len(remaining) < len(paths):
+        print(f"skipping {len(paths) - len(remaining):,} of {len(paths):,} images, which are already inspected")
+    with closing(tables):
         try:
-            for record in track(pipeline.run(left.items()), "inspecting", len(left)):
+            for record in track(pipeline.run(remaining.items()), "inspecting", len(remaining)):
                 tables.write(record)
         except KeyboardInterrupt:
-            print(
-                f"{len(tables.done):,} of {len(named):,} images are in {name_unfinished(tables.paths[0])}; the same "
-                f"command with --resume goes on",
-                file=sys.stderr,
-            )
+            progress = f"{len(tables.done):,} of {len(paths):,} images are recorded in {tables.unfinished[0]}"
+            print(f"{progress}; run the same command with --resume to continue", file=sys.stderr)
             raise
         tables.finish()
 
 
-def _watch(pipeline: Pipeline, tables: Tables, folder: Path, most: int, idle_seconds: float | None) -> None:
-    """Inspects what appears until Ctrl-C, and finishes the tables."""
-    from steel.inspection.watch import Latencies, watch
+def _watch(pipeline: Pipeline, tables: Tables, folder: Path, *, batch_size: int, idle_seconds: float | None) -> None:
+    """Inspect images as they appear until Ctrl-C or the idle time, and finish the tables."""
+    from steel.inspection.watch import Latency, describe_latencies, watch
 
-    print(f"watching {folder}; Ctrl-C ends it", file=sys.stderr)
-    latencies = Latencies()
-    with tables:
+    print(f"watching {folder}; press Ctrl-C to stop", file=sys.stderr)
+    latencies: list[Latency] = []
+    with closing(tables):
         try:
-            watch(pipeline, tables, folder, most, idle_seconds, latencies)
+            for latency in watch(pipeline, tables, folder, batch_size=batch_size, idle_seconds=idle_seconds):
+                latencies.append(latency)  # noqa: PERF402, an interrupted `extend` may lose items
         except KeyboardInterrupt:
-            tables.cut()
-        print(latencies.describe())
+            tables.recover()
+        print(describe_latencies(latencies))
         tables.finish()
 
 
-def _tell(tables: Tables, drifts: Sequence[Drift], made: Sequence[Path]) -> None:
+def _print_summary(tables: Tables, pipeline: Pipeline, written: list[Path]) -> None:
+    """Print counts, drift warnings and paths; raise an error if no image could be read."""
     results, num = tables.paths[0], len(tables.done)
     print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:
-        print(f"why {tables.num_unreadable:,} could not be read stands in the column error of {results}")
-    for drift in drifts:
+        print(f"the reason for each unreadable image is in the column error of {results}")
+    for drift in pipeline.drifts:
         print(f"warning: {drift.sentence}")
-    print(f"wrote {', '.join(map(str, made))}")
+    print(f"wrote {', '.join(map(str, written))}")
     if num and tables.num_unreadable == num:
         raise InputError(f"none of the {num:,} images could be read; see the column error of {results}")

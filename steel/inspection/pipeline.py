@@ -1,4 +1,7 @@
-"""Images in, records out, in constant memory: the next are decoded and the last recorded while some are decided."""
+"""Inspection pipeline: turns images into records in constant memory.
+
+While one window of images is decided, threads decode the next window and record the previous one.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,17 +20,18 @@ from steel.data.images import read_grey
 from steel.data.spots import list_spots
 from steel.decision.drift import Drift, Window
 from steel.errors import InputError
+from steel.files import write_atomic
 from steel.inspection.records import Record, Unreadable
 
 Image = NDArray[np.uint8]
-Drawn = Literal["defective", "all", "none"]
+OverlayChoice = Literal["defective", "all", "none"]
 
-# Batches that are decoded ahead; more of them find more images of one size.
-_AHEAD = 4
+# Batches in a window. A larger window finds more images of one size.
+_BATCHES = 4
 
 
 class Decision(NamedTuple):
-    """What was decided of one image: see `Inspection`, without its first axis, on the CPU."""
+    """The decision on one image: the fields of `Inspection` without the batch axis, on the CPU."""
 
     gate_probability: float
     class_probabilities: NDArray[np.float32]
@@ -37,77 +41,78 @@ class Decision(NamedTuple):
 
 @torch.inference_mode()
 def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch.device) -> list[Decision | InputError]:
-    """Decides about images of one size; a probability that is no number decides nothing, least of all that all is well.
+    """Run an inspector on images of one size.
+
+    NaN probabilities are never treated as clean: the image is reported as unreadable, with an error as its decision.
 
     Args:
-        module: As `bundle.read` gives it.
-        images: uint8 `(H, W)` each.
-        device: Where the module is.
+        module: The module returned by `bundle.read`.
+        images: uint8 arrays `(H, W)`.
+        device: The device of the module.
     """
     batch = torch.from_numpy(np.stack(images)).to(device)
     gate, *others = (tensor.cpu().numpy() for tensor in module(batch))
     return [
         Decision(float(p), *row)
         if np.isfinite(p)
-        else InputError("the networks say what is no number of this image; export them again in fp32")
+        else InputError("the networks returned NaN for this image; export the model again with --precision fp32")
         for p, *row in zip(gate, *others, strict=True)
     ]
 
 
 class Pipeline:
-    """An exported inspector at work."""
+    """An exported inspector that runs on any number of images.
+
+    Args:
+        module: The module returned by `bundle.read`.
+        classes: Names of its C classes.
+        device: The device of the module.
+        batch_size: Number of images per batch.
+        overlays: Images to draw with their masks.
+        overlay_folder: Folder for these pictures; None draws nothing.
+        drift: Compares the images with those that the operating point was chosen on.
+
+    Attributes:
+        drifts: The drifts found so far.
+    """
 
     def __init__(
         self,
         module: torch.nn.Module,
         classes: Sequence[str],
         device: torch.device,
+        *,
         batch_size: int,
-        drawn: Drawn = "none",
-        pictures: Path | None = None,
-        window: Window | None = None,
+        overlays: OverlayChoice = "none",
+        overlay_folder: Path | None = None,
+        drift: Window | None = None,
     ) -> None:
-        """Takes what `bundle.read` gave.
-
-        Args:
-            module: The inspector.
-            classes: Names of its classes.
-            device: Where it is.
-            batch_size: Images that the networks see at once.
-            drawn: Which images to draw.
-            pictures: Folder for what is drawn.
-            window: What watches for drift; what it finds stands in `drifts`.
-        """
-        self._module, self._device, self._batch_size = module, device, batch_size
+        self._module, self._classes, self._device, self._batch_size = module, classes, device, batch_size
         self._gate = float(module.gate)  # type: ignore[arg-type]
-        self._classes, self._drawn, self._pictures = classes, drawn, pictures
-        self._window = window
+        self._overlay_folder, self._overlays, self._drift = overlay_folder, overlays, drift
         self.drifts: list[Drift] = []
 
     def run(
-        self, named: Iterable[tuple[str, Any]], read: Callable[[Any], Image] = read_grey
+        self, sources: Iterable[tuple[str, Any]], read: Callable[[Any], Image] = read_grey
     ) -> Iterator[Record | Unreadable]:
-        """Inspects images.
+        """Inspect images and yield their records in order.
 
         Args:
-            named: Names, and where the images are.
-            read: What decodes an image from there, or raises an InputError.
-
-        Returns:
-            A record for each, in their order.
+            sources: The name of each image, and its path or whatever `read` takes.
+            read: Decodes an image to uint8 `(H, W)`, or raises an InputError.
         """
-        left = iter(named)
-        windows = iter(lambda: list(islice(left, _AHEAD * self._batch_size)), [])
+        remaining = iter(sources)
+        windows = iter(lambda: list(islice(remaining, _BATCHES * self._batch_size)), [])
         decoding: list[tuple[str, Future[Image | InputError]]] = []
         recording: list[Future[Record | Unreadable]] = []
         pool = ThreadPoolExecutor()
         try:
-            # One turn more, for the last window to leave.
+            # The empty window at the end flushes the last one.
             for window in chain(windows, [[]]):
-                current, decoding = decoding, [(name, pool.submit(_try, read, where)) for name, where in window]
+                current, decoding = decoding, [(name, pool.submit(_try, read, source)) for name, source in window]
                 images = [future.result() for _, future in current]
                 decisions = self.decide(images)
-                self._watch(images, decisions)
+                self._check_drift(images, decisions)
                 yield from (future.result() for future in recording)
                 recording = [
                     pool.submit(self._record, name, image, decision)
@@ -118,45 +123,42 @@ class Pipeline:
             pool.shutdown(cancel_futures=True)
 
     def decide(self, images: Sequence[Image | InputError]) -> list[Decision | InputError]:
-        """Decides about images of any sizes, in batches of one size; what could not be read is passed on."""
-        decided: dict[int, Decision | InputError] = {}
-        by_size: dict[tuple[int, ...], list[tuple[int, Image]]] = {}
-        for i, image in enumerate(images):
-            if isinstance(image, InputError):
-                decided[i] = image
-            else:
-                by_size.setdefault(image.shape, []).append((i, image))
-        for same in by_size.values():
-            for start in range(0, len(same), self._batch_size):
-                some = same[start : start + self._batch_size]
-                answers = decide_batch(self._module, [image for _, image in some], self._device)
-                decided.update(zip((i for i, _ in some), answers, strict=True))
+        """Run the inspector on images of any sizes, in batches of one size; errors are passed through."""
+        readable = {i: image for i, image in enumerate(images) if not isinstance(image, InputError)}
+        decided: dict[int, Decision | InputError] = {i: x for i, x in enumerate(images) if isinstance(x, InputError)}
+        for size in dict.fromkeys(image.shape for image in readable.values()):
+            group = [i for i, image in readable.items() if image.shape == size]
+            for start in range(0, len(group), self._batch_size):
+                batch = group[start : start + self._batch_size]
+                decisions = decide_batch(self._module, [readable[i] for i in batch], self._device)
+                decided.update(zip(batch, decisions, strict=True))
         return [decided[i] for i in range(len(images))]
 
-    def _watch(self, images: Sequence[Image | InputError], decisions: Sequence[Decision | InputError]) -> None:
+    def _check_drift(self, images: Sequence[Image | InputError], decisions: Sequence[Decision | InputError]) -> None:
         for image, decision in zip(images, decisions, strict=True):
-            if self._window is None or isinstance(image, InputError) or isinstance(decision, InputError):
+            if self._drift is None or isinstance(image, InputError) or isinstance(decision, InputError):
                 continue
-            if (drift := self._window.add(image, decision.class_probabilities)) is not None:
+            if drift := self._drift.add(image, decision.class_probabilities):
                 self.drifts.append(drift)
 
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):
             return Unreadable(name, str(decision))
-        gate, classes, masks, areas = decision
+        gate, probabilities, masks, areas = decision
         defective = gate >= self._gate
-        if self._pictures and (self._drawn == "all" or (self._drawn == "defective" and defective)):
-            picture = draw_decision(name, image, decision, self._classes, defective)
-            _write_png(self._pictures / f"{name}.png", picture)
+        if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and defective)):
+            picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes, defective), cv2.COLOR_RGB2BGR)
+            png = cv2.imencode(".png", picture)[1].tobytes()
+            write_atomic(self._overlay_folder / f"{name}.png", png, durable=False)
         codes = [rle.encode(mask) for mask in masks]
         size = (image.shape[0], image.shape[1])
-        return Record(name, defective, gate, classes.tolist(), areas.tolist(), size, codes, list_spots(masks))
+        return Record(name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, list_spots(masks))
 
 
 def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str], defective: bool) -> Image:
-    """The image with what was found on it, and a line of text above it; RGB."""
-    verdict = "defective" if defective else "clean"
-    headline = f"{name}  {verdict} p={decision.gate_probability:.2f}"
+    """Draw a decision on its image uint8 `(H, W)`, below a line of text; return RGB uint8 `(H + 24, W, 3)`."""
+    state = "defective" if defective else "clean"
+    headline = f"{name}  {state} p={decision.gate_probability:.2f}"
     captions = [
         f"{label} p={p:.2f} {area:,} px"
         for label, p, area in zip(classes, decision.class_probabilities, decision.areas, strict=True)
@@ -164,13 +166,8 @@ def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence
     return overlays.draw_overlay(image, decision.masks, captions, headline)
 
 
-def _try(read: Callable[[Any], Image], where: Any) -> Image | InputError:
+def _try(read: Callable[[Any], Image], source: Any) -> Image | InputError:
     try:
-        return read(where)
+        return read(source)
     except InputError as error:
         return error
-
-
-def _write_png(path: Path, picture: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,7 +1,7 @@
-"""`steel inspect --engine ray`: the same file and the same records on every machine of a Ray cluster.
+"""`steel inspect --engine ray`: inspects images on all machines of a Ray cluster, with the same records.
 
-The driver sends the exported file to the workers, so it is nowhere to be copied; each worker fetches and decodes its
-images itself. A worker that dies is started anew and its images are inspected again.
+The driver sends the exported file to the workers, so it need not be copied anywhere. Each worker reads and decodes its
+own images. If a worker dies, Ray restarts it and inspects its images again.
 """
 
 import logging
@@ -10,114 +10,95 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute, dataset
 
 from steel.data.images import SUFFIXES, decode_grey
 from steel.decision import bundle
 from steel.errors import InputError
-from steel.inspection.parquet import build_schema, to_table, to_typed
+from steel.inspection.parquet import build_schema, to_table
 from steel.inspection.records import name_images
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-# Rows of each Parquet file, at least.
-_ROWS = 10_000
 
 
 class _Worker:
-    """One exported inspector in a process of its own."""
+    """An exported inspector in a process of its own; `model` refers to the file's bytes in Ray's object store."""
 
     def __init__(self, model: Any, images: fsspec.AbstractFileSystem, batch_size: int, device: str) -> None:
-        """Loads the inspector.
-
-        Args:
-            model: The exported file's bytes, in Ray's store.
-            images: Where the images are.
-            batch_size: Images that the networks see at once.
-            device: A name of torch's.
-        """
         import ray
         import torch
 
         from steel.inspection.pipeline import Pipeline
 
-        where = torch.device(device)
+        torch_device = torch.device(device)
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             Path(file.name).write_bytes(ray.get(model))
-            module, about = bundle.read(file.name, where)
+            module, about = bundle.read(file.name, torch_device)
         self._schema = build_schema(about.classes)
         self._read = partial(_read, images)
-        self._pipeline = Pipeline(module, about.classes, where, batch_size)
+        self._pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size)
 
-    def __call__(self, batch: "pa.Table") -> "pa.Table":
-        """Names and places of images -> their rows of results.parquet."""
-        named = zip(batch["image"].to_pylist(), batch["place"].to_pylist(), strict=True)
-        records = self._pipeline.run(named, self._read)
-        return to_table((to_typed(record, self._schema) for record in records), self._schema)
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Convert names and paths of images to their rows of results.parquet."""
+        sources = zip(batch["image"].to_pylist(), batch["path"].to_pylist(), strict=True)
+        return to_table(self._pipeline.run(sources, self._read), self._schema)
 
 
-def _read(images: fsspec.AbstractFileSystem, place: str) -> NDArray[np.uint8]:
+def _read(images: fsspec.AbstractFileSystem, path: str) -> NDArray[np.uint8]:
     try:
-        data = images.cat_file(place)
+        data = images.cat_file(path)
     except OSError as error:
-        raise InputError(f"cannot read {place}: {error.strerror or error}") from error
-    return decode_grey(data, place)
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    return decode_grey(data, path)
 
 
-def inspect(model: str, images: str, out: str, batch_size: int, device: str) -> None:
-    """Inspects images on a Ray cluster: the one that RAY_ADDRESS names, else one of this machine alone.
+def inspect(model: str, images: str, out: str, *, batch_size: int, device: str) -> None:
+    """Inspect images on the Ray cluster that RAY_ADDRESS names, or else on a local one.
 
-    Args:
-        model: File that `steel export` wrote.
-        images: An image, a folder or a pattern, each with a protocol that fsspec knows before it or not.
-        out: Folder for results.parquet, likewise.
-        batch_size: Images that the networks see at once.
-        device: auto, cpu or cuda.
+    The arguments are those of `steel inspect`; `images` and `out` may also be fsspec URLs.
 
     Raises:
-        InputError: Ray is not installed, there is no image, or results are there already.
+        InputError: Ray is not installed, no image is found, or the folder already has results.
     """
-    bundle.read(model)
-    here, places = _find(images)
-    there, folder = fsspec.url_to_fs(out)
+    bundle.read(model)  # fails before the cluster starts
+    source, paths = _find(images)
+    target, folder = fsspec.url_to_fs(out)
     parquet = f"{folder}/results.parquet"
-    if there.exists(parquet):
-        raise InputError(f"{parquet} is there already; name another folder with --out")
+    if target.exists(parquet):
+        raise InputError(f"{parquet} already exists; choose another folder with --out")
     ray = _start()
     resources = ray.cluster_resources()
-    kind = "GPU" if resources.get("GPU") and device != "cpu" else "CPU"
-    window = 4 * batch_size
-    named = [{"image": name, "place": str(place)} for name, place in name_images(places).items()]
+    use_gpu = bool(resources.get("GPU")) and device != "cpu"
+    # Ray inspects this many images again if a worker dies.
+    block_size = 4 * batch_size
+    items = [{"image": name, "path": str(path)} for name, path in name_images(paths).items()]
     unfinished = f"{parquet}.unfinished"
-    if there.exists(unfinished):
-        there.rm(unfinished, recursive=True)
-    there.makedirs(unfinished)
-    # Kept here, since a worker that is started anew asks for it again.
+    if target.exists(unfinished):
+        target.rm(unfinished, recursive=True)
+    target.makedirs(unfinished)
+    # This variable keeps the object alive for workers that are restarted.
     program = ray.put(Path(model).read_bytes())
-    # A task is a window: what a worker that dies takes along.
-    ray.data.from_items(named, override_num_blocks=-(-len(named) // window)).map_batches(
+    ray.data.from_items(items, override_num_blocks=-(-len(items) // block_size)).map_batches(
         _Worker,
-        fn_constructor_args=(program, here, batch_size, "cuda" if kind == "GPU" else "cpu"),
-        batch_size=window,
+        fn_constructor_args=(program, source, batch_size, "cuda" if use_gpu else "cpu"),
+        batch_size=block_size,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources[kind]))),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources["GPU" if use_gpu else "CPU"]))),
         num_cpus=1,
-        num_gpus=1 if kind == "GPU" else 0,
-    ).write_parquet(unfinished, filesystem=there, min_rows_per_file=_ROWS, ray_remote_args={"num_cpus": 0})
-    there.mv(unfinished, parquet, recursive=True)
-    _tell(parquet, there)
+        num_gpus=int(use_gpu),
+    ).write_parquet(unfinished, filesystem=target, min_rows_per_file=10_000, ray_remote_args={"num_cpus": 0})
+    target.mv(unfinished, parquet, recursive=True)
+    _print_summary(parquet, target)
 
 
 def _start() -> Any:
-    # Where the driver runs by `uv run`, Ray would build an environment anew for every worker.
+    # Under `uv run`, Ray would otherwise build a new environment for every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Its warnings of what we do on purpose; what fails is raised here.
+    # Ray warns about what this file does on purpose. Errors are raised here in any case.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -134,19 +115,17 @@ def _find(images: str) -> tuple[fsspec.AbstractFileSystem, list[PurePosixPath]]:
     try:
         system, root = fsspec.url_to_fs(images)
     except (ValueError, ImportError) as error:
-        raise InputError(f"{images} cannot be reached: {error}; give a path or an address that fsspec knows") from error
+        raise InputError(f"cannot open {images}: {error}; give a path or a URL that fsspec supports") from error
     if system.isfile(root):
         return system, [PurePosixPath(root)]
     found = system.ls(root, detail=False) if system.isdir(root) else system.glob(root)
-    places = sorted(path for path in map(PurePosixPath, found) if path.suffix.lower() in SUFFIXES)
-    if not places:
-        raise InputError(f"no image in {images}; images end in {', '.join(SUFFIXES)}")
-    return system, places
+    paths = sorted(path for path in map(PurePosixPath, found) if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"no image in {images}; image files must end in {', '.join(SUFFIXES)}")
+    return system, paths
 
 
-def _tell(parquet: str, system: fsspec.AbstractFileSystem) -> None:
-    from pyarrow import compute, dataset
-
+def _print_summary(parquet: str, system: fsspec.AbstractFileSystem) -> None:
     table = dataset.dataset(parquet, filesystem=system).to_table(columns=["defective", "error"])
     num_defective = compute.sum(table["defective"]).as_py() or 0
     num_unreadable = table.num_rows - table["error"].null_count

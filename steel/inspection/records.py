@@ -1,37 +1,44 @@
-"""What is recorded of one image, and the rows that it becomes."""
+"""The record of one inspected image, and its conversion to and from rows of the result tables."""
 
+import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import PurePath
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from pathlib import Path, PurePath
+from typing import NamedTuple, Self, TypeVar
 
 from steel.data.spots import Spot
 
-if TYPE_CHECKING:
-    pass
-
-
 Row = list[str]
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
-
-P = TypeVar("P", bound=PurePath)
-
-
+# Columns of spots.csv after the image's name.
 SPOT_COLUMNS = ["class", "area_pixels", "left", "top", "width", "height", "centroid_x", "centroid_y", "code"]
 
 
+class ModelFile(NamedTuple):
+    """Name and SHA-256 digest (hexadecimal) of the exported file that produced the results."""
+
+    model: str
+    sha256: str
+
+    @classmethod
+    def from_path(cls, path: Path) -> Self:
+        """Compute the digest of a file."""
+        return cls(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 class Record(NamedTuple):
-    """What is recorded of one image.
+    """The decision on one image.
 
     Attributes:
-        image: Its name.
-        defective: Whether the gate called it so.
+        image: Name of the image.
+        defective: Whether the gate let the image through to the segmenter.
         gate_probability: The largest class probability.
-        class_probabilities: C of them, calibrated.
-        areas: Pixels that were outlined, of each class.
+        class_probabilities: C calibrated probabilities.
+        areas: Area of each class's mask in pixels.
         size: Height and width in pixels.
-        codes: The code of each class, empty where nothing was outlined.
-        spots: What was outlined, spot by spot.
+        codes: Run-length code of each class's mask; empty if the mask is.
+        spots: The spots of all masks.
     """
 
     image: str
@@ -44,71 +51,56 @@ class Record(NamedTuple):
     spots: Sequence[Spot]
 
 
-class ModelFile(NamedTuple):
-    """The exported file that made the results.
-
-    Attributes:
-        model: Its file name.
-        sha256: SHA-256 of its bytes, in hexadecimal.
-    """
-
-    model: str
-    sha256: str
-
-
 class Unreadable(NamedTuple):
-    """An image that could not be read, and why."""
+    """An image that could not be inspected, with the reason."""
 
     image: str
     error: str
 
 
-class Found(NamedTuple):
-    """The rows of one image as they stand in the tables, and where in the three files they end."""
-
-    row: dict[str, str]
-    spots: list[dict[str, str]]
-    codes: list[str]
-    ends: tuple[int, ...]
-
-
-def name_images(paths: Sequence[P]) -> dict[str, P]:
-    """Paths by their names in the tables: the files' own, or where these are not unique, those below their folder."""
+def name_images(paths: Sequence[AnyPath]) -> dict[str, AnyPath]:
+    """Map unique names to paths: file names, or paths relative to the common folder if file names repeat."""
     names = [path.name for path in paths]
     if len(set(names)) < len(paths):
         common = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(common).as_posix() for path in paths]
-    # A name that is no text is shown as well as it can be; tables are text.
+    # Tables are UTF-8, but a file name may hold bytes that are not.
     return dict(zip((name.encode(errors="backslashreplace").decode() for name in names), paths, strict=True))
 
 
 def tell_apart(classes: Sequence[str]) -> list[str]:
-    """The names of the classes, with their numbers where two have the same name; columns and keys may not."""
+    """Return class names that can be used as keys: all prefixed with their numbers if two are equal."""
     return list(classes) if len(set(classes)) == len(classes) else [f"{c}_{name}" for c, name in enumerate(classes, 1)]
 
 
-def head_results(classes: Sequence[str]) -> Row:
-    """The columns of results.csv."""
+def list_result_columns(classes: Sequence[str]) -> Row:
+    """Return the columns of results.csv."""
     names = tell_apart(classes)
     probabilities, areas = ([f"{kind}_{name}" for name in names] for kind in ("probability", "area_pixels"))
     return ["image", "defective", "gate_probability", *probabilities, *areas, "spots", "height", "width", "error"]
 
 
-def to_row(record: Record | Unreadable, num_classes: int) -> Row:
-    """An image's row of results.csv."""
+def to_rows(record: Record | Unreadable, num_classes: int) -> tuple[Row, list[Row]]:
+    """Convert a record to its row of results.csv and its rows of spots.csv, the latter without the column image."""
     if isinstance(record, Unreadable):
-        return [record.image] + [""] * (5 + 2 * num_classes) + [record.error]
+        return [record.image] + [""] * (5 + 2 * num_classes) + [record.error], []
     probabilities = [f"{p:.6f}" for p in (record.gate_probability, *record.class_probabilities)]
-    counts = [*record.areas, len(record.spots), *record.size]
-    return [record.image, str(int(record.defective)), *probabilities, *map(str, counts), ""]
-
-
-def to_spot_rows(record: Record | Unreadable) -> list[Row]:
-    """An image's rows of spots.csv, without its name."""
-    if isinstance(record, Unreadable):
-        return []
-    rows = []
+    integers = [*record.areas, len(record.spots), *record.size]
+    spots = []
     for spot in record.spots:
-        whole = (spot.class_index + 1, spot.area_pixels, *spot.box)
-        rows.append([*map(str, whole), *(f"{at:.2f}" for at in spot.centroid), spot.code])
-    return rows
+        cells = map(str, (spot.class_index + 1, spot.area_pixels, *spot.box))
+        spots.append([*cells, *(f"{value:.2f}" for value in spot.centroid), spot.code])
+    return [record.image, str(int(record.defective)), *probabilities, *map(str, integers), ""], spots
+
+
+def from_rows(result: Row, spots: Sequence[Row], codes: Sequence[str]) -> Record | Unreadable:
+    """Rebuild a record from its rows, as `to_rows` returns them, and the codes of its C classes."""
+    image, defective, gate, *numbers, _, height, width, error = result
+    if error:
+        return Unreadable(image, error)
+    probabilities, areas = list(map(float, numbers[: len(codes)])), list(map(int, numbers[len(codes) :]))
+    parsed = []
+    for row in spots:
+        c, area, left, top, *sides = map(int, row[:6])
+        parsed.append(Spot(c - 1, area, (left, top, sides[0], sides[1]), (float(row[6]), float(row[7])), row[8]))
+    return Record(image, defective == "1", float(gate), probabilities, areas, (int(height), int(width)), codes, parsed)

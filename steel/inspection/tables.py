@@ -1,13 +1,14 @@
-"""What was found on each image, as files that grow image by image, and as what is made of these at the end.
+"""The result tables of a run: CSV files that grow image by image, survive a crash, and can be resumed.
 
-    results.csv       a row for each image, an unreadable one with the reason
-    spots.csv         a row for each spot
-    submission.csv    codes in Kaggle's form, a row for each image and class
-    results.parquet   results.csv and spots.csv as one typed table: a row for each image, with its spots in it
+    results.csv       one row per image; an unreadable image has the reason in the column error
+    spots.csv         one row per spot
+    submission.csv    run-length codes in Kaggle's format, one row per image and class
+    results.parquet   results.csv and spots.csv as one typed table
 
-Until a run is over the three tables are called *.unfinished. The row in results.csv is an image's last, so an image
-whose row is there was recorded whole, wherever the run was killed; what stands behind the last whole image is cut off
-when it is resumed. The Parquet file is made of the tables, since its end has to be written before it can be read.
+Until a run is finished, the CSV files are named *.unfinished. An image's row in results.csv is written last, so an
+image with a row there is complete in all three files, whenever the process was killed. Resuming truncates each file
+after the last complete image. The Parquet file is written at the end from the CSV files, because it cannot be read
+without its footer.
 """
 
 import csv
@@ -18,227 +19,197 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
-from steel.data import rle
 from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
 from steel.data.tables import unlimited_fields
 from steel.errors import InputError
-from steel.inspection.parquet import (
-    write_parquet,
-)
-from steel.inspection.records import (
-    SPOT_COLUMNS,
-    Found,
-    Record,
-    Row,
-    Unreadable,
-    head_results,
-    to_row,
-    to_spot_rows,
-)
+from steel.files import atomic_path
+from steel.inspection.parquet import write_parquet
+from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, from_rows, list_result_columns, to_rows
+
+
+class Shard(NamedTuple):
+    """Part `number` (from 1) of the images, which are divided into `num_shards` parts."""
+
+    number: int
+    num_shards: int
 
 
 class Tables:
-    """The three tables of a run, from the first image to the last.
+    """The result tables of one run.
+
+    Args:
+        folder: An existing folder.
+        classes: Names of the C classes.
+        form: Columns of submission.csv.
+        shard: Shard that the tables are for, if any. Each shard has CSV files of its own and one file in
+            results.parquet, which is a folder.
+        resume: Continue the tables of an interrupted or finished run in the folder.
 
     Attributes:
-        done: Names of the images that are recorded.
-        num_defective: How many of these are defective.
-        num_unreadable: How many could not be read.
-        paths: results.csv, spots.csv and submission.csv as they will be called.
-        parquet: results.parquet as it will be called.
+        done: Names of the recorded images.
+        num_defective: Number of recorded images that are defective.
+        num_unreadable: Number of recorded images that could not be read.
+        paths: Final paths of results.csv, spots.csv and submission.csv.
+        unfinished: Their paths until the run is finished.
+        parquet: Final path of results.parquet.
+
+    Raises:
+        InputError: The tables to continue have other columns, or the folder holds an interrupted run that is not to be
+            resumed, or shards of another run.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        classes: Sequence[str],
-        form: SubmissionFormat = "new",
-        shard: tuple[int, int] | None = None,
-        resume: bool = False,
+        self, folder: Path, classes: Sequence[str], *, form: SubmissionFormat, shard: Shard | None, resume: bool
     ) -> None:
-        """Begins the tables, or goes on with those of a run that was stopped or finished.
-
-        Args:
-            folder: Where they go; it is there.
-            classes: Names of the classes.
-            form: Of submission.csv.
-            shard: Which shard this is and of how many, from 1: each has tables of its own, and results.parquet is a
-                folder of one file each.
-            resume: Whether to go on.
-
-        Raises:
-            InputError: What is to be resumed has other columns; or it is not to be resumed, but a run was stopped
-                there.
-        """
         self._classes, self._form = list(classes), form
-        part = f"-{shard[0]}-of-{shard[1]}" if shard else ""
-        self.paths = tuple(folder / f"{name}{part}.csv" for name in ("results", "spots", "submission"))
+        suffix = f"-{shard.number}-of-{shard.num_shards}" if shard else ""
+        self.paths = tuple(folder / f"{name}{suffix}.csv" for name in ("results", "spots", "submission"))
+        self.unfinished = tuple(path.with_name(f"{path.name}.unfinished") for path in self.paths)
         self.parquet = folder / "results.parquet"
         if shard:
-            self.parquet = self.parquet / f"{shard[0]}-of-{shard[1]}.parquet"
-            _require_siblings(self.parquet)
+            self.parquet /= f"{shard.number}-of-{shard.num_shards}.parquet"
+            _require_same_run(self.parquet)
         elif self.parquet.is_dir():
-            raise InputError(f"{self.parquet} is a folder of shards; name another folder with --out")
-        self._headers = (head_results(classes), ["image", *SPOT_COLUMNS], head_submission(form))
+            raise InputError(f"{self.parquet} is a folder with the results of shards; choose another folder with --out")
+        if not resume and self.unfinished[0].exists():
+            raise InputError(
+                f"{self.unfinished[0]} belongs to an interrupted run; continue it with --resume, choose another folder "
+                f"with --out, or delete the file"
+            )
+        self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
         self.num_defective = self.num_unreadable = 0
-        unfinished = name_unfinished(self.paths[0])
-        if not resume and unfinished.exists():
-            raise InputError(
-                f"{unfinished} is of a run that was stopped; go on with --resume, name another folder with --out, or "
-                f"delete it"
-            )
-        ends: tuple[int, ...] = (0, 0, 0)
-        if resume:
-            self._take_up()
-            ends = self._count()
-        # Last first, so that results.csv is never there without the others.
-        self._files = [self._begin(i, ends[i]) for i in (2, 1, 0)][::-1]
+        self._files = self._open(self._scan() if resume else (0, 0, 0))
 
-    def _begin(self, i: int, end: int) -> io.TextIOWrapper:
-        """Opens a table behind what is whole in it, or with its header."""
-        path = name_unfinished(self.paths[i])
-        if end == 0:
-            path.write_text(_to_text([self._headers[i]]), encoding="utf-8", newline="")
-        else:
-            os.truncate(path, end)
-        return path.open("a", newline="", encoding="utf-8", errors="backslashreplace")
-
-    def _take_up(self) -> None:
-        """Makes finished tables unfinished ones; they stay as they are until these are finished in turn."""
-        for path in reversed(self.paths):
-            if path.exists() and not (unfinished := name_unfinished(path)).exists():
-                copy = path.with_name(f"{path.name}.copy")
-                shutil.copyfile(path, copy)
-                os.replace(copy, unfinished)
-
-    def _count(self) -> tuple[int, ...]:
-        """Notes anew what is recorded whole, and tells where it ends in each table; 0 is nowhere."""
+    def _scan(self) -> tuple[int, ...]:
+        """Recount the complete images and return the byte offset in each table where the last one ends."""
         self.done.clear()
         self.num_defective = self.num_unreadable = 0
         ends: tuple[int, ...] = (0, 0, 0)
-        for found in self.read():
-            self._note(found.row["image"], found.row["defective"] == "1", bool(found.row["error"]))
-            ends = found.ends
+        for record, after in self._read():
+            self._count(record)
+            ends = after
         return ends
 
-    def cut(self) -> None:
-        """Cuts off what stands behind the last whole image, after a write that was interrupted."""
-        self.close()
-        ends = self._count()
-        self._files = [self._begin(i, ends[i]) for i in (2, 1, 0)][::-1]
+    def _open(self, ends: tuple[int, ...]) -> list[io.TextIOWrapper]:
+        """Truncate the tables after the last complete image, write missing headers, and open them for appending."""
+        files = []
+        # In reverse, so that results.csv never exists without the other two.
+        tables = list(zip(self.paths, self.unfinished, self._headers, ends, strict=True))
+        for path, unfinished, header, end in reversed(tables):
+            if end:
+                if not unfinished.exists():  # the run was finished; its tables stay until this one is finished
+                    with atomic_path(unfinished) as copy:
+                        shutil.copyfile(path, copy)
+                os.truncate(unfinished, end)
+            file = unfinished.open("a" if end else "w", newline="", encoding="utf-8", errors="backslashreplace")
+            files.append(file)
+            if not end:
+                _append(file, [header])
+        return files[::-1]
 
-    def _note(self, image: str, defective: bool, unreadable: bool) -> None:
-        self.done.add(image)
-        self.num_defective += defective
-        self.num_unreadable += unreadable
+    def recover(self) -> None:
+        """Truncate the tables after the last complete image, after an interrupted `write`."""
+        self.close()
+        self._files = self._open(self._scan())
+
+    def _count(self, record: Record | Unreadable) -> None:
+        self.done.add(record.image)
+        self.num_defective += isinstance(record, Record) and record.defective
+        self.num_unreadable += isinstance(record, Unreadable)
 
     def write(self, record: Record | Unreadable) -> None:
-        """Adds an image; once this returns, it outlives the process."""
-        codes: list[Row] = []
-        if isinstance(record, Record):
-            codes = list_codes(record.image, record.codes, self._form)
-        spots = [[record.image, *row] for row in to_spot_rows(record)]
-        rows = ([to_row(record, len(self._classes))], spots, codes)
-        # results.csv last.
-        for file, some in list(zip(self._files, rows, strict=True))[::-1]:
-            file.write(_to_text(some))
-            file.flush()
-        unreadable = isinstance(record, Unreadable)
-        self._note(record.image, isinstance(record, Record) and record.defective, unreadable)
+        """Append an image. When this returns, the rows survive a crash of the process."""
+        codes = list_codes(record.image, record.codes, self._form) if isinstance(record, Record) else []
+        result, spots = to_rows(record, len(self._classes))
+        rows = ([result], [[record.image, *row] for row in spots], codes)
+        for file, added in reversed(list(zip(self._files, rows, strict=True))):  # results.csv last
+            _append(file, added)
+        self._count(record)
 
-    def read(self) -> Iterator[Found]:
-        """The images that are recorded whole, in the order in which they were written.
+    def read(self) -> Iterator[Record | Unreadable]:
+        """Yield the complete images in the order in which they were written.
 
         Raises:
-            InputError: The columns are others.
+            InputError: A table has other columns.
         """
+        return (record for record, _ in self._read())
+
+    def _read(self) -> Iterator[tuple[Record | Unreadable, tuple[int, ...]]]:
+        """Yield the complete images, each with the byte offsets in the three tables where its rows end."""
         with ExitStack() as stack:
             tables = []
-            for path, header in zip(self.paths, self._headers, strict=True):
-                path = unfinished if (unfinished := name_unfinished(path)).exists() else path
+            for finished, unfinished, header in zip(self.paths, self.unfinished, self._headers, strict=True):
+                path = unfinished if unfinished.exists() else finished
                 if not path.exists():
                     return
                 tables.append(_read_rows(stack.enter_context(path.open("rb"))))
-                first, _ = next(tables[-1], (None, 0))
-                if first is None:
+                columns, _ = next(tables[-1], (None, 0))
+                if columns is None:
                     return
-                if first != header:
+                if columns != header:
                     raise InputError(
-                        f"{path} has the columns {','.join(first)}, but {','.join(header)} were expected; resume with "
-                        f"the same model and --submission_format, or name another folder with --out"
+                        f"{path} must have the columns {','.join(header)}, got {','.join(columns)}; resume with the "
+                        f"same model and --submission_format, or choose another folder with --out"
                     )
             yield from self._join(*tables)
 
-    def _join(self, *tables: Iterator[tuple[Row, int]]) -> Iterator[Found]:
+    def _join(self, *tables: Iterator[tuple[Row, int]]) -> Iterator[tuple[Record | Unreadable, tuple[int, ...]]]:
+        """Collect the rows of each image from the three tables; stop at the first image that is incomplete."""
         results, *others = tables
         ends = [0, 0, 0]
-        for cells, end in results:
+        for cells, ends[0] in results:
             if len(cells) != len(self._headers[0]):
                 return
-            row, ends[0] = dict(zip(self._headers[0], cells, strict=True)), end
-            codes = [] if row["error"] else list_codes(row["image"], [""] * len(self._classes), self._form)
-            expected = ([[row["image"]]] * int(row["spots"] or 0), [code[:-1] for code in codes])
-            groups: list[list[Row]] = []
-            for i, names in enumerate(expected):
-                some = list(islice(others[i], len(names)))
-                if [cells[: len(name)] for (cells, _), name in zip(some, names, strict=False)] != names:
+            image, *_, num_spots, _, _, error = cells
+            codes = list_codes(image, [] if error else [""] * len(self._classes), self._form)
+            # The first cells of the rows that the image must have in spots.csv and submission.csv.
+            expected = ([[image]] * int(num_spots or 0), [row[:-1] for row in codes])
+            rests: list[list[Row]] = []
+            for i, (table, keys) in enumerate(zip(others, expected, strict=True), 1):
+                rows = list(islice(table, len(keys)))
+                if [cells[: len(key)] for (cells, _), key in zip(rows, keys, strict=False)] != keys:
                     return
-                groups.append([cells for cells, _ in some])
-                ends[i + 1] = some[-1][1] if some else ends[i + 1]
-            spots = [dict(zip(SPOT_COLUMNS, cells[1:], strict=True)) for cells in groups[0]]
-            yield Found(row, spots, [cells[-1] for cells in groups[1]], tuple(ends))
+                rests.append([cells[len(key) :] for (cells, _), key in zip(rows, keys, strict=True)])
+                ends[i] = rows[-1][1] if rows else ends[i]
+            yield from_rows(cells, rests[0], [code for (code,) in rests[1]]), tuple(ends)
 
     def close(self) -> None:
-        """Closes the files; what was written can be resumed."""
+        """Close the files. The run can still be resumed."""
         for file in self._files:
             file.close()
 
     def finish(self) -> None:
-        """Makes results.parquet, and gives everything its name."""
+        """Write results.parquet and rename the tables to their final names."""
         self.close()
+        # A draft in the folder of shards would be read as one of them, so the file moves there when it is complete.
+        complete = self.paths[0].with_suffix(".parquet")
         self.parquet.parent.mkdir(exist_ok=True)
-        # Not in the folder of shards, where it would be read as one of them.
-        unfinished = name_unfinished(self.paths[0].with_suffix(".parquet"))
-        write_parquet(unfinished, self._classes, self.read())
-        os.replace(unfinished, self.parquet)
-        for path in self.paths:
-            os.replace(name_unfinished(path), path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        with atomic_path(complete) as draft:
+            write_parquet(draft, self._classes, self.read())
+        os.replace(complete, self.parquet)
+        for unfinished, path in zip(self.unfinished, self.paths, strict=True):
+            os.replace(unfinished, path)
 
 
-def _require_siblings(shard: Path) -> None:
-    """Refuses to put a shard where it would be read as one of another run."""
-    folder, end = shard.parent, shard.name.partition("-")[2]
-    if folder.is_file():
-        raise InputError(f"{folder} is of a whole run; name another folder with --out")
-    for other in folder.glob("*.parquet"):
-        if other.name.partition("-")[2] != end:
-            raise InputError(
-                f"{folder} holds shards of {other.stem.rpartition('-')[2]}; name another folder with --out"
-            )
+def _require_same_run(shard: Path) -> None:
+    """Refuse to put a shard's Parquet file among those of another run."""
+    if shard.parent.is_file():
+        raise InputError(f"{shard.parent} holds the results of a whole run; choose another folder with --out")
+    for other in shard.parent.glob("*.parquet"):
+        if (num_shards := other.stem.rpartition("-")[2]) != shard.stem.rpartition("-")[2]:
+            raise InputError(f"{shard.parent} holds results of {num_shards} shards; choose another folder with --out")
 
 
-def name_unfinished(path: Path) -> Path:
-    """What a file is called until it is whole."""
-    return path.with_name(f"{path.name}.unfinished")
-
-
-def _to_text(rows: Iterable[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _append(file: io.TextIOWrapper, rows: Iterable[Row]) -> None:
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    file.flush()
 
 
 def _read_rows(file: io.BufferedReader) -> Iterator[tuple[Row, int]]:
-    """The whole rows of a table, and where each ends; a line without its end is none."""
+    """Yield the rows of a table, each with the byte offset where it ends; an incomplete last line is skipped."""
     lines = (line.decode("utf-8") for line in file if line.endswith(b"\n"))
     rows = csv.reader(lines)
     while True:
@@ -247,33 +218,3 @@ def _read_rows(file: io.BufferedReader) -> Iterator[tuple[Row, int]]:
         if row is None:
             return
         yield row, file.tell()
-
-
-def write_coco(folder: Path, tables: Tables, classes: Sequence[str]) -> Path:
-    """Writes what was outlined as COCO's JSON, with an annotation for each spot, and tells where.
-
-    Args:
-        folder: Where annotations/instances_default.json goes, with what was there before.
-        tables: Finished.
-        classes: Names of the classes.
-    """
-    from steel.data.formats import coco
-    from steel.data.formats.labels import LabelledImage, Labels
-
-    images = [
-        LabelledImage(
-            found.row["image"],
-            None,
-            (int(found.row["height"]), int(found.row["width"])),
-            {c: rle.parse(code) for c, code in enumerate(found.codes) if code},
-        )
-        for found in tables.read()
-        if not found.row["error"]
-    ]
-    unfinished = name_unfinished(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    coco.write_coco(Labels(tuple(classes), images, folder), unfinished, "coco")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
-    return folder

@@ -1,9 +1,11 @@
-"""Images as they appear in a folder: none is taken before it is whole, and how long each took is told at the end."""
+"""`steel inspect --watch`: inspects images as they appear in a folder, once they are complete, and measures latency."""
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,116 +14,105 @@ from steel.inspection.pipeline import Pipeline
 from steel.inspection.records import Unreadable
 from steel.inspection.tables import Tables
 
-# Seconds between two looks. A file that did not change from one to the next is tried.
-_PAUSE = 0.02
-# A file that cannot be decoded may still be in the making, until it has not changed for so long.
-_PATIENCE = 2.0
-# The folder is listed when its time stamp says that it changed, and after so long all the same: two changes may have
-# one time stamp.
-_LIST = 1.0
+# Seconds between two scans. A file is tried once it did not change from one scan to the next.
+_SCAN_INTERVAL = 0.02
+# Seconds without a change after which a file that cannot be decoded is recorded as unreadable.
+_UNREADABLE_AFTER = 2.0
+# Seconds after which the folder is listed even if its time stamp is the same; two changes may share a time stamp.
+_LIST_INTERVAL = 1.0
 
 
-@dataclass
-class Latencies:
-    """How long images took that came while the folder was watched.
+class Latency(NamedTuple):
+    """Latency of an image that appeared while the folder was watched, in seconds."""
 
-    Attributes:
-        came: For each, when the look was that saw its last change.
-        seconds: How long it took from then until it was recorded.
-    """
+    appeared: float  # time of the scan that first saw the file in its final state
+    seconds: float  # from then until the image was recorded
 
-    came: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
 
-    def describe(self) -> str:
-        """A sentence with the median, the 99th percentile and the rate at which the images came."""
-        if not self.seconds:
-            return "no image came while the folder was watched"
-        p50, p99 = 1000 * np.percentile(self.seconds, [50, 99])
-        span = max(self.came) - min(self.came)
-        rate = f" at {(len(self.came) - 1) / span:.1f} a second" if span > 0 else ""
-        return f"latency of {len(self.seconds):,} images{rate}: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+def describe_latencies(latencies: Sequence[Latency]) -> str:
+    """Return a sentence with the median, the 99th percentile and the rate of the images."""
+    if not latencies:
+        return "no image appeared while the folder was watched"
+    appeared, seconds = zip(*latencies, strict=True)
+    p50, p99 = 1000 * np.percentile(seconds, [50, 99])
+    span = max(appeared) - min(appeared)
+    rate = f" at {(len(appeared) - 1) / span:.1f} per second" if span > 0 else ""
+    return f"latency of {len(seconds):,} images{rate}: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
 @dataclass
 class _File:
-    """A file that is not recorded yet.
+    """A file that is not recorded yet."""
 
-    Attributes:
-        waited: Whether it lay there before the first look.
-        since: When it was first seen as it is.
-        state: Size and time stamp.
-        tried: Whether it could not be decoded as it is.
-    """
-
-    waited: bool
-    since: float
-    state: tuple[int, int] | None = None
-    tried: bool = False
+    is_old: bool  # the first scan already found it
+    since: float  # time of the scan that first saw the file in its current state
+    state: tuple[int, int] | None = None  # size and modification time
+    has_failed: bool = False  # the file could not be decoded in its current state
 
 
 class _Folder:
-    """The files of a folder that are not recorded yet."""
+    """The images in a folder that are not recorded yet."""
 
-    def __init__(self, path: Path, known: set[str]) -> None:
-        self._path, self._known = path, known
-        self._stamp, self._listed = 0, -math.inf
+    def __init__(self, path: Path, done: set[str]) -> None:
+        self._path, self._done = path, done
+        self._stamp, self._listed_at = 0, -math.inf
         self.files: dict[Path, _File] = {}
 
-    def look(self) -> list[Path]:
-        """The files to try, the one that has been as it is for longest first."""
+    def scan(self) -> list[Path]:
+        """Return the files to try, those that have been unchanged longest first."""
         now = time.monotonic()
-        # Before the listing: what comes in between changes the stamp once more.
+        # Read before listing, so that a change in between causes another listing.
         stamp = self._path.stat().st_mtime_ns
-        if stamp != self._stamp or now - self._listed >= _LIST:
-            first = self._listed == -math.inf
-            self._stamp, self._listed = stamp, now
+        if stamp != self._stamp or now - self._listed_at >= _LIST_INTERVAL:
+            is_first = self._listed_at == -math.inf
+            self._stamp, self._listed_at = stamp, now
             for path in self._path.iterdir():
-                if path.suffix.lower() in SUFFIXES and path.name not in self._known:
-                    self.files.setdefault(path, _File(first, now))
-        return sorted(filter(self._is_settled, list(self.files)), key=lambda path: self.files[path].since)
+                if path.suffix.lower() in SUFFIXES and path.name not in self._done:
+                    self.files.setdefault(path, _File(is_first, now))
+        return sorted(filter(self._is_ready, list(self.files)), key=lambda path: self.files[path].since)
 
-    def _is_settled(self, path: Path) -> bool:
-        """Whether a file did not change since the last look, and was not tried in vain as it is."""
+    def _is_ready(self, path: Path) -> bool:
+        """Whether to try a file: it has not changed since the last scan, and is not known to be incomplete.
+
+        Empty files and files that failed count as incomplete until they have been unchanged for `_UNREADABLE_AFTER`.
+        """
         now, file = time.monotonic(), self.files[path]
         try:
             stat = path.stat()
         except OSError:
-            del self.files[path]  # renamed, or taken away
+            del self.files[path]  # renamed or deleted
             return False
         if (state := (stat.st_size, stat.st_mtime_ns)) != file.state:
-            self.files[path] = _File(file.waited, now, state)
+            self.files[path] = _File(file.is_old, now, state)
             return False
-        return now - file.since > _PATIENCE or (stat.st_size > 0 and not file.tried)
+        return now - file.since > _UNREADABLE_AFTER or (stat.st_size > 0 and not file.has_failed)
 
 
 def watch(
-    pipeline: Pipeline, tables: Tables, path: Path, most: int, idle_seconds: float | None, latencies: Latencies
-) -> None:
-    """Inspects images as they appear, those first that are there already.
+    pipeline: Pipeline, tables: Tables, path: Path, *, batch_size: int, idle_seconds: float | None
+) -> Iterator[Latency]:
+    """Inspect the images in a folder and those that appear in it, and yield the latencies of the latter.
 
     Args:
-        pipeline: What inspects them.
-        tables: What is recorded there is not inspected again.
+        pipeline: Inspects the images.
+        tables: Receives the records. Images that are already recorded are skipped.
         path: The folder.
-        most: How many images to take at once.
-        idle_seconds: After how long without a new image to stop; None goes on for ever.
-        latencies: What grows meanwhile.
+        batch_size: Largest number of images per batch.
+        idle_seconds: Stop after this time without a new image; None watches until interrupted.
     """
     folder = _Folder(path, tables.done)
-    active = time.monotonic()
-    while idle_seconds is None or time.monotonic() - active < idle_seconds:
-        settled = {file.name: file for file in folder.look()[:most]}
-        for record in pipeline.run(settled.items()):
-            file = folder.files[settled[record.image]]
-            if isinstance(record, Unreadable) and time.monotonic() - file.since < _PATIENCE:
-                file.tried = True
+    last_active = time.monotonic()
+    while idle_seconds is None or time.monotonic() - last_active < idle_seconds:
+        ready = {file.name: file for file in folder.scan()[:batch_size]}
+        for record in pipeline.run(ready.items()):
+            file = folder.files[ready[record.image]]
+            if isinstance(record, Unreadable) and time.monotonic() - file.since < _UNREADABLE_AFTER:
+                file.has_failed = True
                 continue
             tables.write(record)
-            active = time.monotonic()
-            del folder.files[settled[record.image]]
-            if not file.waited:
-                latencies.came.append(file.since)
-                latencies.seconds.append(active - file.since)
-        if not settled:
-            time.sleep(_PAUSE)
+            last_active = time.monotonic()
+            del folder.files[ready[record.image]]
+            if not file.is_old:
+                yield Latency(file.since, last_active - file.since)
+        if not ready:
+            time.sleep(_SCAN_INTERVAL)

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine images, with an umlaut and a blank in the path."""
+    """Nine images in a folder whose name has an umlaut and a space."""
     return write_images(tmp_path / "Bänder 7")
 
 
@@ -39,7 +40,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_a_folder_becomes_tables_and_pictures(model: Path, folder: Path, tmp_path: Path, batch_size: int) -> None:
+def test_writes_tables_and_pictures_for_a_folder(model: Path, folder: Path, tmp_path: Path, batch_size: int) -> None:
     out = tmp_path / "out"
     assert main(["inspect", str(model), str(folder), f"--out={out}", f"--batch_size={batch_size}"]) == 0
     results = read(out / "results.csv")
@@ -59,7 +60,7 @@ def test_a_folder_becomes_tables_and_pictures(model: Path, folder: Path, tmp_pat
     assert not list(out.glob("*.unfinished"))
 
 
-def test_overlays_show_what_was_found(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_overlays_show_the_masks_in_colour(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["inspect", str(model), str(folder), f"--out={out}", "--overlays=all"]) == 0
     picture = cv2.imread(str(out / "overlays" / "0.png.png"))
@@ -70,14 +71,14 @@ def test_overlays_show_what_was_found(model: Path, folder: Path, tmp_path: Path)
     assert (found.max(2) != found.min(2)).any()
 
 
-def test_the_contests_first_form(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_writes_the_old_submission_format(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["inspect", str(model), str(folder / "[01].png"), f"--out={out}", "--submission_format=old"]) == 0
     rows = read(out / "submission.csv")
     assert [row["ImageId_ClassId"] for row in rows] == ["0.png_1", "0.png_2", "1.png_1", "1.png_2"]
 
 
-def test_a_broken_image_is_reported_and_the_rest_goes_on(
+def test_reports_unreadable_images_and_inspects_the_others(
     model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "4.png").write_text("no image")
@@ -93,12 +94,12 @@ def test_a_broken_image_is_reported_and_the_rest_goes_on(
     assert "2 unreadable" in capsys.readouterr().out
 
 
-def test_one_file(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_inspects_a_single_file(model: Path, folder: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(model), str(folder / "1.png"), f"--out={tmp_path / 'out'}"]) == 0
     assert len(read(tmp_path / "out" / "results.csv")) == 1
 
 
-def test_names_that_are_not_unique_get_their_folder(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_repeated_file_names_are_recorded_with_their_folder(model: Path, folder: Path, tmp_path: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other" / "1.png").write_bytes((folder / "1.png").read_bytes())
     out = tmp_path / "out"
@@ -106,21 +107,32 @@ def test_names_that_are_not_unique_get_their_folder(model: Path, folder: Path, t
     assert {row["image"] for row in read(out / "results.csv")} == {"1.png", "other/1.png"}
 
 
-def test_what_cannot_be_is_refused(model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     out = f"--out={tmp_path / 'out'}"
     assert "no file or folder" in refused("inspect", model, tmp_path / "gone", out)
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no image in" in refused("inspect", model, empty, out)
     assert 'no device "warp"' in refused("inspect", model, folder, out, "--device=warp")
-    assert "batch_size is 1 or more" in refused("inspect", model, folder, out, "--batch_size=0")
+    assert re.search("batch_size .*1.* 0", refused("inspect", model, folder, out, "--batch_size=0"))
     (empty / "a.jpg").write_text("no image")
     assert "none of the 1 images" in refused("inspect", model, empty, out)
-    sentence = refused("inspect", model, folder, out, "--shard=3/2")
-    assert '--shard is i/n with i from 1 to n, such as 2/8, but "3/2" came' in sentence
-    assert "--shard does not take --report" in refused("inspect", model, folder, out, "--shard=1/2", "--report")
-    assert "without --watch there is no --idle_seconds" in refused("inspect", model, folder, out, "--idle_seconds=1")
-    assert "--watch takes a folder" in refused("inspect", model, folder / "1.png", out, "--watch")
+    for shard in ("3/2", "0/2", "2"):
+        assert f'--shard must be i/n with i from 1 to n, such as 2/8, got "{shard}"' in refused(
+            "inspect", model, folder, out, f"--shard={shard}"
+        )
+    for options, reason in {
+        ("--shard=1/2", "--report"): "--report cannot be combined with --shard",
+        ("--engine=ray", "--resume"): "--resume cannot be combined with --engine ray",
+        ("--idle_seconds=1",): "--idle_seconds has no effect without --watch",
+        ("--mm_per_pixel=1",): "--mm_per_pixel has no effect without --report",
+    }.items():
+        assert f"{reason}; leave it out" in refused("inspect", model, folder, out, *options)
+    for length in (0.0, -1.0):
+        sentence = refused("inspect", model, folder, out, "--report", f"--mm_per_pixel={length}")
+        assert f"mm_per_pixel must be a positive number, got {length}" in sentence
+    sentence = refused("inspect", model, folder / "1.png", out, "--watch")
+    assert f"--watch needs a folder, got {folder / '1.png'}" in sentence
 
 
 TABLES = ("results.csv", "spots.csv", "submission.csv", "results.parquet")
@@ -128,7 +140,7 @@ TABLES = ("results.csv", "spots.csv", "submission.csv", "results.parquet")
 
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `in` with nine images, one of them broken, and what a run made of it in one go in `out`."""
+    """A folder `in` with nine images, one of them unreadable, and the results of an uninterrupted run in `out`."""
     path = tmp_path_factory.mktemp("whole")
     write_images(path / "in")
     (path / "in" / "4.png").write_text("no image")
@@ -139,13 +151,14 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def require_equal(out: Path, whole: Path) -> None:
     for name in TABLES:
         assert (out / name).read_bytes() == (whole / "out" / name).read_bytes()
-    pictures = [{p.name: p.read_bytes() for p in (one / "overlays").iterdir()} for one in (out, whole / "out")]
+    # A killed process may leave a temporary file beside the pictures.
+    pictures = [{p.name: p.read_bytes() for p in (one / "overlays").glob("*.png")} for one in (out, whole / "out")]
     assert pictures[0] == pictures[1]
     assert not list(out.glob("*.unfinished"))
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_run_that_was_killed_anywhere_and_resumed_is_one_that_was_not(
+def test_a_resumed_run_equals_an_uninterrupted_run_wherever_it_was_killed(
     model: Path, whole: Path, tmp_path: Path, seed: int
 ) -> None:
     out = tmp_path / "out"
@@ -153,12 +166,12 @@ def test_a_run_that_was_killed_anywhere_and_resumed_is_one_that_was_not(
     random = np.random.default_rng(seed)
     for name in TABLES[:3]:
         data = (whole / "out" / name).read_bytes()
-        # Whatever reached the disk: some of each, all, or nothing.
+        # Any part of each table may have reached the disk.
         end = int(random.choice([0, 7, len(data), *random.integers(0, len(data), 5)]))
         (out / f"{name}.unfinished").write_bytes(data[:end])
     recorded = (out / "results.csv.unfinished").read_text()
     for path in (whole / "out" / "overlays").iterdir():
-        # Drawn before its row is written, so without a row there may be half of it.
+        # A picture is written before its row, so a picture without a row may be incomplete.
         end = None if path.stem in recorded else int(random.integers(400))
         (out / "overlays" / path.name).write_bytes(path.read_bytes()[:end])
     assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--resume"]) == 0
@@ -177,7 +190,7 @@ def stop_after(num: int) -> Callable[..., Iterator[Record | Unreadable]]:
     return stopped
 
 
-def test_ctrl_c_leaves_whole_rows_and_tells_how_to_go_on(
+def test_ctrl_c_keeps_complete_rows_and_explains_how_to_resume(
     model: Path,
     whole: Path,
     tmp_path: Path,
@@ -190,20 +203,22 @@ def test_ctrl_c_leaves_whole_rows_and_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "run", stop_after(6))
         assert main(args) == 130
-    assert "6 of 9 images are in" in (told := capsys.readouterr().err)
-    assert "--resume goes on" in told
+    message = capsys.readouterr().err
+    assert f"6 of 9 images are recorded in {out / 'results.csv.unfinished'}" in message
+    assert "--resume" in message
     assert len(read(out / "results.csv.unfinished")) == 6
     other = write_model(tmp_path / "other.pt", gate=0.6)
     for again in (model, other):
         sentence = refused("inspect", again, *args[2:])
-        assert "is of a run that was stopped; go on with --resume" in sentence
-    assert "was inspected with another model" in refused("inspect", other, *args[2:], "--resume")
+        assert f"{out / 'results.csv.unfinished'} belongs to an interrupted run" in sentence
+        assert "--resume" in sentence
+    assert "results of another model" in refused("inspect", other, *args[2:], "--resume")
     assert main([*args, "--resume"]) == 0
-    assert "6 of 9 images are done already" in capsys.readouterr().out
+    assert "skipping 6 of 9 images" in capsys.readouterr().out
     require_equal(out, whole)
 
 
-def test_a_finished_run_takes_up_images_that_came_later(model: Path, whole: Path, folder: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_appends_new_images(model: Path, whole: Path, folder: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole / "out", tmp_path / "out")
     shutil.copy(folder / "1.png", folder / "new.png")
     assert main(["inspect", str(model), str(folder), f"--out={out}", "--resume"]) == 0
@@ -211,22 +226,27 @@ def test_a_finished_run_takes_up_images_that_came_later(model: Path, whole: Path
     assert (out / "results.csv").read_bytes().startswith((whole / "out" / "results.csv").read_bytes())
 
 
-def test_a_resumed_run_refuses_another_model_and_another_form(
+def test_resume_refuses_another_model_and_another_submission_format(
     model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     out = shutil.copytree(whole / "out", tmp_path / "out")
     other = write_model(tmp_path / "other.pt", gate=0.6)
     resumed = (whole / "in", f"--out={out}", "--resume")
-    assert "was inspected with another model (inspector.pt, " in refused("inspect", other, *resumed)
+    assert f"{out} holds results of another model (inspector.pt, " in refused("inspect", other, *resumed)
     sentence = refused("inspect", model, *resumed, "--submission_format=old")
-    assert "has the columns ImageId,ClassId,EncodedPixels, but ImageId_ClassId,EncodedPixels were expected" in sentence
+    assert (
+        f"{out / 'submission.csv'} must have the columns ImageId_ClassId,EncodedPixels, got ImageId,ClassId" in sentence
+    )
+    assert "--submission_format" in sentence
+    # The refused run leaves the folder as it was.
+    assert not list(out.glob("*.unfinished"))
     assert json.loads((out / "inspector.json").read_text())["model"] == "inspector.pt"
 
 
-def test_spots_parquet_and_coco_say_the_same(
+def test_spots_parquet_and_coco_agree_with_the_results(
     model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_GROUP", 500)  # so that the Parquet file is written in parts
+    monkeypatch.setattr(parquet, "_GROUP_CHARACTERS", 500)  # writes several row groups
     out = tmp_path / "out"
     assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--coco"]) == 0
     results, codes = read(out / "results.csv"), read(out / "submission.csv")
@@ -257,7 +277,7 @@ def test_spots_parquet_and_coco_say_the_same(
         assert areas == sorted(int(spot["area_pixels"]) for spot in spots)
 
 
-def test_shards_read_back_as_one_table(model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_shards_can_be_read_as_one_table(model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     out = tmp_path / "out"
     for i in (3, 1, 2):
         assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", f"--shard={i}/3"]) == 0
@@ -268,13 +288,15 @@ def test_shards_read_back_as_one_table(model: Path, whole: Path, tmp_path: Path,
     assert sorted(row["image"] for row in rows) == [f"{i}.png" for i in range(9)]
     assert [row["image"] for row in read(out / "results-2-of-3.csv")] == ["1.png", "4.png", "7.png"]
     sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=1/2")
-    assert "holds shards of 3" in sentence
-    assert "is a folder of shards" in refused("inspect", model, whole / "in", f"--out={out}")
-    in_one = shutil.copytree(whole / "out", tmp_path / "one")
-    assert "is of a whole run" in refused("inspect", model, whole / "in", f"--out={in_one}", "--shard=1/2")
+    assert "holds results of 3 shards" in sentence
+    assert "is a folder with the results of shards" in refused("inspect", model, whole / "in", f"--out={out}")
+    unsharded = shutil.copytree(whole / "out", tmp_path / "unsharded")
+    assert "holds the results of a whole run" in refused(
+        "inspect", model, whole / "in", f"--out={unsharded}", "--shard=1/2"
+    )
 
 
-WITHOUT_THE_REST = """
+WITHOUT_TRAINING_PACKAGES = """
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -282,20 +304,20 @@ class Refusing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"pytorch_lightning", "lightning_fabric", "segmentation_models_pytorch", "timm",
                                       "albumentations", "torchvision", "torchmetrics"}:
-            raise ImportError(f"{name} is not on this machine")
+            raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Refusing())
 from steel.cli import main
 status = main(sys.argv[1:])
-# Nor is anything loaded that one image does not need.
+# Packages that a plain run does not need are not loaded either.
 print(sorted({"matplotlib", "pandas", "scipy", "sklearn", "pycocotools", "ray"} & set(sys.modules)))
 sys.exit(status)
 """
 
 
-def test_an_exported_file_runs_without_the_rest(model: Path, whole: Path, tmp_path: Path) -> None:
+def test_runs_without_the_training_packages(model: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-W", "error", "-c", WITHOUT_THE_REST]
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_TRAINING_PACKAGES]
     run = subprocess.run(
         [*command, "inspect", str(model), str(whole / "in"), f"--out={out}"],
         capture_output=True,
@@ -308,7 +330,7 @@ def test_an_exported_file_runs_without_the_rest(model: Path, whole: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_for_real_goes_on(model: Path, tmp_path: Path) -> None:
+def test_a_killed_process_can_be_resumed(model: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "in", 400)
     args = ["inspect", str(model), str(folder), "--batch_size=2"]
     assert main([*args, f"--out={tmp_path / 'whole' / 'out'}"]) == 0

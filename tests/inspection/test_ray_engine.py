@@ -17,15 +17,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def _two_cpus() -> Iterator[None]:
-    """A cluster of this machine with two CPUs."""
+    """A local cluster with two CPUs."""
     ray = pytest.importorskip("ray", reason="Ray is not installed; it comes with the extra ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
-def list_workers(of: int) -> list[int]:
-    """Processes of our own cluster in which an inspector is loaded."""
+def list_workers(driver: int) -> list[int]:
+    """Return the ids of those descendants of `driver` that have loaded an inspector."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         try:
@@ -34,19 +34,19 @@ def list_workers(of: int) -> list[int]:
         except (ValueError, OSError):
             continue
 
-    def is_ours(process: int) -> bool:
-        while process not in (0, of):
+    def is_descendant(process: int) -> bool:
+        while process not in (0, driver):
             process = parents.get(process, 0)
-        return process == of
+        return process == driver
 
     ready = [process for process, name in names.items() if b"_Worker" in name and b"__init__" not in name]
-    return [process for process in ready if b"ray::" in names[process] and is_ours(process)]
+    return [process for process in ready if b"ray::" in names[process] and is_descendant(process)]
 
 
 @pytest.mark.usefixtures("_two_cpus")
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="the test finds workers in /proc")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_killed_worker_costs_nothing(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_results_are_complete_after_a_worker_is_killed(tmp_path: Path, refused: Callable[..., str]) -> None:
     model = write_model(tmp_path / "inspector.pt")
     folder = write_images(tmp_path / "in", 200)
     (folder / "4.png").write_text("no image")
@@ -68,9 +68,9 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, refused: Callable[..., st
     assert len(killed) == 1
     tables = [pd.read_parquet(tmp_path / engine / "results.parquet") for engine in ("ray", "local")]
     both = [table.sort_values("image", ignore_index=True) for table in tables]
-    places = both[0]["error"].str.cat() + both[1]["error"].str.cat()
-    assert places.count("not an image") == places.count("is empty") == 2
+    errors = both[0]["error"].str.cat() + both[1]["error"].str.cat()
+    assert errors.count("not an image") == errors.count("is empty") == 2
     pd.testing.assert_frame_equal(both[0], both[1])
-    assert "is there already; name another folder with --out" in refused(*on_ray)
+    assert "already exists; choose another folder with --out" in refused(*on_ray)
     assert "no image in" in refused(*args, tmp_path.as_uri(), f"--out={tmp_path / 'x'}", "--engine=ray")
-    assert "cannot be reached" in refused(*args, "nowhere://x", f"--out={tmp_path / 'x'}", "--engine=ray")
+    assert "cannot open nowhere://x" in refused(*args, "nowhere://x", f"--out={tmp_path / 'x'}", "--engine=ray")

@@ -15,7 +15,9 @@ from scipy import stats
 
 from bright import write_model, write_png
 from steel.cli import main
-from steel.inspection import strip_report
+from steel.data.spots import Spot
+from steel.inspection import strip_map, strip_report
+from steel.inspection.records import Record
 
 SIZE = (40, 300)
 
@@ -27,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def strip(tmp_path: Path) -> Path:
-    """Six images: two bright ones with a dark frame around one spot, one bright and bare, two dark, one broken."""
+    """Six images: two with a bright spot, one grey without a spot, two dark ones, and one unreadable."""
     folder = tmp_path / "coil"
     folder.mkdir()
     for i in range(5):
@@ -56,19 +58,19 @@ def read_tables(page: str) -> list[list[list[str]]]:
     return [[re.findall(r"<td>(.*?)</td>", row) for row in table.split("</tr>")[:-1]] for table in tables]
 
 
-def test_totals_and_shares(model: Path, strip: Path) -> None:
+def test_tables_show_totals_and_fractions(model: Path, strip: Path) -> None:
     totals, classes = read_tables(inspect(model, strip, "--mm_per_pixel=0.5"))[:2]
     low, high = stats.binomtest(3, 5).proportion_ci(method="wilson")
     assert dict(totals) == {
         "images": "6",
-        "of these unreadable": "1",
+        "unreadable images": "1",
         "defective images": "3",
-        "share, 95 % interval": f"60.0 % ({100 * low:.1f} to {100 * high:.1f})",
+        "fraction defective (95 % interval)": f"60.0 % ({100 * low:.1f} to {100 * high:.1f})",
         "spots": "2",
-        "outlined": f"{(300 + 600) / 4:.1f} mm²",
-        "of the inspected surface": f"{100 * 900 / (5 * 40 * 300):.3f} %",
-        "strip": "120 mm",  # six images of 40 rows of half a millimetre, the broken one as long as the others
-        "spots a metre": f"{2 / 0.12:.3g}",
+        "defective area": f"{(300 + 600) / 4:.1f} mm²",
+        "fraction of the inspected area": f"{100 * 900 / (5 * 40 * 300):.3f} %",
+        "length of strip": "120 mm",  # six images of 40 rows of 0.5 mm; the unreadable one has the median length
+        "spots per metre": f"{2 / 0.12:.3g}",
     }
     low, high = stats.binomtest(2, 5).proportion_ci(method="wilson")
     share = f"40.0 % ({100 * low:.1f} to {100 * high:.1f})"
@@ -85,7 +87,7 @@ def test_totals_and_shares(model: Path, strip: Path) -> None:
         (("--image_length=100",), "mm", 100.0),
     ],
 )
-def test_every_image_and_spot_has_its_place(
+def test_images_and_spots_have_their_positions(
     model: Path, strip: Path, args: tuple[str, ...], unit: str, step: float
 ) -> None:
     page = inspect(model, strip, *args)
@@ -107,7 +109,7 @@ def test_every_image_and_spot_has_its_place(
     kinds = [mark[0] for mark in marks]
     boxes = np.array([mark[1:] for mark in marks], float)
     assert kinds == ["unreadable", "spot", "spot"]
-    # One line of 1200 units for the six images, 110 units for their 300 columns.
+    # The six images share one line of 1200 units; 110 units are their 300 columns.
     expected = [[1000, 0, 200, 110], [200 + 50, 22, 100, 11], [50, 22, 50, 11]]
     assert boxes == pytest.approx(np.array(expected), abs=0.06)
 
@@ -122,7 +124,7 @@ def test_thumbnails_show_the_images(model: Path, strip: Path) -> None:
         assert (np.ptp(shown, axis=2).max() > 60) == (~bare).any()  # colour where something was found
 
 
-def test_it_is_one_file_that_fetches_nothing(model: Path, strip: Path) -> None:
+def test_page_is_self_contained(model: Path, strip: Path) -> None:
     page = inspect(model, strip)
     assert "default-src 'none'" in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
@@ -130,37 +132,37 @@ def test_it_is_one_file_that_fetches_nothing(model: Path, strip: Path) -> None:
     assert "<b>.png" not in page.replace("\\u003cb>", "")
 
 
-def test_more_than_fits_is_told(model: Path, strip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strip_report, "_NUM_THUMBNAILS", 3)
-    monkeypatch.setattr(strip_report, "_NUM_LISTED", 1)
-    monkeypatch.setattr(strip_report, "_NUM_MARKED", 1)
+def test_page_reports_what_exceeds_its_limits(model: Path, strip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strip_report, "_MAX_THUMBNAILS", 3)
+    monkeypatch.setattr(strip_report, "_MAX_SPOTS", 1)
+    monkeypatch.setattr(strip_map, "_MAX_SPOTS", 1)
     page = inspect(model, strip)
     data = read_data(page)
     assert [bool(image[4]) for image in data["images"]] == [True, True, True, False, False, False]
     assert len(data["spots"]) == 1
-    assert "the 1 largest of 2 spots; spots.csv has them all" in page
-    assert "The 1 largest of 2 spots are marked." in page
+    assert "the 1 largest of 2 spots are listed; spots.csv" in page
+    assert "the 1 largest of 2 spots are marked" in page
     assert page.count('class="spot"') == 1
 
 
-def test_images_that_are_gone_have_no_picture(model: Path, strip: Path) -> None:
+def test_deleted_images_have_no_picture(model: Path, strip: Path) -> None:
     inspect(model, strip)
     (strip / "0<b>.png").unlink()
     data = read_data(inspect(model, strip, "--resume"))
     assert [bool(image[4]) for image in data["images"]] == [False, True, True, True, True, False]
 
 
-def test_lines_of_a_long_strip() -> None:
-    shot = strip_report.Shot("a", strip_report.DEFECTIVE, 1.0, (256, 1600), [9], [(0, 9, 0, 0, 3, 3)], [""], "")
-    strip = strip_report.Strip([shot] * 1000, strip_report.Scale(image_length=300))
-    drawn = strip_report.draw_map(strip, ["one"])
+def test_map_of_a_long_strip_has_several_lines() -> None:
+    spot = Spot(0, 9, (0, 0, 3, 3), (1.0, 1.0), "")
+    record = Record("a", True, 1.0, [1.0], [9], (256, 1600), [""], [spot])
+    strip = strip_map.Strip([record] * 1000, mm_per_pixel=None, image_length=300)
+    drawn = strip_map.draw_map(strip, ["one"])
     marks = re.findall(r'class="spot" x="([\d.]+)" y="([\d.]+)"', drawn)
     assert len(marks) == 1000
     assert drawn.count('class="strip"') == 12
-    at = np.array(marks, float)
-    # Line after line, and within one from left to right.
-    along = at[:, 1] // 132 * 1200 + at[:, 0]
-    assert along == pytest.approx(np.arange(1000) * 14.4, abs=0.06)
+    x, y = np.array(marks, float).T
+    # The lines follow each other, each from left to right.
+    assert y // 132 * 1200 + x == pytest.approx(np.arange(1000) * 14.4, abs=0.06)
     assert ">25.00 m<" in drawn
 
 
@@ -172,10 +174,10 @@ document.querySelector(".thumbs button").click();
 
 
 @pytest.mark.slow
-def test_a_browser_searches_it(model: Path, strip: Path) -> None:
+def test_page_can_be_searched_in_a_browser(model: Path, strip: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium on this machine; Debian's package is chromium")
+        pytest.skip("Chromium is not installed; Debian's package is chromium")
     page = inspect(model, strip)
 
     def show(text: str) -> str:
@@ -194,21 +196,18 @@ def test_a_browser_searches_it(model: Path, strip: Path) -> None:
     assert re.search(r'<dialog[^>]*open[^>]*><h2>1&lt;b&gt;.png: defective, p = 1.00</h2><img src="data:image', shown)
 
 
-def test_nothing_to_report(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_refuses_a_report_without_images(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     args = ("--watch", "--idle_seconds=0.1", "--report", f"--out={tmp_path / 'out'}")
     assert "no image was inspected" in refused("inspect", model, folder, *args)
     assert list(csv.reader((tmp_path / "out" / "results.csv").read_text().splitlines()))[1:] == []
-    assert "without --report there is no --mm_per_pixel" in refused("inspect", model, folder, "--mm_per_pixel=1")
-    args = ("--report", "--mm_per_pixel=0", f"--out={tmp_path / 'x'}")
-    assert "mm_per_pixel is above 0, but 0.0 came" in refused("inspect", model, folder, *args)
 
 
-def test_a_dark_image_stays_dark_when_it_is_shrunk(tmp_path: Path) -> None:
+def test_shrinking_keeps_a_dark_image_dark(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", np.ones(SIZE, np.uint8))
-    shot = strip_report.Shot("a.png", strip_report.CLEAN, 0.0, SIZE, [0], [], [""], "")
-    jpeg = base64.b64decode(strip_report._draw(shot, {"a.png": tmp_path / "a.png"}, 100, 90))
+    record = Record("a.png", False, 0.0, [0.0], [0], SIZE, [""], [])
+    jpeg = base64.b64decode(strip_report._draw(record, {"a.png": tmp_path / "a.png"}, 100, 90))
     shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape[1] == 100
     assert shown.max() < 10

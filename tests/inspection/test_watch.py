@@ -24,13 +24,13 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 
 def wait_for(out: Path, num: int) -> None:
-    """Until so many images are recorded."""
+    """Wait until this many images are recorded."""
     path = out / "results.csv.unfinished"
     while not path.exists() or len(read(path)) < num:
         time.sleep(0.05)
 
 
-def test_images_are_inspected_as_they_appear_and_none_by_half(
+def test_inspects_new_images_once_they_are_complete(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = write_images(tmp_path / "line", 2), tmp_path / "out"
@@ -44,8 +44,8 @@ def test_images_are_inspected_as_they_appear_and_none_by_half(
                 for start in range(0, len(data), len(data) // 4):
                     file.write(data[start : start + len(data) // 4])
                     file.flush()
-                    # Longer than between two looks, so that a part is seen as it is.
-                    time.sleep(3 * watch._PAUSE)
+                    # Longer than the scan interval, so that scans see the incomplete file.
+                    time.sleep(3 * watch._SCAN_INTERVAL)
 
     writer = threading.Thread(target=write_slowly)
     writer.start()
@@ -55,15 +55,15 @@ def test_images_are_inspected_as_they_appear_and_none_by_half(
     assert set(results) == {"0.png", "1.png", *images}
     for name, image in images.items():
         assert int(results[name]["area_pixels_spot"]) == (image > 127).sum()
-    told = capsys.readouterr()
-    assert re.search(r"latency of 4 images at [\d.]+ a second: p50 \d+ ms, p99 \d+ ms", told.out)
-    assert "6 images: 5 defective, 0 unreadable" in told.out
+    printed = capsys.readouterr()
+    assert re.search(r"latency of 4 images at [\d.]+ per second: p50 \d+ ms, p99 \d+ ms", printed.out)
+    assert "6 images: 5 defective, 0 unreadable" in printed.out
 
 
-def test_ctrl_c_ends_it_and_what_cannot_be_read_is_told(
+def test_ctrl_c_stops_watching_and_unreadable_images_are_recorded(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(watch, "_PATIENCE", 0.2)
+    monkeypatch.setattr(watch, "_UNREADABLE_AFTER", 0.2)
     folder, out = write_images(tmp_path / "line", 1), tmp_path / "out"
     (folder / "broken.png").write_text("no image")
     (folder / "empty.jpg").touch()
@@ -78,14 +78,15 @@ def test_ctrl_c_ends_it_and_what_cannot_be_read_is_told(
     results = read(out / "results.csv")
     assert "not an image" in results["broken.png"]["error"]
     assert "is empty" in results["empty.jpg"]["error"]
-    assert "no image came while" in capsys.readouterr().out
+    assert "no image appeared while the folder was watched" in capsys.readouterr().out
     write_images(tmp_path / "more", 2)
     (tmp_path / "more" / "1.png").rename(folder / "1.png")
     assert main([*args, "--resume", "--idle_seconds=0.5"]) == 0
     assert list(read(out / "results.csv")) == [*results, "1.png"]
 
 
-def test_latencies_are_those_of_numpy() -> None:
+def test_latencies_are_summarised_by_percentiles() -> None:
     seconds = np.linspace(0.01, 0.02, 101)
-    latencies = watch.Latencies([0.5 * i for i in range(101)], seconds.tolist())
-    assert latencies.describe() == "latency of 101 images at 2.0 a second: p50 15 ms, p99 20 ms"
+    latencies = [watch.Latency(0.5 * i, second) for i, second in enumerate(seconds)]
+    sentence = watch.describe_latencies(latencies)
+    assert sentence == "latency of 101 images at 2.0 per second: p50 15 ms, p99 20 ms"

@@ -1,0 +1,40 @@
+from pathlib import PurePosixPath
+
+import pytest
+
+from steel.data.spots import Spot
+from steel.inspection.records import (
+    Record,
+    Unreadable,
+    from_rows,
+    list_result_columns,
+    name_images,
+    tell_apart,
+    to_rows,
+)
+
+SPOTS = [Spot(0, 4, (1, 0, 2, 2), (1.5, 0.5), "3 2 5 2"), Spot(1, 1, (7, 1, 1, 1), (7.0, 1.0), "16 1")]
+RECORD = Record("a.png", True, 0.75, [0.75, 0.5], [4, 1], (2, 8), ["3 2 5 2", "16 1"], SPOTS)
+
+
+@pytest.mark.parametrize(
+    ("record", "codes"),
+    [
+        (RECORD, RECORD.codes),
+        (RECORD._replace(defective=False, areas=[0, 0], codes=["", ""], spots=[]), ["", ""]),
+        (Unreadable("b.png", "b.png is empty"), []),
+    ],
+)
+def test_records_survive_the_round_trip_through_rows(record: Record | Unreadable, codes: list[str]) -> None:
+    result, spots = to_rows(record, num_classes=2)
+    assert len(result) == len(list_result_columns(["a", "b"]))
+    assert from_rows(result, spots, codes) == record
+
+
+def test_equal_class_names_get_their_numbers() -> None:
+    assert tell_apart(["a", "b"]) == ["a", "b"]
+    assert tell_apart(["a", "a"]) == ["1_a", "2_a"]
+
+
+def test_names_that_are_not_utf8_are_escaped() -> None:
+    assert list(name_images([PurePosixPath("x/\udcff.png")])) == ["\\udcff.png"]
