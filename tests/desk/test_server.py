@@ -1,4 +1,4 @@
-"""The service as programs use it, in this process."""
+"""The HTTP API, called in this process without a socket."""
 
 import hashlib
 import io
@@ -13,18 +13,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 from scipy import ndimage
 from starlette.testclient import TestClient
 
 import steel.desk
-from served import CLASSES, build_desk, draw, encode, open_client, write_inspector
+from served import CLASSES, build_desk, draw, encode, open_client, open_desk, write_inspector
 from steel.data import rle
-from steel.decision import bundle
 from steel.decision.drift import build_reference, measure
 from steel.desk.answers import VerdictQuestion
-from steel.desk.desk import Desk, Limits
+from steel.desk.desk import Limits
 from steel.desk.service import build_app
 from steel.desk.verdicts import Verdicts
 from steel.errors import InputError
@@ -47,7 +45,7 @@ def inspect(client: TestClient, image: np.ndarray | bytes, **params: Any) -> dic
     return only
 
 
-def test_an_answer_holds_what_was_decided(client: TestClient) -> None:
+def test_an_answer_agrees_with_an_independent_computation(client: TestClient) -> None:
     image = draw(95, (SCALE, SCRATCH, (80, 40, 2, 2, 255)))
     data = encode(image)
     found = inspect(client, data, name="a.png")
@@ -83,17 +81,17 @@ def test_a_clean_image_has_empty_codes(client: TestClient) -> None:
     assert found["spots"] == []
 
 
-def test_areas_in_mm_need_the_size_of_a_pixel(tmp_path: Path) -> None:
+def test_areas_in_mm2_are_null_without_the_size_of_a_pixel(tmp_path: Path) -> None:
     with open_client(build_app(build_desk(tmp_path))) as client:
         assert inspect(client, draw(95, (SCALE,)))["spots"][0]["area_mm2"] is None
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
-def test_every_kind_of_image(client: TestClient, suffix: str) -> None:
+def test_every_image_format_is_accepted(client: TestClient, suffix: str) -> None:
     assert inspect(client, encode(draw(95, (SCALE,)), suffix))["defective"] is True
 
 
-def test_one_bad_image_takes_nothing_from_its_neighbours(client: TestClient) -> None:
+def test_a_damaged_image_does_not_affect_the_others(client: TestClient) -> None:
     good = encode(draw(95, (SCALE,)))
     files = [
         ("images", (name, data))
@@ -109,7 +107,7 @@ def test_one_bad_image_takes_nothing_from_its_neighbours(client: TestClient) -> 
     assert "damaged" in c["detail"]
 
 
-def test_an_overlay_is_a_picture(client: TestClient) -> None:
+def test_overlay_is_a_png_of_a_single_image(client: TestClient) -> None:
     answer = client.post("/v1/inspect?overlay=png", content=encode(draw(95, (SCALE,))))
     assert answer.headers["content-type"] == "image/png"
     picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
@@ -121,7 +119,7 @@ def test_an_overlay_is_a_picture(client: TestClient) -> None:
     assert client.post("/v1/inspect?overlay=png", files=two).status_code == 422
 
 
-def test_thresholds_of_a_question_hold_for_it_alone(client: TestClient) -> None:
+def test_thresholds_of_a_request_apply_to_that_request_only(client: TestClient) -> None:
     image = draw(95, (SCALE, SCRATCH))
     before = inspect(client, image)
     assert before["codes"]["scratch"]
@@ -133,13 +131,13 @@ def test_thresholds_of_a_question_hold_for_it_alone(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("query", ["gate=1.1", "gate=nan", "gate=x", "label=0.5", "label=0.5&label=-1", "overlay=gif"])
-def test_thresholds_that_cannot_be(client: TestClient, query: str) -> None:
+def test_invalid_thresholds_are_refused(client: TestClient, query: str) -> None:
     answer = client.post(f"/v1/inspect?{query}", content=encode(draw()))
     assert answer.status_code == 422
     assert isinstance(answer.json()["detail"], str)
 
 
-def test_the_model_says_what_it_is(client: TestClient) -> None:
+def test_the_model_is_described(client: TestClient) -> None:
     model = client.get("/v1/model").json()
     assert [entry["name"] for entry in model["classes"]] == CLASSES
     assert [entry["label"] for entry in model["classes"]] == [0, 0]
@@ -149,12 +147,12 @@ def test_the_model_says_what_it_is(client: TestClient) -> None:
     assert model["mm_per_pixel"] == 0.5
 
 
-def test_it_says_how_it_is(client: TestClient) -> None:
+def test_health_readiness_and_metrics(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
     inspect(client, draw(95))
     inspect(client, draw(20))
-    inspect(client, draw(20), gate=0)  # a question, not a decision
+    inspect(client, draw(20), gate=0)  # not at the operating point: not counted
     client.post("/v1/inspect", content=b"")
     client.get("/made/up")
     text = client.get("/metrics").text
@@ -177,13 +175,13 @@ def test_it_says_how_it_is(client: TestClient) -> None:
 VERDICT = {"image": "a.png", "size": [64, 96], "defective": True, "codes": {"scale": "5 3", "scratch": "100 2"}}
 
 
-def save(client: TestClient, number: int, **more: Any) -> Any:
-    return client.put(f"/v1/verdicts/{number:064x}", json=VERDICT | {"image": f"{number}.png"} | more)
+def save(client: TestClient, number: int, **changes: Any) -> Any:
+    return client.put(f"/v1/verdicts/{number:064x}", json=VERDICT | {"image": f"{number}.png"} | changes)
 
 
-def test_verdicts_become_a_table_and_labels(client: TestClient) -> None:
+def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
     nothing = {"scale": "", "scratch": ""}
-    for number, more in enumerate(
+    for number, changes in enumerate(
         [
             {"verdict": "agree", "inspector": "K. L."},
             {"verdict": "agree", "defective": False, "codes": nothing},
@@ -194,7 +192,7 @@ def test_verdicts_become_a_table_and_labels(client: TestClient) -> None:
             {"verdict": "agree", "codes": nothing},  # defective, but nothing was outlined
         ]
     ):
-        assert save(client, number, **more).status_code == 200
+        assert save(client, number, **changes).status_code == 200
     lines = client.get("/v1/verdicts.csv").text.splitlines()
     assert lines[0] == "image,defective,verdict,class,inspector,at,digest"
     assert [line.split(",")[:5] for line in lines[1:3]] == [
@@ -220,7 +218,7 @@ def test_verdicts_become_a_table_and_labels(client: TestClient) -> None:
     assert len(shift["verdicts"]) == 7
 
 
-def test_labels_are_a_data_set(client: TestClient, tmp_path: Path) -> None:
+def test_labels_are_a_valid_dataset(client: TestClient, tmp_path: Path) -> None:
     from steel.data.annotations import read_annotations
 
     save(client, 1, verdict="agree")
@@ -235,7 +233,7 @@ def test_labels_are_a_data_set(client: TestClient, tmp_path: Path) -> None:
     assert annotations.labels.tolist() == [[True, True], [False, False]]
 
 
-def test_a_verdict_is_replaced_and_taken_back(client: TestClient) -> None:
+def test_a_verdict_can_be_replaced_and_deleted(client: TestClient) -> None:
     save(client, 1, verdict="agree")
     assert save(client, 1, verdict="missed").json()["verdict"] == "missed"
     assert client.get("/v1/verdicts").json()["counts"] == {"agree": 0, "missed": 1, "false_alarm": 0}
@@ -243,7 +241,7 @@ def test_a_verdict_is_replaced_and_taken_back(client: TestClient) -> None:
     assert client.delete(f"/v1/verdicts/{1:064x}").status_code == 404
 
 
-def test_labels_know_images_by_name(client: TestClient) -> None:
+def test_two_images_with_one_name_are_refused(client: TestClient) -> None:
     assert save(client, 1, verdict="agree", image="a.png").status_code == 200
     answer = save(client, 2, verdict="agree", image="a.png")
     assert answer.status_code == 409
@@ -251,7 +249,7 @@ def test_labels_know_images_by_name(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
+    "changes",
     [
         {"verdict": "maybe"},
         {"verdict": "agree", "image": "../a.png"},
@@ -266,25 +264,25 @@ def test_labels_know_images_by_name(client: TestClient) -> None:
         {"verdict": "agree", "more": 1},
     ],
 )
-def test_verdicts_that_cannot_be(client: TestClient, more: dict[str, Any]) -> None:
-    answer = save(client, 1, **more)
+def test_invalid_verdicts_are_refused(client: TestClient, changes: dict[str, Any]) -> None:
+    answer = save(client, 1, **changes)
     assert answer.status_code == 422, answer.text
     assert client.get("/v1/verdicts").json()["verdicts"] == []
 
 
-def test_a_name_is_no_formula_of_a_spreadsheet(client: TestClient) -> None:
+def test_formulas_in_csv_cells_are_escaped(client: TestClient) -> None:
     save(client, 1, verdict="agree", image="=HYPERLINK(1).png")
     assert client.get("/v1/verdicts.csv").text.splitlines()[1].startswith("'=HYPERLINK(1).png,")
 
 
-def test_verdicts_survive_the_service(tmp_path: Path) -> None:
+def test_verdicts_survive_a_restart(tmp_path: Path) -> None:
     for counts in ({"agree": 0}, {"agree": 1}):
         with open_client(build_app(build_desk(tmp_path))) as client:
             assert client.get("/v1/verdicts").json()["counts"].items() >= counts.items()
             save(client, 1, verdict="agree")
 
 
-def test_without_the_token_there_is_no_answer(tmp_path: Path) -> None:
+def test_the_token_is_required(tmp_path: Path) -> None:
     with open_client(build_app(build_desk(tmp_path), token="secret", is_local=False), "desk.example") as client:
         for path in ("/v1/model", "/v1/verdicts", "/v1/verdicts.csv", "/v1/labels.zip", "/metrics", "/made/up"):
             for header in ("", "Bearer", "Bearer wrong", "Basic secret", "Bearer secre", "Bearer secrets"):
@@ -308,28 +306,28 @@ def test_without_the_token_there_is_no_answer(tmp_path: Path) -> None:
         ("", 421),
     ],
 )
-def test_a_page_of_another_host_is_not_answered(client: TestClient, host: str, status: int) -> None:
+def test_requests_for_other_hosts_and_from_other_sites_are_refused(client: TestClient, host: str, status: int) -> None:
     assert client.get("/v1/model", headers={"Host": host}).status_code == status
     assert client.get("/v1/model", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js", "/v1/model", "/made/up", "/metrics"])
-def test_every_answer_has_security_headers(client: TestClient, path: str) -> None:
+def test_every_response_has_security_headers(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
     assert "default-src 'self'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
 
 
-def test_pages_name_no_other_host_and_hold_no_script() -> None:
+def test_pages_load_nothing_from_other_hosts_and_have_no_inline_script() -> None:
     for file in (Path(steel.desk.__file__).parent / "page").iterdir():
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"https?://|[\"'(]//", text), file.name
         assert not re.search(r"<script>|\son[a-z]+=|style=|javascript:", text) or file.suffix != ".html", file.name
 
 
-def test_limits_are_kept(tmp_path: Path) -> None:
-    limits = Limits(images=2, pixels=64 * 96, num_bytes=20_000)
+def test_limits_are_enforced(tmp_path: Path) -> None:
+    limits = Limits(max_images=2, max_pixels=64 * 96, max_bytes=20_000)
     with open_client(build_app(build_desk(tmp_path, limits=limits))) as client:
         assert client.post("/v1/inspect", content=bytes(20_001)).status_code == 413
         assert client.post("/v1/inspect", content=iter([bytes(15_000)] * 2)).status_code == 413
@@ -339,8 +337,8 @@ def test_limits_are_kept(tmp_path: Path) -> None:
         assert client.post("/v1/inspect", files=[one] * 2).status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
-    with open_client(build_app(build_desk(tmp_path, num_places=1))) as client:
+def test_a_full_queue_is_503_with_retry_after(tmp_path: Path) -> None:
+    with open_client(build_app(build_desk(tmp_path, queue_size=1))) as client:
         two = [("images", ("a.png", encode(draw())))] * 2
         answer = client.post("/v1/inspect", files=two)
         assert answer.status_code == 503
@@ -348,7 +346,7 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
         assert client.post("/v1/inspect", files=two[:1]).status_code == 200
 
 
-def test_what_cannot_be_served_is_one_sentence(
+def test_invalid_options_end_with_one_sentence(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = write_inspector(tmp_path / "inspector.pt")
@@ -356,13 +354,14 @@ def test_what_cannot_be_served_is_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in refused("serve", model, f"--port={taken.getsockname()[1]}")
     assert "STEEL_TOKEN" in refused("serve", model, "--host=0.0.0.0")
-    assert "queue is 16 or more" in refused("serve", model, "--queue=8")
-    assert "mm_per_pixel is above 0" in refused("serve", model, "--mm_per_pixel=0")
-    (tmp_path / "other.sqlite").write_text("no database, but long enough to be taken for one by nobody" * 9)
+    assert re.search("queue.* 16.* 8", refused("serve", model, "--queue=8"))
+    assert re.search("mm_per_pixel .*above 0, got 0", refused("serve", model, "--mm_per_pixel=0"))
+    assert re.search("port .*65535, got 70000", refused("serve", model, "--port=70000"))
+    (tmp_path / "other.sqlite").write_text("a text file that is longer than the header of a database" * 9)
     assert "other.sqlite" in refused("serve", model, "--port=0", f"--verdicts={tmp_path / 'other.sqlite'}")
 
 
-def test_a_window_of_other_images_is_said_until_one_is_as_before(tmp_path: Path) -> None:
+def test_drift_is_reported_until_a_window_matches_the_reference(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def shoot(level: float) -> np.ndarray:
@@ -371,12 +370,10 @@ def test_a_window_of_other_images_is_said_until_one_is_as_before(tmp_path: Path)
     usual = [shoot(90) for _ in range(200)]
     reference = build_reference(np.stack([measure(image) for image in usual]), np.full((200, 2), 0.5), np.arange(200))
     assert reference is not None
-    # The images decide here, not what the classifier says of them.
+    # Raise the limits of the classes, so that only the measures of the images can cause a warning.
     sketches = [*reference.sketches[:4], *(replace(sketch, limit=1e9) for sketch in reference.sketches[4:])]
     reference = replace(reference, sketches=tuple(sketches))
-    model = write_inspector(tmp_path / "inspector.pt", reference=reference)
-    module, about = bundle.read(model)
-    desk = Desk(module, about, Verdicts(tmp_path / "verdicts.sqlite", CLASSES), torch.device("cpu"), Limits(images=200))
+    desk = open_desk(write_inspector(tmp_path / "inspector.pt", reference=reference), Limits(max_images=200))
     with open_client(build_app(desk)) as client:
 
         def send(level: float, **params: float) -> str | None:
@@ -386,7 +383,7 @@ def test_a_window_of_other_images_is_said_until_one_is_as_before(tmp_path: Path)
             return client.get("/v1/model").json()["drift"]
 
         assert send(90) is None
-        assert send(45, gate=0.3) is None  # what if: not the operating point
+        assert send(45, gate=0.3) is None  # not at the operating point: not watched
         sentence = send(45)
         assert sentence is not None
         assert "images are darker" in sentence
@@ -394,16 +391,16 @@ def test_a_window_of_other_images_is_said_until_one_is_as_before(tmp_path: Path)
         assert send(90) is None
 
 
-def test_verdicts_about_other_classes_are_refused(tmp_path: Path) -> None:
-    """Else tomorrow's labels would be of other classes than the inspector meant."""
+def test_a_file_with_verdicts_on_other_classes_is_refused(tmp_path: Path) -> None:
+    """Labels written from it would have other classes than the inspector meant."""
     path = tmp_path / "verdicts.sqlite"
-    Verdicts(path, ["other"]).close()  # nothing was said yet
+    Verdicts(path, ["other"]).close()  # no verdicts yet, so other classes may take over
     kept = Verdicts(path, CLASSES)
-    said = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {"scale": "1 2"}}
-    kept.save("0" * 64, VerdictQuestion.model_validate(said))
+    verdict = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {"scale": "1 2"}}
+    kept.save("0" * 64, VerdictQuestion.model_validate(verdict))
     kept.close()
-    with pytest.raises(InputError, match="about the classes scale, scratch, but this model knows scratch, scale"):
+    with pytest.raises(InputError, match=r"classes scale, scratch, but .* scratch, scale; .*--verdicts"):
         Verdicts(path, CLASSES[::-1])
     again = Verdicts(path, CLASSES)
-    assert "a.png" in again.write_csv()
+    assert "a.png" in again.format_csv()
     again.close()
