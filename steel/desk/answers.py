@@ -1,5 +1,6 @@
 """Request and response bodies as pydantic models; their descriptions are the text of the OpenAPI schema."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -86,19 +87,14 @@ class ModelAnswer(BaseModel):
     gate: float = Field(description="Lowest gate probability at which an image is defective.", examples=[0.5])
     operating_point: dict[str, Any] = Field(description="All thresholds and smallest areas.")
     tuned: dict[str, Any] | None = Field(
-        description="How `steel tune` chose the operating point: its aim, the images it used, and the performance "
-        "expected on new images. Null if the operating point was not tuned."
+        description="How `steel tune` chose the operating point, and the performance it expects; null if not tuned."
     )
     versions: dict[str, str | None] = Field(
         description="Packages that exported the model.", examples=[{"torch": "2.11.0"}]
     )
     service: str = Field(description="Version of the service.", examples=["0.1.0"])
     mm_per_pixel: float | None
-    drift: str | None = Field(
-        default=None,
-        description="How the latest images differ from the images that the thresholds were chosen on, and what to do. "
-        "Null if no drift was found.",
-    )
+    drift: str | None = Field(default=None, description="How the latest images differ from the reference, if they do.")
 
 
 class VerdictQuestion(BaseModel):
@@ -139,13 +135,7 @@ class Shift(BaseModel):
 
 
 def describe_model(about: About, thresholds: Thresholds, mm_per_pixel: float | None) -> ModelAnswer:
-    """Return the description of a model.
-
-    Args:
-        about: Metadata of the exported file.
-        thresholds: Thresholds of its operating point.
-        mm_per_pixel: Side of a pixel in mm; None if unknown.
-    """
+    """Return the description of a model; `mm_per_pixel` is None if the size of a pixel is unknown."""
     return ModelAnswer(
         classes=[
             ClassAnswer(name=name, colour=overlays.name_colour(c), label=label)
@@ -161,13 +151,13 @@ def describe_model(about: About, thresholds: Thresholds, mm_per_pixel: float | N
 
 
 def describe_decision(
-    name: str, digest: str, decision: Decision, *, gate: float, classes: Sequence[str], mm_per_pixel: float | None
+    name: str, data: bytes, decision: Decision, gate: float, *, classes: Sequence[str], mm_per_pixel: float | None
 ) -> ImageAnswer:
     """Return the answer for one image.
 
     Args:
         name: Name that the client gave the image.
-        digest: SHA-256 of the image file, in hexadecimal.
+        data: Content of the image file.
         decision: The decision.
         gate: Gate used for this request.
         classes: Names of the C classes.
@@ -184,7 +174,7 @@ def describe_decision(
     height, width = decision.masks.shape[1:]
     return ImageAnswer(
         name=name,
-        digest=digest,
+        digest=hashlib.sha256(data).hexdigest(),
         size=(height, width),
         gate_probability=decision.gate_probability,
         class_probabilities=dict(zip(classes, decision.class_probabilities.tolist(), strict=True)),

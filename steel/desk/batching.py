@@ -6,7 +6,6 @@ One thread runs the inspector, so that thresholds set for one request never affe
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ class Thresholds(NamedTuple):
     label: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     image: NDArray[np.uint8]
     thresholds: Thresholds
@@ -61,20 +60,14 @@ class Batcher:
     """
 
     def __init__(
-        self,
-        module: torch.nn.Module,
-        *,
-        device: torch.device,
-        batch_size: int = 8,
-        max_wait: float = 0.005,
-        queue_size: int = 64,
+        self, module: torch.nn.Module, *, device: torch.device, batch_size: int, max_wait: float, queue_size: int
     ) -> None:
         self._module, self._device = module, device
         self._batch_size, self._max_wait, self._queue_size = batch_size, max_wait, queue_size
         self.on_batch: Callable[[int], None] = lambda num_images: None
         self.thresholds = Thresholds(float(module.gate), tuple(module.label.tolist()))  # type: ignore[arg-type, operator]
         self._module_thresholds = self.thresholds
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
         self.num_reserved = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -104,15 +97,13 @@ class Batcher:
                 self.num_reserved -= num_images
 
     def submit(self, image: NDArray[np.uint8], thresholds: Thresholds | None = None) -> "Future[Decision]":
-        """Queue an image for which a place is reserved.
+        """Queue an image for which a place is reserved, and return the future of its decision or InspectorError.
+
+        If the future is cancelled before its batch starts, the image is skipped.
 
         Args:
             image: uint8 `(H, W)`.
             thresholds: Thresholds for this image; None for the operating point.
-
-        Returns:
-            Future of the decision. It raises InspectorError if the inspector cannot decide. A future that is
-            cancelled before its batch starts is skipped.
 
         Raises:
             QueueFullError: The batcher is closed.
@@ -151,8 +142,7 @@ class Batcher:
                 timeout=max(0.0, first.submitted_at + self._max_wait - time.monotonic()),
             )
             batch = [job for job in self._jobs if job.key == first.key][: self._batch_size]
-            taken = set(map(id, batch))
-            self._jobs = deque(job for job in self._jobs if id(job) not in taken)
+            self._jobs = [job for job in self._jobs if job not in batch]
             return batch
 
     def _resolve(self, jobs: list[_Job]) -> None:
@@ -163,11 +153,9 @@ class Batcher:
             if len(jobs) > 1:
                 for job in jobs:
                     self._resolve([job])
-            else:
-                _log.exception("the inspector failed on an image of %s x %s pixels", *jobs[0].image.shape[::-1])
-                failure = InspectorError("the inspector failed on this image; try again or check the service log")
-                jobs[0].future.set_exception(failure)
-            return
+                return
+            _log.exception("the inspector failed on an image of %s x %s pixels", *jobs[0].image.shape[::-1])
+            decisions = [InputError("the inspector failed on this image; try again, or check the log of the service")]
         for job, decision in zip(jobs, decisions, strict=True):
             if isinstance(decision, InputError):
                 job.future.set_exception(InspectorError(str(decision)))

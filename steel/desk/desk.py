@@ -1,7 +1,7 @@
 """The inspection desk without HTTP: the inspector with its queue, the verdicts, and drift detection."""
 
 import asyncio
-import hashlib
+import functools
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,7 +48,6 @@ class Upload(NamedTuple):
 class Inspected(NamedTuple):
     """An inspected image: grey, uint8 `(H, W)`, with the decision and the answer for the client."""
 
-    upload: Upload
     image: NDArray[np.uint8]
     decision: Decision
     answer: ImageAnswer
@@ -76,7 +75,7 @@ class Desk:
         self.classes = list(about.classes)
         self.metrics = Metrics(lambda: batcher.num_reserved)
         batcher.on_batch = self.metrics.batches.observe
-        self._mm_per_pixel = mm_per_pixel
+        self._describe = functools.partial(describe_decision, classes=self.classes, mm_per_pixel=mm_per_pixel)
         self._model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
         self._window = Window(about.reference, about.classes) if about.reference else None
 
@@ -92,20 +91,14 @@ class Desk:
         self.verdicts.close()
 
     def choose_thresholds(self, gate: float | None, label: Sequence[float]) -> Thresholds:
-        """Return the thresholds of the operating point, overridden by those of a request.
-
-        Args:
-            gate: Gate, or None for that of the operating point.
-            label: C label thresholds, or empty for those of the operating point.
+        """Return the thresholds of a request; those that are None or empty are taken from the operating point.
 
         Raises:
             InvalidRequestError: The number of label thresholds is not C.
         """
         tuned = self.batcher.thresholds
         if label and len(label) != len(self.classes):
-            raise InvalidRequestError(
-                f"label must be given once for each of the {len(self.classes)} classes, got {len(label)} values"
-            )
+            raise InvalidRequestError(f"label must have {len(self.classes)} values, one per class, got {len(label)}")
         return Thresholds(tuned.gate if gate is None else gate, tuple(label) or tuned.label)
 
     async def inspect(self, uploads: Sequence[Upload], thresholds: Thresholds) -> list[Inspected | DeskError]:
@@ -129,16 +122,10 @@ class Desk:
             decision = await asyncio.wrap_future(self.batcher.submit(image, thresholds))
         except InspectorError as error:
             return error
-        answer = await asyncio.to_thread(self._describe, upload, decision, thresholds.gate)
+        answer = await asyncio.to_thread(self._describe, *upload, decision, thresholds.gate)
         if thresholds == self.batcher.thresholds:
             self._record(image, decision, answer.defective)
-        return Inspected(upload, image, decision, answer)
-
-    def _describe(self, upload: Upload, decision: Decision, gate: float) -> ImageAnswer:
-        digest = hashlib.sha256(upload.data).hexdigest()
-        return describe_decision(
-            upload.name, digest, decision, gate=gate, classes=self.classes, mm_per_pixel=self._mm_per_pixel
-        )
+        return Inspected(image, decision, answer)
 
     def _record(self, image: NDArray[np.uint8], decision: Decision, is_defective: bool) -> None:
         """Count a decision at the operating point and check for drift; decisions at other thresholds do not count."""

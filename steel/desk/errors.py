@@ -25,7 +25,7 @@ class QueueFullError(DeskError):
     """No places are left in the queue, or the service is stopping."""
 
     def __init__(self) -> None:
-        super().__init__("the queue is full; try again in a second")
+        super().__init__("the queue is full or the service is stopping; try again in a second")
 
 
 class InspectorError(DeskError):

@@ -28,22 +28,21 @@ _SECURITY_HEADERS = {
 
 
 class Guard:
-    """ASGI application that checks each request before it passes it to another application."""
+    """ASGI application that checks each request before it passes it to another application.
+
+    Args:
+        app: The application to protect.
+        token: Token that clients must send as `Authorization: Bearer`; None to require none.
+        is_local: Accept only requests whose Host is 127.0.0.1 or localhost. This keeps out web pages of other hosts,
+            which may point their own name to 127.0.0.1 (DNS rebinding).
+        max_bytes: Largest size of a request body.
+        timeout: Seconds within which the whole body must arrive.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str | None, is_local: bool, max_bytes: int, timeout: float) -> None:
-        """Wrap an application.
-
-        Args:
-            app: The application to protect.
-            token: Token that clients must send as `Authorization: Bearer`; None to require none.
-            is_local: Accept only requests whose Host is a name of this machine. This keeps web pages of other hosts
-                out, which may point their own name to 127.0.0.1 (DNS rebinding).
-            max_bytes: Largest size of a request body.
-            timeout: Seconds within which the whole body must arrive.
-        """
-        self._app = app
+        self._app, self._is_local, self._max_bytes, self._timeout = app, is_local, max_bytes, timeout
         self._token = None if token is None else token.encode()
-        self._is_local, self._max_bytes, self._timeout = is_local, max_bytes, timeout
+        self._too_large = 413, f"request body must have at most {max_bytes:,} bytes; send fewer images per request"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
@@ -71,21 +70,12 @@ class Guard:
         if headers.get(b"sec-fetch-site") == b"cross-site":
             return 403, "requests from pages of other sites are refused; open the page of this service"
         is_public = path in _PUBLIC_PATHS or path.startswith(_PAGE)
-        if self._token is not None and not is_public and not self._has_token(headers.get(b"authorization", b"")):
+        if self._token is not None and not is_public and not _has_token(headers, self._token):
             return 401, "a valid token is required as `Authorization: Bearer TOKEN`; ask your administrator for it"
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:19]) > self._max_bytes:
             return self._too_large
         return None
-
-    def _has_token(self, authorization: bytes) -> bool:
-        scheme, _, token = authorization.partition(b" ")
-        assert self._token is not None
-        return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
-
-    @property
-    def _too_large(self) -> tuple[int, str]:
-        return 413, f"request body must have at most {self._max_bytes:,} bytes; send fewer images per request"
 
     def _limit_body(self, receive: Receive) -> Receive:
         """Wrap `receive` so that it raises on a body that is too large or too slow."""
@@ -109,6 +99,11 @@ class Guard:
             return message
 
         return receive_limited
+
+
+def _has_token(headers: dict[bytes, bytes], expected: bytes) -> bool:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return hmac.compare_digest(token.strip(), expected) and scheme.lower() == b"bearer"
 
 
 def _add_headers(send: Send) -> Send:

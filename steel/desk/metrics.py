@@ -23,18 +23,13 @@ class Metrics:
     def __init__(self, num_queued: Callable[[], int]) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter("steel_requests", "Requests answered.", ["path", "status"], registry=registry)
-        self._seconds = Histogram(
-            "steel_request_seconds", "Seconds from the headers of a request to its answer.", ["path"], registry=registry
-        )
+        self._seconds = Histogram("steel_request_seconds", "Seconds per request.", ["path"], registry=registry)
         self.images = Counter("steel_images", "Images by decision.", ["decision"], registry=registry)
         for decision in ("clean", "defective", "refused"):
             self.images.labels(decision)  # export zeros instead of omitting the series
-        self.drifts = Counter(
-            "steel_drift_warnings", "Windows of images that differ from the reference.", registry=registry
-        )
-        self.batches = Histogram(
-            "steel_batch_images", "Images per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
-        )
+        self.drifts = Counter("steel_drift_warnings", "Windows that differ from the reference.", registry=registry)
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batches = Histogram("steel_batch_images", "Images per batch.", buckets=sizes, registry=registry)
         queue = Gauge("steel_queue_images", "Images waiting or being inspected.", registry=registry)
         queue.set_function(num_queued)
 

@@ -68,16 +68,12 @@ def serve(
     """
     require_at_least(1, batch_size=batch_size, max_images=max_images)
     require_at_least(max_images, queue=queue)
-    _require_positive(
-        max_megabytes=max_megabytes, max_megapixels=max_megapixels, timeout=timeout, mm_per_pixel=mm_per_pixel
-    )
+    _require_positive(max_megabytes=max_megabytes, max_megapixels=max_megapixels)
+    _require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
     token = os.environ.get("STEEL_TOKEN") or None
     is_loopback = _is_loopback(host)
     if not (is_loopback or token or insecure):
-        raise InputError(
-            f"anyone who can reach {host} could use the service; set the environment variable STEEL_TOKEN to a secret, "
-            f"or give --insecure"
-        )
+        raise InputError(f"anyone could use the service at {host}; set the variable STEEL_TOKEN or give --insecure")
     torch_device = choose_device(device)
     prepare_process(torch_device)
     module, about = bundle.read(model, torch_device)
@@ -136,6 +132,4 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}, port {port} ({error.strerror}); choose another --host or --port"
-        ) from error
+        raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from error

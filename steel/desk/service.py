@@ -44,7 +44,6 @@ _STATUS_TEXTS = {
     422: "A value is invalid or an image is damaged.",
     503: "The service cannot answer at present; try again after `Retry-After` seconds.",
 }
-_RETRY = {"Retry-After": "1"}
 _MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 _BINARY = {"type": "string", "format": "binary"}
 _IMAGES = {"images": {"type": "array", "items": _BINARY, "minItems": 1}}
@@ -68,7 +67,7 @@ If it answers 503, wait for the number of seconds in Retry-After and try again.
 """
 
 
-def _list_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     every = (401, 403, 421, *statuses)
     return {status: {"model": answers.Problem, "description": _STATUS_TEXTS[status]} for status in every}
 
@@ -85,8 +84,8 @@ async def _read_uploads(request: Request, name: str, max_images: int) -> list[Up
 
 
 def _draw(inspected: Inspected, classes: Sequence[str]) -> Response:
-    name, answer = inspected.upload.name, inspected.answer
-    picture = draw_decision(name, inspected.image, inspected.decision, classes=classes, defective=answer.defective)
+    image, decision, answer = inspected
+    picture = draw_decision(answer.name, image, decision, classes=classes, defective=answer.defective)
     png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     return Response(png, media_type="image/png")
 
@@ -105,14 +104,12 @@ def _route_inspection(desk: Desk) -> APIRouter:
         "/inspect",
         summary="Inspect one or more images",
         response_model=answers.InspectionAnswer,
-        responses={200: success, **_list_problems(400, 408, 413, 415, 422, 503)},
+        responses={200: success, **_problems(400, 408, 413, 415, 422, 503)},
         openapi_extra={"requestBody": _BODY},
     )
     async def inspect(
         request: Request,
-        overlay: Annotated[
-            str | None, Query(pattern="^png$", description="`png` to get a picture with the masks; for one image only.")
-        ] = None,
+        overlay: Annotated[str | None, Query(pattern="^png$", description="`png` to draw a single image.")] = None,
         gate: Annotated[float | None, Query(ge=0, le=1, description="Gate to use instead of the model's.")] = None,
         label: Annotated[
             list[answers.Probability],
@@ -125,9 +122,7 @@ def _route_inspection(desk: Desk) -> APIRouter:
             places.enter_context(desk.batcher.reserve(1))  # before the body is read into memory
             uploads = await _read_uploads(request, name, desk.limits.max_images)
             if overlay and len(uploads) > 1:
-                raise errors.InvalidRequestError(
-                    f"overlay=png requires one image, got {len(uploads)}; send one per request"
-                )
+                raise errors.InvalidRequestError(f"overlay=png draws a single image, got {len(uploads)}; send only one")
             places.enter_context(desk.batcher.reserve(len(uploads) - 1))
             async with asyncio.timeout(desk.limits.timeout):
                 results = await desk.inspect(uploads, thresholds)
@@ -135,7 +130,7 @@ def _route_inspection(desk: Desk) -> APIRouter:
                 return await asyncio.to_thread(_draw, results[0], desk.classes)
             return answers.InspectionAnswer(images=list(map(_describe, uploads, results)))
 
-    @router.get("/model", summary="Describe the model and its operating point", responses=_list_problems())
+    @router.get("/model", summary="Describe the model and its operating point", responses=_problems())
     def model() -> answers.ModelAnswer:
         return desk.model
 
@@ -146,21 +141,19 @@ def _route_verdicts(desk: Desk) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["verdicts"])
 
     def describe_file(media_type: str) -> dict[str, Any]:
-        return {"response_class": Response, "responses": {200: {"content": {media_type: {}}}, **_list_problems(503)}}
+        return {"response_class": Response, "responses": {200: {"content": {media_type: {}}}, **_problems(503)}}
 
-    @router.get("/verdicts", summary="List the verdicts of the last hours", responses=_list_problems(422, 503))
+    @router.get("/verdicts", summary="List the verdicts of the last hours", responses=_problems(422, 503))
     def list_verdicts(hours: Annotated[float, Query(gt=0, le=24 * 366)] = 8) -> answers.Shift:
         return desk.verdicts.list_since(datetime.now(UTC) - timedelta(hours=hours))
 
-    save_problems = _list_problems(400, 408, 409, 413, 422, 503)
-
-    @router.put("/verdicts/{digest}", summary="Save the verdict on an image", responses=save_problems)
+    @router.put("/verdicts/{digest}", summary="Save a verdict", responses=_problems(400, 408, 409, 413, 422, 503))
     def save(digest: answers.Digest, question: answers.VerdictQuestion) -> answers.VerdictAnswer:
         return desk.verdicts.save(digest, question)
 
-    delete_problems = _list_problems(404, 422, 503)
-
-    @router.delete("/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=delete_problems)
+    @router.delete(
+        "/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=_problems(404, 422, 503)
+    )
     def delete(digest: answers.Digest) -> None:
         if not desk.verdicts.delete(digest):
             raise HTTPException(404, "there is no verdict for this image")
@@ -207,7 +200,7 @@ def _route_operation(desk: Desk) -> APIRouter:
     @router.get("/readyz", summary="Check that images are accepted", responses={503: {"model": answers.Problem}})
     def readyz() -> dict[str, str]:
         if not desk.batcher.is_ready:
-            raise HTTPException(503, "the queue is full or the service is stopping", _RETRY)
+            raise errors.QueueFullError
         return {"status": "ready"}
 
     @router.get("/metrics", summary="Read the metrics in Prometheus format", response_class=Response)
@@ -223,7 +216,7 @@ def _add_error_handlers(app: FastAPI, timeout: float) -> None:
     def add(kind: type[Exception], describe: Callable[[Any], tuple[int, str]]) -> None:
         def answer(request: Request, error: Exception) -> JSONResponse:
             status, sentence = describe(error)
-            return JSONResponse({"detail": sentence}, status, _RETRY if status == 503 else None)
+            return JSONResponse({"detail": sentence}, status, {"Retry-After": "1"} if status == 503 else None)
 
         app.add_exception_handler(kind, answer)
 
@@ -240,13 +233,7 @@ def _describe_invalid(error: RequestValidationError) -> str:
 
 
 def build_app(desk: Desk, token: str | None = None, is_local: bool = True) -> ASGIApp:
-    """Return the service as an ASGI application.
-
-    Args:
-        desk: The desk to serve; closed when the application shuts down.
-        token: See `Guard`.
-        is_local: See `Guard`.
-    """
+    """Return the service as an ASGI application, which closes the desk at shutdown; for the options see `Guard`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -267,7 +254,7 @@ def build_app(desk: Desk, token: str | None = None, is_local: bool = True) -> AS
         app.include_router(router, dependencies=[Depends(bearer)])
     app.include_router(_route_pages())
     app.include_router(_route_operation(desk))
-    limits = desk.limits
-    _add_error_handlers(app, limits.timeout)
-    guard = Guard(app, token=token, is_local=is_local, max_bytes=limits.max_bytes, timeout=limits.timeout)
+    max_bytes, timeout = desk.limits.max_bytes, desk.limits.timeout
+    _add_error_handlers(app, timeout)
+    guard = Guard(app, token=token, is_local=is_local, max_bytes=max_bytes, timeout=timeout)
     return desk.metrics.watch(guard)

@@ -7,18 +7,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from steel.data.images import decode_grey
-from steel.desk.errors import ImageTooLargeError, InvalidRequestError, UnsupportedImageError
+from steel.desk.errors import DeskError, ImageTooLargeError, InvalidRequestError, UnsupportedImageError
 from steel.errors import InputError
 
 # First bytes of the accepted formats. OpenCV could decode many more, but each decoder is one more to attack.
-_SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-}
-_REMEDY = "send it again or leave it out"
+_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
 def read_upload(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -40,28 +33,26 @@ def read_upload(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if kind is None:
         found = "another format" if data else "an empty file"
         raise UnsupportedImageError(f"image must be a JPEG, PNG, BMP or TIFF, got {found}; convert it first")
-    height, width = _read_size(data, kind, max_pixels)
-    if height * width > max_pixels:
-        raise ImageTooLargeError(f"image must have at most {max_pixels:,} pixels, got {width:,} x {height:,}; crop it")
     try:
-        image = decode_grey(data, "the image")
-    except InputError as error:
-        raise InvalidRequestError(str(error)) from error
-    except Exception as error:  # malformed data can raise anything
-        raise InvalidRequestError(f"the {kind} image is damaged; {_REMEDY}") from error
-    if image.shape != (height, width):
-        raise InvalidRequestError(f"the {kind} image does not have the size stated in its header; {_REMEDY}")
-    return image
-
-
-def _read_size(data: bytes, kind: str, max_pixels: int) -> tuple[int, int]:
-    try:
-        with Image.open(BytesIO(data), formats=(kind,)) as image:
-            size = image.height, image.width
+        return _decode(data, kind, max_pixels)
+    except DeskError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLargeError(f"image must have at most {max_pixels:,} pixels, got far more; crop it") from error
+    except InputError as error:
+        raise InvalidRequestError(str(error)) from error
     except Exception as error:  # Pillow raises a dozen types of exception on malformed data
-        raise InvalidRequestError(f"the header of the {kind} image cannot be read; {_REMEDY}") from error
-    if 0 in size:
+        raise InvalidRequestError(f"the {kind} image is damaged; send it again or leave it out") from error
+
+
+def _decode(data: bytes, kind: str, max_pixels: int) -> NDArray[np.uint8]:
+    with Image.open(BytesIO(data), formats=(kind,)) as header:
+        width, height = header.size
+    if height * width > max_pixels:
+        raise ImageTooLargeError(f"image must have at most {max_pixels:,} pixels, got {width:,} x {height:,}; crop it")
+    if height * width == 0:
         raise InvalidRequestError(f"the {kind} image has no pixels; leave it out")
-    return size
+    image = decode_grey(data, "the image")
+    if image.shape != (height, width):
+        raise InvalidRequestError(f"the {kind} image is not {width} x {height} as its header states; send it again")
+    return image

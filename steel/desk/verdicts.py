@@ -25,14 +25,8 @@ from steel.errors import InputError
 _APPLICATION_ID = 0x57EE1
 _TABLE = """
 CREATE TABLE IF NOT EXISTS verdicts (
-    digest TEXT PRIMARY KEY,
-    image TEXT NOT NULL UNIQUE,
-    verdict TEXT NOT NULL,
-    class TEXT,
-    defective INTEGER NOT NULL,
-    inspector TEXT NOT NULL,
-    at TEXT NOT NULL,
-    codes TEXT NOT NULL
+    digest TEXT PRIMARY KEY, image TEXT NOT NULL UNIQUE, verdict TEXT NOT NULL, class TEXT,
+    defective INTEGER NOT NULL, inspector TEXT NOT NULL, at TEXT NOT NULL, codes TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
 CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
@@ -63,9 +57,7 @@ class Verdicts:
         try:
             self._open(Path(path))
         except sqlite3.Error as error:
-            raise InputError(
-                f"cannot open {path} as a verdicts file ({error}); give --verdicts a new file in an existing folder"
-            ) from error
+            raise InputError(f"cannot use {path} for verdicts ({error}); give another file with --verdicts") from error
 
     def _open(self, path: Path) -> None:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -104,11 +96,7 @@ class Verdicts:
             self._db.close()
 
     def save(self, digest: str, question: VerdictQuestion) -> VerdictAnswer:
-        """Save a verdict; it replaces an earlier verdict on the same image.
-
-        Args:
-            digest: SHA-256 of the image file, in hexadecimal.
-            question: The verdict.
+        """Save a verdict; it replaces an earlier verdict on the image with the same digest.
 
         Raises:
             InvalidRequestError: A class is unknown, or a code is invalid for the size of the image.
@@ -122,9 +110,7 @@ class Verdicts:
             with self._lock:
                 self._db.execute(_UPSERT, row)
         except sqlite3.IntegrityError as error:
-            raise NameTakenError(
-                f"another image named {question.image} has a verdict, and labels identify images by name; rename one"
-            ) from error
+            raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them") from error
         return VerdictAnswer.model_validate(row)
 
     def delete(self, digest: str) -> bool:
@@ -133,18 +119,12 @@ class Verdicts:
             return self._db.execute("DELETE FROM verdicts WHERE digest = ?", (digest,)).rowcount > 0
 
     def list_since(self, start: datetime) -> Shift:
-        """Return the verdicts saved since a time, newest first.
-
-        Args:
-            start: A time with a time zone.
-        """
+        """Return the verdicts saved since `start`, a time with a time zone; newest first."""
         since = start.astimezone(UTC).isoformat(timespec="seconds")
         query = "SELECT *, class AS class_name FROM verdicts WHERE at >= ? ORDER BY at DESC, image"
         verdicts = [VerdictAnswer.model_validate(dict(row)) for row in self._select(query, since)]
-        counts: dict[Verdict, int] = dict.fromkeys(get_args(Verdict), 0)
-        for verdict in verdicts:
-            counts[verdict.verdict] += 1
-        return Shift(counts=counts, verdicts=verdicts)
+        kinds = [verdict.verdict for verdict in verdicts]
+        return Shift(counts={kind: kinds.count(kind) for kind in get_args(Verdict)}, verdicts=verdicts)
 
     def format_csv(self) -> str:
         """Return all verdicts as CSV with the columns image, defective, verdict, class, inspector, at and digest."""
@@ -158,12 +138,14 @@ class Verdicts:
         query = "SELECT image, verdict, class, defective, codes FROM verdicts ORDER BY image"
         for image, verdict, name, is_defective, stored in self._select(query):
             c = self._classes.index(name) if name in self._classes else None
-            found = json.loads(stored)
+            found: list[str] = json.loads(stored)
             # A confirmed defect without a mask is not a clean image.
             if verdict == "missed" or (verdict == "agree" and is_defective and not any(found)):
                 to_label.append((image, "" if c is None else c + 1))
-            else:
-                codes += list_codes(image, _clear(found, c) if verdict == "false_alarm" else found, "old")
+                continue
+            if verdict == "false_alarm":  # remove the code of class c, or all codes if no class is given
+                found = ["" if c is None or i == c else code for i, code in enumerate(found)]
+            codes += list_codes(image, found, "old")
         classes = [("ClassId", "name"), *enumerate(self._classes, 1)]
         file = BytesIO()
         with ZipFile(file, "w", ZIP_DEFLATED) as archive:
@@ -188,11 +170,6 @@ class Verdicts:
                 raise InvalidRequestError(f"code of class {name}: {error}") from error
             if fault:
                 raise InvalidRequestError(f"code of class {name}: {fault.text}; send the code returned by /v1/inspect")
-
-
-def _clear(codes: list[str], c: int | None) -> list[str]:
-    """Return the codes with that of class `c` removed, or with all removed if `c` is None."""
-    return ["" if c is None or i == c else code for i, code in enumerate(codes)]
 
 
 def _format_table(rows: Iterable[Sequence[Any]]) -> str:

@@ -80,7 +80,7 @@ def build_desk(folder: Path, gate: type[nn.Module] = MeanGate, limits: Limits = 
 def open_desk(path: Path, limits: Limits = LIMITS, *, mm_per_pixel: float | None = None, queue_size: int = 64) -> Desk:
     """Return a desk with an exported inspector, and the verdicts in the same folder."""
     module, about = bundle.read(path)
-    batcher = Batcher(module, device=torch.device("cpu"), queue_size=queue_size)
+    batcher = Batcher(module, device=torch.device("cpu"), batch_size=8, max_wait=0.005, queue_size=queue_size)
     return Desk(batcher, about, Verdicts(path.parent / "verdicts.sqlite", CLASSES), limits, mm_per_pixel=mm_per_pixel)
 
 

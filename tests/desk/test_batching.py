@@ -48,7 +48,9 @@ def submit(batcher: Batcher, *values: int, size: tuple[int, int] = (2, 3)) -> "l
 
 
 def start(module: Echo, **options: object) -> Batcher:
-    return Batcher(module, device=torch.device("cpu"), **options)
+    return Batcher(
+        module, **{"device": torch.device("cpu"), "batch_size": 8, "max_wait": 0.005, "queue_size": 64} | options
+    )
 
 
 def test_images_of_one_size_share_a_batch(module: Echo) -> None:
