@@ -57,7 +57,7 @@ def serve(
         timeout: Seconds within which a request must arrive, and again until its answer.
         queue: Largest number of images waiting or being inspected; further requests are told to try again.
         wait_ms: Longest time in milliseconds that an image waits to share a batch with others.
-        batch_size: Largest number of images per batch.
+        batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
 
     Raises:
@@ -73,7 +73,7 @@ def serve(
     token = os.environ.get("STEEL_TOKEN") or None
     is_loopback = _is_loopback(host)
     if not (is_loopback or token or insecure):
-        raise InputError(f"anyone could use the service at {host}; set the variable STEEL_TOKEN or give --insecure")
+        raise InputError(f"anyone could connect to {host}; set the environment variable STEEL_TOKEN or give --insecure")
     torch_device = choose_device(device)
     prepare_process(torch_device)
     module, about = bundle.read(model, torch_device)
@@ -92,8 +92,8 @@ def serve(
 def build_server(app: ASGIApp, timeout: float) -> uvicorn.Server:
     """Return a uvicorn server with bounded resources and a graceful shutdown.
 
-    Uvicorn has no time limit for the headers of a request. A client that sends them slowly holds one of the 512
-    connections but does not delay other clients; a reverse proxy keeps such clients away.
+    Uvicorn does not limit the time for request headers. A client that sends them slowly holds one of 512 connections
+    but does not delay other clients; a reverse proxy keeps it away.
 
     Args:
         app: Application from `build_app`.

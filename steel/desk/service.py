@@ -98,7 +98,7 @@ def _describe(upload: Upload, result: Inspected | errors.DeskError) -> answers.I
 
 def _route_inspection(desk: Desk) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["inspection"])
-    success = {"description": "The decisions, or with `overlay=png` the overlay.", "content": {"image/png": {}}}
+    success = {"description": "The decisions; with `overlay=png`, a picture.", "content": {"image/png": {}}}
 
     @router.post(
         "/inspect",
@@ -109,7 +109,7 @@ def _route_inspection(desk: Desk) -> APIRouter:
     )
     async def inspect(
         request: Request,
-        overlay: Annotated[str | None, Query(pattern="^png$", description="`png` to draw a single image.")] = None,
+        overlay: Annotated[str | None, Query(pattern="^png$", description="`png`: draw one image's masks.")] = None,
         gate: Annotated[float | None, Query(ge=0, le=1, description="Gate to use instead of the model's.")] = None,
         label: Annotated[
             list[answers.Probability],
@@ -254,7 +254,7 @@ def build_app(desk: Desk, token: str | None = None, is_local: bool = True) -> AS
         app.include_router(router, dependencies=[Depends(bearer)])
     app.include_router(_route_pages())
     app.include_router(_route_operation(desk))
-    max_bytes, timeout = desk.limits.max_bytes, desk.limits.timeout
-    _add_error_handlers(app, timeout)
-    guard = Guard(app, token=token, is_local=is_local, max_bytes=max_bytes, timeout=timeout)
+    limits = desk.limits
+    _add_error_handlers(app, limits.timeout)
+    guard = Guard(app, token=token, is_local=is_local, max_bytes=limits.max_bytes, timeout=limits.timeout)
     return desk.metrics.watch(guard)

@@ -31,8 +31,8 @@ def read_upload(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """
     kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
     if kind is None:
-        found = "another format" if data else "an empty file"
-        raise UnsupportedImageError(f"image must be a JPEG, PNG, BMP or TIFF, got {found}; convert it first")
+        found = "another format; convert it first" if data else "an empty file; send it again"
+        raise UnsupportedImageError(f"image must be a JPEG, PNG, BMP or TIFF, got {found}")
     try:
         return _decode(data, kind, max_pixels)
     except DeskError:
@@ -50,8 +50,6 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> NDArray[np.uint8]:
         width, height = header.size
     if height * width > max_pixels:
         raise ImageTooLargeError(f"image must have at most {max_pixels:,} pixels, got {width:,} x {height:,}; crop it")
-    if height * width == 0:
-        raise InvalidRequestError(f"the {kind} image has no pixels; leave it out")
     image = decode_grey(data, "the image")
     if image.shape != (height, width):
         raise InvalidRequestError(f"the {kind} image is not {width} x {height} as its header states; send it again")
