@@ -1,12 +1,14 @@
 // The inspection desk: adds images, shows decisions, and saves verdicts. This file holds all state.
 
+import { $, make, makeSwatch } from "./dom.js";
+import { decode, drawThumbnail, listFiles } from "./files.js";
+import { makeClassRow, showDefects, showPromises } from "./panels.js";
 import { inspect, request, saveFile } from "./service.js";
 import { buildResults, buildSubmission } from "./tables.js";
 import { Viewer } from "./viewer.js";
 
 const MAX_REQUESTS = 4; // in parallel; the service combines them into batches
 const SHIFT_HOURS = 8;
-const MAX_ROWS = 500; // of the table of defects
 const FILE_NAMES = /\.(jpe?g|png|bmp|tiff?)$/i;
 const LABELS = {
   agree: "agreed", missed: "missed", false_alarm: "false alarm",
@@ -15,18 +17,11 @@ const LABELS = {
 };
 const SIGNS = { defective: "●", unclear: "◐", clean: "○", unreadable: "×", waiting: "…" };
 
-const $ = (selector) => document.querySelector(selector);
 const viewer = new Viewer($("#picture"));
 const images = []; // { file, row, answer, error, whatIf: the answer at other thresholds }
 const waiting = [];
 const verdicts = new Map(); // by the digest of the image file
 let model, thresholds, selected = null, filter = "all", numWorkers = 0, numWhatIfs = 0;
-
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
 
 const showMessage = (text) => { $("#message").textContent = text; };
 const showErrors = (work) => work().catch((error) => showMessage(error.message));
@@ -51,19 +46,6 @@ function resetThresholds() {
 }
 
 // ---- adding and inspecting images
-
-async function listFiles(entry) {
-  if (entry instanceof File) return [entry];
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-  const reader = entry.createReader();
-  const files = [];
-  for (;;) {
-    // A reader returns at most 100 entries per call.
-    const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!entries.length) return files;
-    for (const inner of entries) files.push(...(await listFiles(inner)));
-  }
-}
 
 async function addFiles(files) {
   files = [...files]; // a copy: the list of an input is emptied together with the input
@@ -92,7 +74,7 @@ async function inspectWaiting() {
   numWorkers++;
   for (let image; (image = waiting.shift());) {
     await Promise.all([inspect(image.file).then((answer) => { image.answer = answer; })
-      .catch((error) => { image.error = error.message; }), drawThumbnail(image)]);
+      .catch((error) => { image.error = error.message; }), drawThumbnail(image.file, image.row.firstChild)]);
     showThumbnail(image);
     showCounts();
     if (image === selected) showAnswer();
@@ -105,18 +87,6 @@ async function inspectWaiting() {
 function showDrift({ drift }) {
   $("#drift").hidden = !drift;
   $("#drift").textContent = drift ?? "";
-}
-
-// Ignores the orientation stored by the camera, as the service does.
-const decode = (file, options) => createImageBitmap(file, { imageOrientation: "none", ...options });
-
-async function drawThumbnail({ file, row }) {
-  const bitmap = await decode(file, { resizeWidth: 126, resizeQuality: "medium" }).catch(() => null);
-  if (!bitmap) return; // a TIFF: the service can decode it, but most browsers cannot
-  const canvas = row.firstChild;
-  canvas.height = Math.min(bitmap.height, 126);
-  canvas.getContext("2d").drawImage(bitmap, 0, 0);
-  bitmap.close();
 }
 
 // ---- all images
@@ -186,7 +156,7 @@ function showAnswer() {
     ? `${SIGNS[decision]} ${LABELS[decision]}, probability ${selected.answer.gate_probability.toFixed(2)}`
     : "waiting for the result");
   showClasses();
-  showDefects(answer);
+  showDefects(answer?.spots ?? [], model, viewer);
   showVerdict();
   viewer.setMasks(model.classes.map(({ name }) => answer?.codes[name] ?? ""),
     model.classes.map(({ colour }) => colour));
@@ -214,18 +184,6 @@ function makeSlider(value, label, onMove) {
     if (selected) showAnswer();
   });
   return slider;
-}
-
-function makeSwatch(colour) {
-  const swatch = make("span", { className: "swatch" });
-  swatch.style.background = colour;
-  return swatch;
-}
-
-function makeClassRow(properties, toggle, name, slider, value) {
-  return make("tr", properties, make("td", {}, ...toggle), make("td", { className: "name" }, ...name),
-    make("td", {}, make("meter", { min: 0, max: 1 }), " ", make("output")),
-    make("td", {}, slider, " ", make("output")), make("td", { className: "number" }, value.toFixed(2)));
 }
 
 function buildClasses() {
@@ -258,38 +216,6 @@ function showClasses() {
     row.classList.toggle("over", Boolean(isCalled));
   });
   $("#reset-thresholds").hidden = $("#what-if").hidden = !isWhatIf();
-}
-
-function showDefects(answer) {
-  const spots = [...(answer?.spots ?? [])].sort((a, b) => b.area_pixels - a.area_pixels);
-  const inMm = model.mm_per_pixel !== null;
-  $("#defects thead").replaceChildren(make("tr", {}, ...["Class", inMm ? "Area (mm²)" : "Area (pixels)", "Centre (x, y)"]
-    .map((text, i) => make("th", { className: i === 1 ? "number" : "" }, text))));
-  $("#defects tbody").replaceChildren(...spots.slice(0, MAX_ROWS).map((spot) => {
-    const { colour } = model.classes.find(({ name }) => name === spot.class);
-    const area = inMm ? spot.area_mm2.toFixed(1) : spot.area_pixels.toLocaleString("en");
-    const [x, y] = spot.centroid.map(Math.round);
-    const zoom = () => viewer.zoomTo(spot.box);
-    const row = make("tr", { tabIndex: 0, onclick: zoom, title: "Zoom to this spot" },
-      make("td", {}, makeSwatch(colour), spot.class), make("td", { className: "number" }, area),
-      make("td", {}, `${x}, ${y}`));
-    row.addEventListener("keydown", (event) => { if (event.key === "Enter") zoom(); });
-    return row;
-  }));
-  const number = `${spots.length.toLocaleString("en")} spot${spots.length === 1 ? "" : "s"}`;
-  $("#defects-title").textContent = `Defects (${number}${spots.length > MAX_ROWS ? `, the ${MAX_ROWS} largest shown` : ""})`;
-}
-
-function showPromises() {
-  const promises = model.tuned?.promises ?? [];
-  if (!promises.length) {
-    $("#promises div").textContent = "Unknown, because the thresholds were not tuned (see steel tune).";
-    return;
-  }
-  const rows = promises.map(({ name, value, interval }) =>
-    [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
-  $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
-    make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))));
 }
 
 // ---- verdicts
@@ -413,6 +339,6 @@ const opened = showErrors(async () => {
     verdicts.set(verdict.digest, verdict);
   }
   buildClasses();
-  showPromises();
+  showPromises(model);
   showCounts();
 });
