@@ -1,12 +1,11 @@
-"""Images of many clients, decided in common batches: within a bounded wait, and from a bounded queue.
+"""Dynamic batching: images of all clients share batches, with a bounded waiting time and a bounded queue.
 
-One thread owns the inspector, so that a question with thresholds of its own never meets another's.
+One thread runs the inspector, so that thresholds set for one request never affect another.
 """
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steel.desk.errors import InspectorError, QueueFullError
 from steel.errors import InputError
 from steel.inspection.pipeline import Decision, decide_batch
 
@@ -24,125 +24,114 @@ _log = logging.getLogger(__name__)
 
 
 class Thresholds(NamedTuple):
-    """What of an operating point a question may change; see `OperatingPoint`."""
+    """The thresholds that a request may override; see `OperatingPoint`."""
 
     gate: float
     label: tuple[float, ...]
 
 
-class Full(Exception):  # noqa: N818, a state like `queue.Full`
-    """There is no place left in the queue."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     image: NDArray[np.uint8]
     thresholds: Thresholds
     future: "Future[Decision]" = field(default_factory=Future)
-    since: float = field(default_factory=time.monotonic)
+    submitted_at: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> tuple[tuple[int, ...], Thresholds]:
-        """What the images of a batch have in common."""
+        """What all images of a batch must have in common."""
         return self.image.shape, self.thresholds
 
 
 class Batcher:
-    """The queue before an inspector and the thread that works on it."""
+    """An inspector, its queue, and the thread that runs it.
+
+    Args:
+        module: Inspector from `bundle.read`. The batcher changes its thresholds, so nothing else may run it.
+        device: Device of the module.
+        batch_size: Largest number of images per batch.
+        max_wait: Longest time in seconds that an image waits for other images of its size.
+        queue_size: Largest number of images waiting or being inspected.
+
+    Attributes:
+        thresholds: Thresholds of the operating point, rounded to single precision as the module compares them.
+        num_reserved: Number of reserved places in the queue.
+        on_batch: Called with the number of images of every batch.
+    """
 
     def __init__(
-        self,
-        module: torch.nn.Module,
-        device: torch.device,
-        batch_size: int = 8,
-        wait: float = 0.005,
-        num_places: int = 64,
-        on_batch: Callable[[int], None] = lambda num_images: None,
+        self, module: torch.nn.Module, *, device: torch.device, batch_size: int, max_wait: float, queue_size: int
     ) -> None:
-        """Starts the thread.
-
-        Args:
-            module: An inspector as `bundle.read` gives it; from now on its thresholds belong to this.
-            device: Where the module is.
-            batch_size: Images that the networks see at once, at most.
-            wait: Seconds that an image waits for others of its size, at most.
-            num_places: Images that may be on their way at once.
-            on_batch: Told of the size of every batch.
-        """
         self._module, self._device = module, device
-        self._batch_size, self._wait, self._num_places = batch_size, wait, num_places
-        self._on_batch = on_batch
-        # In single precision, as the module compares with them.
+        self._batch_size, self._max_wait, self._queue_size = batch_size, max_wait, queue_size
+        self.on_batch: Callable[[int], None] = lambda num_images: None
         self.thresholds = Thresholds(float(module.gate), tuple(module.label.tolist()))  # type: ignore[arg-type, operator]
-        self._set = self.thresholds
-        self._jobs: deque[_Job] = deque()
-        self._num_reserved = 0
+        self._module_thresholds = self.thresholds
+        self._jobs: list[_Job] = []
+        self.num_reserved = 0
         self._is_closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="inspector", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="inspector", daemon=True)
         self._thread.start()
 
     @property
-    def num_reserved(self) -> int:
-        """Images that are on their way."""
-        return self._num_reserved
-
-    @property
     def is_ready(self) -> bool:
-        """Whether there is someone to work and a place to wait."""
-        return self._thread.is_alive() and not self._is_closed and self._num_reserved < self._num_places
+        """Whether the thread is running and the queue has a free place."""
+        return self._thread.is_alive() and not self._is_closed and self.num_reserved < self._queue_size
 
     @contextmanager
     def reserve(self, num_images: int) -> Iterator[None]:
-        """Holds places in the queue, so that nothing is decoded that could not be decided about.
+        """Reserve places in the queue, so that no image is decoded that could not be queued.
 
         Raises:
-            Full: There are not as many.
+            QueueFullError: Fewer than `num_images` places are free.
         """
         with self._changed:
-            if self._is_closed or self._num_reserved + num_images > self._num_places:
-                raise Full
-            self._num_reserved += num_images
+            if self._is_closed or self.num_reserved + num_images > self._queue_size:
+                raise QueueFullError
+            self.num_reserved += num_images
         try:
             yield
         finally:
             with self._changed:
-                self._num_reserved -= num_images
+                self.num_reserved -= num_images
 
     def submit(self, image: NDArray[np.uint8], thresholds: Thresholds | None = None) -> "Future[Decision]":
-        """Queues an image for which a place is reserved.
+        """Queue an image for which a place is reserved, and return the future of its decision or InspectorError.
+
+        If the future is cancelled before its batch starts, the image is skipped.
 
         Args:
             image: uint8 `(H, W)`.
-            thresholds: Instead of the operating point's.
+            thresholds: Thresholds for this image; None for the operating point.
 
-        Returns:
-            The decision to come, or what the inspector raised. Cancelled ones are not worked on.
+        Raises:
+            QueueFullError: The batcher is closed.
         """
         job = _Job(image, thresholds or self.thresholds)
         with self._changed:
             if self._is_closed:
-                raise Full
+                raise QueueFullError
             self._jobs.append(job)
             self._changed.notify()
         return job.future
 
     def close(self) -> None:
-        """Takes nothing more, and returns when what was taken is done."""
+        """Refuse new images, and block until all queued images are inspected."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
 
-    def _work(self) -> None:
-        while taken := self._take():
-            jobs = [job for job in taken if job.future.set_running_or_notify_cancel()]
+    def _run(self) -> None:
+        while batch := self._take_batch():
+            jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if jobs:
-                self._on_batch(len(jobs))
-                self._settle(jobs)
+                self.on_batch(len(jobs))
+                self._resolve(jobs)
 
-    def _take(self) -> list[_Job]:
-        """The jobs of the next batch, the oldest first; none when this is closed and nothing is left."""
+    def _take_batch(self) -> list[_Job]:
+        """Remove the jobs of the next batch from the queue, oldest first; empty once closed and drained."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._is_closed)
             if not self._jobs:
@@ -150,36 +139,34 @@ class Batcher:
             first = self._jobs[0]
             self._changed.wait_for(
                 lambda: self._is_closed or sum(job.key == first.key for job in self._jobs) >= self._batch_size,
-                timeout=max(0.0, first.since + self._wait - time.monotonic()),
+                timeout=max(0.0, first.submitted_at + self._max_wait - time.monotonic()),
             )
-            taken = [job for job in self._jobs if job.key == first.key][: self._batch_size]
-            chosen = set(map(id, taken))
-            self._jobs = deque(job for job in self._jobs if id(job) not in chosen)
-            return taken
+            batch = [job for job in self._jobs if job.key == first.key][: self._batch_size]
+            self._jobs = [job for job in self._jobs if job not in batch]
+            return batch
 
-    def _settle(self, jobs: list[_Job]) -> None:
+    def _resolve(self, jobs: list[_Job]) -> None:
         try:
             decisions = self._decide(jobs)
-        except Exception as error:
-            # Out of memory, or an image that the networks choke on: its neighbours must not pay for it.
+        except Exception:
+            # Out of memory, or an image that makes the networks fail: retry one by one to spare the other images.
             if len(jobs) > 1:
                 for job in jobs:
-                    self._settle([job])
-            else:
-                _log.exception("the inspector failed on an image of %s x %s pixels", *jobs[0].image.shape[::-1])
-                jobs[0].future.set_exception(error)
-            return
+                    self._resolve([job])
+                return
+            _log.exception("the inspector failed on an image of %s x %s pixels", *jobs[0].image.shape[::-1])
+            decisions = [InputError("the inspector failed on this image; try again, or check the log of the service")]
         for job, decision in zip(jobs, decisions, strict=True):
             if isinstance(decision, InputError):
-                job.future.set_exception(decision)
+                job.future.set_exception(InspectorError(str(decision)))
             else:
                 job.future.set_result(decision)
 
     @torch.inference_mode()
     def _decide(self, jobs: list[_Job]) -> list[Decision | InputError]:
-        wanted = jobs[0].thresholds
-        if wanted != self._set:
-            self._module.gate.fill_(wanted.gate)  # type: ignore[operator]
-            self._module.label.copy_(torch.tensor(wanted.label))  # type: ignore[operator]
-            self._set = wanted
+        thresholds = jobs[0].thresholds
+        if thresholds != self._module_thresholds:
+            self._module.gate.fill_(thresholds.gate)  # type: ignore[operator]
+            self._module.label.copy_(torch.tensor(thresholds.label))  # type: ignore[operator]
+            self._module_thresholds = thresholds
         return decide_batch(self._module, [job.image for job in jobs], self._device)

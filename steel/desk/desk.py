@@ -1,150 +1,135 @@
-"""The inspection desk without HTTP: an inspector, the queue before it, and what is kept of its work."""
+"""The inspection desk without HTTP: the inspector with its queue, the verdicts, and drift detection."""
 
 import asyncio
 import functools
-import hashlib
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from steel.decision.about import About
 from steel.decision.drift import Window
 from steel.desk.answers import ImageAnswer, ModelAnswer, describe_decision, describe_model
-from steel.desk.batching import Batcher, Full, Thresholds
-from steel.desk.guard import Metrics
-from steel.desk.uploads import Refused, read_upload
+from steel.desk.batching import Batcher, Thresholds
+from steel.desk.errors import DeskError, InspectorError, InvalidRequestError
+from steel.desk.metrics import Metrics
+from steel.desk.uploads import read_upload
 from steel.desk.verdicts import Verdicts
-from steel.errors import InputError
 from steel.inspection.pipeline import Decision
 
 _log = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
-    """How much a client may ask for.
+    """Limits of a single request.
 
     Attributes:
-        images: In a request.
-        pixels: Of an image.
-        num_bytes: Of a request.
-        seconds: In which a request has to be here, and then its answer.
+        max_images: Images per request.
+        max_pixels: Pixels per image.
+        max_bytes: Bytes per request.
+        timeout: Seconds within which the request must arrive, and again until its answer.
     """
 
-    images: int = 16
-    pixels: int = 4_000_000
-    num_bytes: int = 32_000_000
-    seconds: float = 30.0
+    max_images: int = 16
+    max_pixels: int = 4_000_000
+    max_bytes: int = 32_000_000
+    timeout: float = 30.0
 
 
 class Upload(NamedTuple):
+    """An image file as a client sent it."""
+
     name: str
     data: bytes
 
 
 class Inspected(NamedTuple):
-    upload: Upload
+    """An inspected image: grey, uint8 `(H, W)`, with the decision and the answer for the client."""
+
     image: NDArray[np.uint8]
     decision: Decision
     answer: ImageAnswer
 
 
 class Desk:
-    """The inspector, its queue and its verdicts: everything but HTTP.
+    """Everything that the service does, apart from HTTP.
 
     Args:
-        module: The inspector, as `bundle.read` gives it.
-        about: Its metadata.
-        verdicts: Where verdicts are kept.
-        device: Where the module is.
-        limits: How much a client may ask for.
-        mm_per_pixel: Length of a pixel's side in mm; None where nobody said.
-        batch_size: As `Batcher` takes it, and so the two that follow.
-        wait: See there.
-        num_places: See there.
+        batcher: The inspector and its queue; closed together with the desk.
+        about: Metadata of the inspector.
+        verdicts: Storage of the verdicts; closed together with the desk.
+        limits: Limits of a single request.
+        mm_per_pixel: Side of a pixel in mm; None if unknown.
+
+    Attributes:
+        classes: Names of the C classes.
+        metrics: Prometheus metrics.
     """
 
     def __init__(
-        self,
-        module: torch.nn.Module,
-        about: About,
-        verdicts: Verdicts,
-        device: torch.device,
-        limits: Limits,
-        mm_per_pixel: float | None = None,
-        batch_size: int = 8,
-        wait: float = 0.005,
-        num_places: int = 64,
+        self, batcher: Batcher, about: About, verdicts: Verdicts, limits: Limits, *, mm_per_pixel: float | None = None
     ) -> None:
+        self.batcher, self.verdicts, self.limits = batcher, verdicts, limits
         self.classes = list(about.classes)
-        self.verdicts, self.limits = verdicts, limits
-        self._mm_per_pixel = mm_per_pixel
-        self.metrics = Metrics(lambda: self.batcher.num_reserved)
-        self.batcher = Batcher(module, device, batch_size, wait, num_places, self.metrics.batches.observe)
+        self.metrics = Metrics(lambda: batcher.num_reserved)
+        batcher.on_batch = self.metrics.batches.observe
+        self._describe = functools.partial(describe_decision, classes=self.classes, mm_per_pixel=mm_per_pixel)
         self._model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
         self._window = Window(about.reference, about.classes) if about.reference else None
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
     @property
     def model(self) -> ModelAnswer:
-        """What the service runs, and whether the images are still those that it was made for."""
+        """Description of the model, with the latest drift warning."""
         drift = self._window.latest if self._window else None
         return self._model.model_copy(update={"drift": drift.sentence if drift else None})
 
     def close(self) -> None:
-        """Finishes what it took."""
+        """Finish the queued images, then close the verdicts."""
         self.batcher.close()
-        self._pool.shutdown()
         self.verdicts.close()
 
-    def choose(self, gate: float | None, label: Sequence[float]) -> Thresholds:
-        """The operating point's thresholds, but for those that are given.
+    def choose_thresholds(self, gate: float | None, label: Sequence[float]) -> Thresholds:
+        """Return the thresholds of a request; those that are None or empty are taken from the operating point.
 
         Raises:
-            Refused: There are not as many labels as classes.
+            InvalidRequestError: The number of label thresholds is not C.
         """
-        promised = self.batcher.thresholds
+        tuned = self.batcher.thresholds
         if label and len(label) != len(self.classes):
-            raise Refused(422, f"label comes once for each of {len(self.classes)} classes, but {len(label)} times here")
-        return Thresholds(promised.gate if gate is None else gate, tuple(label) or promised.label)
+            raise InvalidRequestError(f"label must have {len(self.classes)} values, one per class, got {len(label)}")
+        return Thresholds(tuned.gate if gate is None else gate, tuple(label) or tuned.label)
 
-    async def inspect(self, uploads: Sequence[Upload], thresholds: Thresholds) -> list[Inspected | Refused]:
-        """Decides about images, each on its own: one that is refused takes nothing from the others."""
-        return await asyncio.gather(*(self._inspect(upload, thresholds) for upload in uploads))
+    async def inspect(self, uploads: Sequence[Upload], thresholds: Thresholds) -> list[Inspected | DeskError]:
+        """Inspect images independently of each other; an image that fails yields its error.
 
-    async def _inspect(self, upload: Upload, thresholds: Thresholds) -> Inspected | Refused:
-        run = functools.partial(asyncio.get_running_loop().run_in_executor, self._pool)
+        Raises:
+            DeskError: The first error, if all images fail.
+        """
+        results = await asyncio.gather(*(self._inspect(upload, thresholds) for upload in uploads))
+        if isinstance(results[0], DeskError) and not any(isinstance(result, Inspected) for result in results):
+            raise results[0]
+        return results
+
+    async def _inspect(self, upload: Upload, thresholds: Thresholds) -> Inspected | DeskError:
         try:
-            image = await run(read_upload, upload.data, self.limits.pixels)
-        except Refused as refused:
+            image = await asyncio.to_thread(read_upload, upload.data, self.limits.max_pixels)
+        except DeskError as error:
             self.metrics.images.labels("refused").inc()
-            return refused
+            return error
         try:
             decision = await asyncio.wrap_future(self.batcher.submit(image, thresholds))
-        except Full:
-            raise
-        except InputError as error:
-            return Refused(503, str(error))
-        except Exception:  # whatever the inspector raised has been logged with its traceback
-            return Refused(503, "the inspector failed on this image; ask again, or look into the log of the service")
-        answer = await run(self._describe, upload, decision, thresholds.gate)
-        self._note(image, decision, answer, thresholds)
-        return Inspected(upload, image, decision, answer)
+        except InspectorError as error:
+            return error
+        answer = await asyncio.to_thread(self._describe, *upload, decision, thresholds.gate)
+        if thresholds == self.batcher.thresholds:
+            self._record(image, decision, answer.defective)
+        return Inspected(image, decision, answer)
 
-    def _describe(self, upload: Upload, decision: Decision, gate: float) -> ImageAnswer:
-        digest = hashlib.sha256(upload.data).hexdigest()
-        return describe_decision(upload.name, digest, decision, gate, self.classes, self._mm_per_pixel)
-
-    def _note(self, image: NDArray[np.uint8], decision: Decision, answer: ImageAnswer, thresholds: Thresholds) -> None:
-        """Every decision at the operating point passes here, with its image; what if questions do not count."""
-        if thresholds != self.batcher.thresholds:
-            return
-        self.metrics.images.labels("defective" if answer.defective else "clean").inc()
+    def _record(self, image: NDArray[np.uint8], decision: Decision, is_defective: bool) -> None:
+        """Count a decision at the operating point and check for drift; decisions at other thresholds do not count."""
+        self.metrics.images.labels("defective" if is_defective else "clean").inc()
         if self._window and (drift := self._window.add(image, decision.class_probabilities)) is not None:
             self.metrics.drifts.inc()
             _log.warning(drift.sentence)

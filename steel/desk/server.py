@@ -1,4 +1,4 @@
-"""`steel serve`: the inspection desk as a process of the line's computer."""
+"""`steel serve`: the inspection desk as an HTTP service."""
 
 import os
 import socket
@@ -14,12 +14,12 @@ try:
     import uvicorn
     from starlette.types import ASGIApp
 
+    from steel.desk.batching import Batcher
     from steel.desk.desk import Desk, Limits
-    from steel.desk.guard import build_protocol
     from steel.desk.service import build_app
     from steel.desk.verdicts import Verdicts
 except ModuleNotFoundError as missing:
-    raise InputError(f"serving needs {missing.name}; pip install 'steel-inspector[serve]'") from missing
+    raise InputError(f"steel serve needs {missing.name}; pip install 'steel-inspector[serve]'") from missing
 
 
 def serve(
@@ -39,78 +39,86 @@ def serve(
     batch_size: int = 8,
     device: str = "auto",
 ) -> None:
-    """Serves an exported file over HTTP, with a page for the people at the line.
+    """Serve an exported file over HTTP, with a web page for the inspectors at the line.
 
-    The page is at /, what programs can ask at /docs. Where the environment variable STEEL_TOKEN is set, who asks has to
-    send it. SIGTERM or Ctrl-C stops the service after it has answered what it took.
+    The page is at /, and the documentation of the HTTP API at /docs. If the environment variable STEEL_TOKEN is set,
+    clients must send it. SIGTERM or Ctrl-C stops the service after it has answered all accepted requests.
 
     Args:
-        model: File that `steel export` wrote.
-        host: Address to listen on; any but this machine's own needs STEEL_TOKEN.
-        port: Port to listen on; 0 takes a free one.
+        model: File written by `steel export`.
+        host: Address to listen on; any address other than this machine's own requires STEEL_TOKEN.
+        port: Port to listen on; 0 chooses a free port.
         insecure: Listen on another address without a token.
         mm_per_pixel: Side of a pixel in millimetres, for areas in mm².
-        verdicts: SQLite file for what inspectors say of images; made where it is not there.
-        max_images: Images in one request.
-        max_megabytes: Size of one request.
-        max_megapixels: Size of one image.
-        timeout: Seconds in which a request has to be here, and then its answer.
-        queue: Images that may be on their way at once; beyond that, clients are told to come again.
-        wait_ms: Milliseconds that an image waits for others to share a batch with.
-        batch_size: Images that the networks see at once.
-        device: Where to run: auto, cpu, cuda or cuda:1.
+        verdicts: SQLite file for the inspectors' verdicts; created if it does not exist.
+        max_images: Largest number of images per request.
+        max_megabytes: Largest size of a request.
+        max_megapixels: Largest size of an image.
+        timeout: Seconds within which a request must arrive, and again until its answer.
+        queue: Largest number of images waiting or being inspected; further requests are told to try again.
+        wait_ms: Longest time in milliseconds that an image waits to share a batch with others.
+        batch_size: Number of images that the networks process at once.
+        device: Device to run on: auto, cpu, cuda or cuda:1.
+
+    Raises:
+        InputError: An option is invalid, a file cannot be used, or the address cannot be listened on.
 
     Example:
         steel serve inspector.pt --mm_per_pixel 0.5
     """
     require_at_least(1, batch_size=batch_size, max_images=max_images)
     require_at_least(max_images, queue=queue)
-    for name, value in (("max_megabytes", max_megabytes), ("max_megapixels", max_megapixels), ("timeout", timeout)):
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name} is above 0, but {value} came")
-    if mm_per_pixel is not None and not 0 < mm_per_pixel < float("inf"):
-        raise InputError(f"mm_per_pixel is above 0, but {mm_per_pixel} came")
+    _require_positive(max_megabytes=max_megabytes, max_megapixels=max_megapixels)
+    _require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
     token = os.environ.get("STEEL_TOKEN") or None
-    is_own = _is_own(host)
-    if not (is_own or token or insecure):
-        raise InputError(
-            f"whoever reaches {host} could ask; set the environment variable STEEL_TOKEN to a secret, or say --insecure"
-        )
-    where = choose_device(device)
-    prepare_process(where)
-    module, about = bundle.read(model, where)
+    is_loopback = _is_loopback(host)
+    if not (is_loopback or token or insecure):
+        raise InputError(f"anyone could connect to {host}; set the environment variable STEEL_TOKEN or give --insecure")
+    torch_device = choose_device(device)
+    prepare_process(torch_device)
+    module, about = bundle.read(model, torch_device)
     about = replace(about, classes=tuple(tell_apart(about.classes)))
-    limits = Limits(max_images, int(max_megapixels * 1e6), int(max_megabytes * 1e6), timeout)
-    with _listen(host, port) as listening:
+    with _listen(host, port) as listener:
         kept = Verdicts(verdicts, about.classes)
-        desk = Desk(module, about, kept, where, limits, mm_per_pixel, batch_size, wait_ms / 1000, queue)
-        app = build_app(desk, token, is_local=is_own and token is None and not insecure)
+        batcher = Batcher(module, device=torch_device, batch_size=batch_size, max_wait=wait_ms / 1000, queue_size=queue)
+        limits = Limits(max_images, int(max_megapixels * 1e6), int(max_megabytes * 1e6), timeout)
+        desk = Desk(batcher, about, kept, limits, mm_per_pixel=mm_per_pixel)
+        app = build_app(desk, token, is_local=is_loopback and token is None and not insecure)
         address = f"[{host}]" if ":" in host else host
-        print(f"the inspection desk is at http://{address}:{listening.getsockname()[1]}; Ctrl-C closes it", flush=True)
-        build_server(app, timeout).run(sockets=[listening])
+        print(f"inspection desk at http://{address}:{listener.getsockname()[1]}; press Ctrl-C to stop", flush=True)
+        build_server(app, timeout).run(sockets=[listener])
 
 
 def build_server(app: ASGIApp, timeout: float) -> uvicorn.Server:
-    """Uvicorn, so that it bears slow clients and stops when it has answered.
+    """Return a uvicorn server with bounded resources and a graceful shutdown.
+
+    Uvicorn does not limit the time for request headers. A client that sends them slowly holds one of 512 connections
+    but does not delay other clients; a reverse proxy keeps it away.
 
     Args:
-        app: From `build_app`.
-        timeout: Seconds for the headers of a request; twice that is left for what is being answered at the end.
+        app: Application from `build_app`.
+        timeout: Time limit of a request in seconds; a shutdown waits at most twice that for open requests.
     """
     config = uvicorn.Config(
         app,
-        http=build_protocol(timeout),
+        http="h11",  # httptools does not limit the size of headers
         ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=512,  # below the 1,024 files that a process may usually open
+        limit_concurrency=512,  # a process may usually open 1,024 files; further connections get 503
         timeout_graceful_shutdown=int(2 * timeout) + 1,
     )
     return uvicorn.Server(config)
 
 
-def _is_own(host: str) -> bool:
+def _require_positive(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < float("inf"):
+            raise InputError(f"{name} must be a number above 0, got {number}")
+
+
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -119,9 +127,9 @@ def _is_own(host: str) -> bool:
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 1 << 16:
-        raise InputError(f"a port is 0 to 65535, but {port} came")
+        raise InputError(f"port must be in 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
-        raise InputError(f"cannot listen on {host}, port {port} ({error.strerror}); name others") from error
+        raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from error

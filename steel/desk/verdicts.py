@@ -1,7 +1,7 @@
-"""What inspectors said of images, in SQLite, and as the labels that tomorrow's training learns from.
+"""Storage of the inspectors' verdicts in SQLite, and their conversion to training labels.
 
-Labels are a data set's `train.csv` in its older form, in which a clean image has rows with empty codes, and
-`to_label.csv` (`ImageId,ClassId`, the class empty where nobody said) with the images that somebody has to outline.
+The labels are the `train.csv` of a dataset in the older form, in which a clean image has rows with empty codes, and
+`to_label.csv` (`ImageId,ClassId`; the class is empty if unknown), which lists the images that remain to be labelled.
 """
 
 import csv
@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, get_args
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -18,63 +18,56 @@ from zipfile import ZIP_DEFLATED, ZipFile
 from steel.data import rle
 from steel.data.formats.submission import head_submission, list_codes
 from steel.desk.answers import Shift, Verdict, VerdictAnswer, VerdictQuestion
+from steel.desk.errors import InvalidRequestError, NameTakenError
 from steel.errors import InputError
 
-# What tells a file of ours from another program's.
+# Marks the database as one of this program.
 _APPLICATION_ID = 0x57EE1
 _TABLE = """
 CREATE TABLE IF NOT EXISTS verdicts (
-    digest TEXT PRIMARY KEY,
-    image TEXT NOT NULL UNIQUE,
-    verdict TEXT NOT NULL,
-    class TEXT,
-    defective INTEGER NOT NULL,
-    inspector TEXT NOT NULL,
-    at TEXT NOT NULL,
-    codes TEXT NOT NULL
+    digest TEXT PRIMARY KEY, image TEXT NOT NULL UNIQUE, verdict TEXT NOT NULL, class TEXT,
+    defective INTEGER NOT NULL, inspector TEXT NOT NULL, at TEXT NOT NULL, codes TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
 CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
 """
-_ANSWERED = "digest, image, verdict, class, defective, inspector, at"
-
-
-class NameTaken(Exception):  # noqa: N818, an answer rather than an error
-    """Another image of this name has a verdict already; labels know images by their names."""
+_UPSERT = """
+INSERT INTO verdicts VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :at, :codes)
+ON CONFLICT (digest) DO UPDATE SET (image, verdict, class, defective, inspector, at, codes) =
+    (:image, :verdict, :class_name, :defective, :inspector, :at, :codes)
+"""
+_CSV_COLUMNS = ("image", "defective", "verdict", "class", "inspector", "at", "digest")
 
 
 class Verdicts:
-    """The file of verdicts, one for each image; a later one replaces it. Safe to use from several threads."""
+    """A file with at most one verdict per image. Thread-safe."""
 
     def __init__(self, path: str | Path, classes: Sequence[str]) -> None:
-        """Opens the file, or makes it.
+        """Open the file, or create it if it does not exist.
 
         Args:
-            path: The file.
-            classes: The names of the C classes.
+            path: The SQLite file.
+            classes: Names of the C classes.
 
         Raises:
-            InputError: It is there and is something else or about other classes, or its folder is not there.
+            InputError: The file is not a verdicts file, has verdicts on other classes, or cannot be opened.
         """
         self._classes = tuple(classes)
         self._lock = threading.Lock()
-        path = Path(path)
         try:
-            self._open(path)
+            self._open(Path(path))
         except sqlite3.Error as error:
-            raise InputError(
-                f"{path} cannot be used for verdicts ({error}); name a new file in a folder that is there with "
-                f"--verdicts"
-            ) from error
+            raise InputError(f"cannot use {path} for verdicts ({error}); give another file with --verdicts") from error
 
     def _open(self, path: Path) -> None:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
         try:
-            (found,) = self._db.execute("PRAGMA application_id").fetchone()
+            (application_id,) = self._db.execute("PRAGMA application_id").fetchone()
             (num_tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if num_tables and found != _APPLICATION_ID:
-                raise InputError(f"{path} is a database of another program; name another file with --verdicts")
-            # A verdict that was answered for is there after a power cut: FULL syncs each, which nobody notices.
+            if num_tables and application_id != _APPLICATION_ID:
+                raise InputError(f"{path} is a database of another program; give another file with --verdicts")
+            # synchronous=FULL makes every verdict durable (fsynced) before its request is answered.
             self._db.executescript(
                 f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA application_id={_APPLICATION_ID}; {_TABLE}"
             )
@@ -84,13 +77,13 @@ class Verdicts:
             raise
 
     def _require_classes(self, path: Path) -> None:
-        """Refuses a file about other classes: a code says its class by its place alone."""
-        known = [name for (name,) in self._db.execute("SELECT name FROM classes ORDER BY number")]
+        """Refuse a file with verdicts on other classes: codes are stored by class number, without the name."""
+        stored = [name for (name,) in self._db.execute("SELECT name FROM classes ORDER BY number")]
         (num_verdicts,) = self._db.execute("SELECT count(*) FROM verdicts").fetchone()
-        if num_verdicts and known and known != list(self._classes):
+        if num_verdicts and stored and stored != list(self._classes):
             raise InputError(
-                f"{path} has verdicts about the classes {', '.join(known)}, but this model knows "
-                f"{', '.join(self._classes)}; name another file with --verdicts"
+                f"{path} has verdicts on the classes {', '.join(stored)}, but the model has the classes "
+                f"{', '.join(self._classes)}; give another file with --verdicts"
             )
         with self._db:
             self._db.execute("BEGIN")
@@ -98,139 +91,93 @@ class Verdicts:
             self._db.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(self._classes, 1))
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         with self._lock:
             self._db.close()
 
     def save(self, digest: str, question: VerdictQuestion) -> VerdictAnswer:
-        """Keeps a verdict in place of a former one of the same image.
-
-        Args:
-            digest: SHA-256 of the image's file.
-            question: What the inspector says.
+        """Save a verdict; it replaces an earlier verdict on the image with the same digest.
 
         Raises:
-            InputError: It does not go with the classes, or a code not with the image.
-            NameTaken: Another image has the same name.
+            InvalidRequestError: A class is unknown, or a code is invalid for the size of the image.
+            NameTakenError: Another image with the same name has a verdict.
         """
         self._check(question)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         codes = json.dumps([question.codes.get(name, "") for name in self._classes])
-        row = (
-            digest,
-            question.image,
-            question.verdict,
-            question.class_name,
-            int(question.defective),
-            question.inspector,
-            now,
-            codes,
-        )
+        row = question.model_dump(exclude={"size"}) | {"digest": digest, "at": now, "codes": codes}
         try:
             with self._lock:
-                self._db.execute(
-                    "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
-                    "(image, verdict, class, defective, inspector, at, codes) = (excluded.image, excluded.verdict, "
-                    "excluded.class, excluded.defective, excluded.inspector, excluded.at, excluded.codes)",
-                    row,
-                )
+                self._db.execute(_UPSERT, row)
         except sqlite3.IntegrityError as error:
-            raise NameTaken(question.image) from error
-        return _read_row(row[:-1])
+            raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them") from error
+        return VerdictAnswer.model_validate(row)
 
     def delete(self, digest: str) -> bool:
-        """Takes a verdict back; says whether there was one."""
+        """Delete the verdict on an image and return whether there was one."""
         with self._lock:
             return self._db.execute("DELETE FROM verdicts WHERE digest = ?", (digest,)).rowcount > 0
 
     def list_since(self, start: datetime) -> Shift:
-        """The verdicts since a time, the newest first.
-
-        Args:
-            start: With its time zone.
-        """
+        """Return the verdicts saved since `start`, a time with a time zone; newest first."""
         since = start.astimezone(UTC).isoformat(timespec="seconds")
-        query = f"SELECT {_ANSWERED} FROM verdicts WHERE at >= ? ORDER BY at DESC, image"
-        verdicts = [_read_row(row) for row in self._select(query, since)]
-        counts: dict[Verdict, int] = dict.fromkeys(get_args(Verdict), 0)
-        for verdict in verdicts:
-            counts[verdict.verdict] += 1
-        return Shift(counts=counts, verdicts=verdicts)
+        query = "SELECT *, class AS class_name FROM verdicts WHERE at >= ? ORDER BY at DESC, image"
+        verdicts = [VerdictAnswer.model_validate(dict(row)) for row in self._select(query, since)]
+        kinds = [verdict.verdict for verdict in verdicts]
+        return Shift(counts={kind: kinds.count(kind) for kind in get_args(Verdict)}, verdicts=verdicts)
 
-    def write_csv(self) -> str:
-        """All verdicts as a table: image, defective, verdict, class, inspector, at, digest."""
-        query = "SELECT image, defective, verdict, class, inspector, at, digest FROM verdicts ORDER BY at, image"
-        text = StringIO(newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["image", "defective", "verdict", "class", "inspector", "at", "digest"])
-        table.writerows([_disarm(cell) for cell in row] for row in self._select(query))
-        return text.getvalue()
+    def format_csv(self) -> str:
+        """Return all verdicts as CSV with the columns image, defective, verdict, class, inspector, at and digest."""
+        rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY at, image")
+        return _format_table([_CSV_COLUMNS, *([_escape_formula(cell) for cell in row] for row in rows)])
 
-    def write_labels(self, file: Any) -> None:
-        """Writes all verdicts as labels: a ZIP of train.csv, to_label.csv and classes.csv.
-
-        Args:
-            file: Open for writing bytes.
-        """
-        labels, to_label, classes = (StringIO(newline="") for _ in range(3))
-        codes = csv.writer(labels, lineterminator="\n")
-        codes.writerow(head_submission("old"))
-        missing = csv.writer(to_label, lineterminator="\n")
-        missing.writerow(["ImageId", "ClassId"])
-        names = csv.writer(classes, lineterminator="\n")
-        names.writerows([("ClassId", "name"), *enumerate(self._classes, 1)])
+    def pack_labels(self) -> bytes:
+        """Return all verdicts as labels: a ZIP archive of train.csv, to_label.csv and classes.csv."""
+        codes: list[Sequence[Any]] = [head_submission("old")]
+        to_label: list[Sequence[Any]] = [("ImageId", "ClassId")]
         query = "SELECT image, verdict, class, defective, codes FROM verdicts ORDER BY image"
-        for image, verdict, name, defective, written in self._select(query):
+        for image, verdict, name, is_defective, stored in self._select(query):
             c = self._classes.index(name) if name in self._classes else None
-            found = json.loads(written)
-            # A defect that both saw and nobody outlined is not a clean image.
-            if verdict == "missed" or (verdict == "agree" and defective and not any(found)):
-                missing.writerow([image, "" if c is None else c + 1])
-            else:
-                kept = _clear(found, c) if verdict == "false_alarm" else found
-                codes.writerows(list_codes(image, kept, "old"))
+            found: list[str] = json.loads(stored)
+            # A confirmed defect without a mask is not a clean image.
+            if verdict == "missed" or (verdict == "agree" and is_defective and not any(found)):
+                to_label.append((image, "" if c is None else c + 1))
+                continue
+            if verdict == "false_alarm":  # remove the code of class c, or all codes if no class is given
+                found = ["" if c is None or i == c else code for i, code in enumerate(found)]
+            codes += list_codes(image, found, "old")
+        classes = [("ClassId", "name"), *enumerate(self._classes, 1)]
+        file = BytesIO()
         with ZipFile(file, "w", ZIP_DEFLATED) as archive:
-            for member, text in (("train.csv", labels), ("to_label.csv", to_label), ("classes.csv", classes)):
-                archive.writestr(member, text.getvalue())
+            for member, rows in (("train.csv", codes), ("to_label.csv", to_label), ("classes.csv", classes)):
+                archive.writestr(member, _format_table(rows))
+        return file.getvalue()
 
-    def _select(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    def _select(self, query: str, *values: str) -> list[sqlite3.Row]:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
     def _check(self, question: VerdictQuestion) -> None:
-        named = {*question.codes, *([] if question.class_name is None else [question.class_name])}
-        if strangers := named - {*self._classes}:
-            raise InputError(
-                f"the classes are {', '.join(self._classes)}, but {min(strangers)[:80]!r} came; take the names from "
-                f"/v1/model"
+        names = {*question.codes, *([] if question.class_name is None else [question.class_name])}
+        if unknown := names - {*self._classes}:
+            raise InvalidRequestError(
+                f"class must be one of {', '.join(self._classes)}, got {min(unknown)[:80]!r}; /v1/model lists the names"
             )
         for name, code in question.codes.items():
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)
             except InputError as error:
-                raise InputError(f"the code of class {name}: {error}") from error
+                raise InvalidRequestError(f"code of class {name}: {error}") from error
             if fault:
-                raise InputError(f"the code of class {name}: {fault.text}; send it as /v1/inspect gave it")
+                raise InvalidRequestError(f"code of class {name}: {fault.text}; send the code returned by /v1/inspect")
 
 
-def _clear(codes: list[str], c: int | None) -> list[str]:
-    """The codes without the class that was a false alarm; without any, where none is named."""
-    return ["" if c is None or i == c else code for i, code in enumerate(codes)]
+def _format_table(rows: Iterable[Sequence[Any]]) -> str:
+    text = StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
-def _read_row(row: Iterable[Any]) -> VerdictAnswer:
-    digest, image, verdict, class_name, defective, inspector, at = row
-    return VerdictAnswer(
-        digest=digest,
-        image=image,
-        verdict=verdict,
-        class_name=class_name,
-        defective=bool(defective),
-        inspector=inspector,
-        at=datetime.fromisoformat(at),
-    )
-
-
-def _disarm(cell: Any) -> Any:
-    """A spreadsheet takes a text that begins so for a formula, and runs it."""
+def _escape_formula(cell: Any) -> Any:
+    """Prefix text that a spreadsheet would run as a formula with an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell

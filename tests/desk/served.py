@@ -1,8 +1,8 @@
-"""The smallest exported inspector, which judges by grey values so that a test knows what it has to say, served."""
+"""A minimal exported inspector whose decisions follow from grey values, and functions that serve it."""
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from steel.decision.about import About
 from steel.decision.drift import Reference
 from steel.decision.inspector import Inspector
 from steel.decision.point import OperatingPoint
+from steel.desk.batching import Batcher
 from steel.desk.desk import Desk, Limits
 from steel.desk.server import build_server
 from steel.desk.verdicts import Verdicts
@@ -31,7 +32,7 @@ Spot = tuple[int, int, int, int, int]
 
 
 class MeanGate(nn.Module):
-    """The probability of "scale" is a half where the image's mean is 50, that of "scratch" where it is 90."""
+    """The probability of "scale" is 0.5 at a mean grey value of 50, that of "scratch" at 90."""
 
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.float().mean(dim=[1, 2, 3])
@@ -39,7 +40,7 @@ class MeanGate(nn.Module):
 
 
 class GreyLevels(nn.Module):
-    """A pixel is "scale" above 200 and "scratch" from 120 to 180."""
+    """Pixels above 200 are "scale", pixels from 120 to 180 are "scratch"."""
 
     def forward(self, images: Tensor) -> Tensor:
         grey = images[:, 0].float()
@@ -53,16 +54,14 @@ def _build(gate: type[nn.Module]) -> bundle.Program:
 
 
 def write_inspector(path: Path, gate: type[nn.Module] = MeanGate, reference: Reference | None = None) -> Path:
-    """An exported file of the two."""
+    """Export the inspector."""
     about = About(tuple(CLASSES), OperatingPoint.untuned(2), reference=reference, versions={"steel": "0.1.0"})
     bundle.write(_build(gate), about, path)
     return path
 
 
-def draw(
-    level: int = 70, spots: tuple[tuple[int, int, int, int, int], ...] = (), size: tuple[int, int] = (64, 96)
-) -> np.ndarray:
-    """Flat steel with rectangles: left, top, width, height and grey value of each."""
+def draw(level: int = 70, spots: Sequence[Spot] = (), size: tuple[int, int] = (64, 96)) -> np.ndarray:
+    """Return a uniform image with rectangles, given as left, top, width, height and grey value."""
     image = np.full(size, level, np.uint8)
     for left, top, width, height, grey in spots:
         image[top : top + height, left : left + width] = grey
@@ -74,28 +73,33 @@ def encode(image: np.ndarray, suffix: str = ".png") -> bytes:
 
 
 def build_desk(folder: Path, gate: type[nn.Module] = MeanGate, limits: Limits = LIMITS, **more: Any) -> Desk:
-    """A desk that runs the file, with its verdicts beside it."""
-    module, about = bundle.read(write_inspector(folder / "inspector.pt", gate))
-    verdicts = Verdicts(folder / "verdicts.sqlite", CLASSES)
-    return Desk(module, about, verdicts, torch.device("cpu"), limits, **more)
+    """Return a desk with the inspector and its verdicts in `folder`."""
+    return open_desk(write_inspector(folder / "inspector.pt", gate), limits, **more)
+
+
+def open_desk(path: Path, limits: Limits = LIMITS, *, mm_per_pixel: float | None = None, queue_size: int = 64) -> Desk:
+    """Return a desk with an exported inspector, and the verdicts in the same folder."""
+    module, about = bundle.read(path)
+    batcher = Batcher(module, device=torch.device("cpu"), batch_size=8, max_wait=0.005, queue_size=queue_size)
+    return Desk(batcher, about, Verdicts(path.parent / "verdicts.sqlite", CLASSES), limits, mm_per_pixel=mm_per_pixel)
 
 
 @contextmanager
 def open_client(app: ASGIApp, host: str = "127.0.0.1") -> Iterator[TestClient]:
-    """In this process, without a socket."""
+    """Yield a client that calls the application in this process, without a socket."""
     with TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False) as client:
         yield client
 
 
 @contextmanager
 def open_server(app: ASGIApp, timeout: float = 30) -> Iterator[int]:
-    """On a port of 127.0.0.1, stopped as SIGTERM stops it."""
-    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    """Serve the application on a port of 127.0.0.1; stop it the way SIGTERM does. Yield the port."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     server = build_server(app, timeout)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield listening.getsockname()[1]
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(60)

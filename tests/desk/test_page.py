@@ -1,4 +1,4 @@
-"""The page as an inspector uses it, in a real browser."""
+"""The page, operated as an inspector would, in a real browser."""
 
 import csv
 import shutil
@@ -11,18 +11,18 @@ import pytest
 from served import build_desk, draw, encode, open_server
 from steel.desk.service import build_app
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright to control the browser")
 expect = sync_api.expect
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here; apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; apt-get install chromium"),
 ]
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-# The probability of "scale" is a half where the mean is 50, that of "scratch" where it is 90.
+# The probability of "scale" is 0.5 at a mean grey value of 50, that of "scratch" at 90.
 IMAGES = {
     "bright.png": draw(95, [(10, 8, 12, 5, 255), (40, 20, 30, 3, 150)]),
     "dark.png": draw(20, [(10, 8, 12, 5, 255)]),
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     for name, image in IMAGES.items():
         (path / name).write_bytes(encode(image, Path(name).suffix))
     (path / "broken.png").write_bytes(b"no image")
-    (path / "notes.txt").write_text("not an image by its name")
+    (path / "notes.txt").write_text("skipped because of its file name")
     return path
 
 
@@ -68,7 +68,7 @@ def open_page(context: "sync_api.BrowserContext", port: int, problems: list[str]
 
 
 def drop(page: "sync_api.Page", folder: Path) -> None:
-    """Drops the files as a file manager does."""
+    """Drop the files on the page, as from a file manager."""
     files = [[path.name, list(path.read_bytes())] for path in sorted(folder.iterdir())]
     transfer = page.evaluate_handle(
         """files => {
@@ -99,7 +99,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     return {row["image"]: row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
 
 
-def test_a_shift_at_the_desk(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:
+def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:
     problems: list[str] = []
     with open_server(build_app(build_desk(tmp_path))) as port:
         page = open_page(context, port, problems)
@@ -117,7 +117,7 @@ def test_a_shift_at_the_desk(context: "sync_api.BrowserContext", folder: Path, t
             "plain.bmp": "unclear",
         }  # fmt: skip
 
-        # Reads the result, goes to a defect, and switches a mask off.
+        # Select an image, zoom to a defect, and hide a mask.
         options["bright.png"].click()
         expect(page.locator("#defects-title")).to_have_text("Defects (2 spots)")
         rows = page.locator("#defects tbody tr")
@@ -133,7 +133,7 @@ def test_a_shift_at_the_desk(context: "sync_api.BrowserContext", folder: Path, t
         assert picture.screenshot() != zoomed
         page.keyboard.press("0")
 
-        # A lower gate finds more, here and in the strip, and is no operating point.
+        # With a lower gate, more images are defective, and verdicts are disabled.
         page.keyboard.press("ArrowRight")
         options["middle.jpg"].click()
         page.get_by_label("Gate").fill("0.3")
@@ -141,20 +141,20 @@ def test_a_shift_at_the_desk(context: "sync_api.BrowserContext", folder: Path, t
         expect(rows).to_have_count(1)
         assert page.locator("#what-if").is_visible()
         assert page.locator('[data-verdict="agree"]').is_disabled()
-        page.locator("#promised").click()
+        page.locator("#reset-thresholds").click()
         assert options["middle.jpg"].get_attribute("data-decision") == "clean"
 
-        # Three verdicts, one of them by the keyboard.
+        # Give three verdicts, one of them with the keyboard.
         page.locator("#inspector").fill("K. L.")
         page.locator("#verdict-class").select_option("scale")
         page.locator('[data-verdict="missed"]').click()
-        page.locator("#judged").get_by_text("missed, class scale (K. L.)").wait_for()
+        page.locator("#verdict").get_by_text("missed, class scale (K. L.)").wait_for()
         options["bright.png"].click()
         page.keyboard.press("a")
-        page.locator("#judged").get_by_text("agreed").wait_for()
+        page.locator("#verdict").get_by_text("agreed").wait_for()
         options["plain.bmp"].click()
         page.locator('[data-verdict="false_alarm"]').click()
-        page.locator("#judged").get_by_text("false alarm").wait_for()
+        page.locator("#verdict").get_by_text("false alarm").wait_for()
         assert {"agreed": "1", "missed": "1", "false alarms": "1"}.items() <= count(page).items()
 
         results = read(download(page, "results.csv", tmp_path))
@@ -177,15 +177,15 @@ def test_a_shift_at_the_desk(context: "sync_api.BrowserContext", folder: Path, t
             assert labels.read("to_label.csv").decode().splitlines() == ["ImageId,ClassId", "middle.jpg,1"]
             assert "plain.bmp_1," in labels.read("train.csv").decode().splitlines()
 
-        # A page that is opened anew knows them.
+        # A reloaded page shows the saved verdicts.
         page.reload()
         page.locator("#images").set_input_files(folder / "bright.png")
-        page.locator("#judged").get_by_text("agreed (K. L.)").wait_for()
-    assert [text for text in problems if "415" not in text] == []  # the browser's own word on the broken image
+        page.locator("#verdict").get_by_text("agreed (K. L.)").wait_for()
+    assert [text for text in problems if "415" not in text] == []  # the browser logs the refused image
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_tablet_nothing_runs_over(
+def test_the_page_fits_on_a_tablet(
     context: "sync_api.BrowserContext", folder: Path, tmp_path: Path, scheme: str
 ) -> None:
     with open_server(build_app(build_desk(tmp_path))) as port:
@@ -211,7 +211,7 @@ def test_the_page_asks_for_the_token(context: "sync_api.BrowserContext", folder:
         page.locator("#decision").get_by_text("defective").wait_for()
 
 
-def test_the_documentation_is_a_page(context: "sync_api.BrowserContext", tmp_path: Path) -> None:
+def test_the_api_documentation_is_shown(context: "sync_api.BrowserContext", tmp_path: Path) -> None:
     problems: list[str] = []
     with open_server(build_app(build_desk(tmp_path))) as port:
         page = open_page(context, port, problems)

@@ -1,98 +1,87 @@
-// The inspection desk: images in, decisions shown, verdicts out. All state is here; pictures are viewer.js's.
+// The inspection desk: adds images, shows decisions, and saves verdicts. This file holds all state.
 
-import { ask, inspect, save } from "./service.js";
-import { writeCodes, writeResults } from "./tables.js";
+import { $, make, makeSwatch } from "./dom.js";
+import { decode, drawThumbnail, listFiles } from "./files.js";
+import { makeClassRow, showDefects, showPromises } from "./panels.js";
+import { inspect, request, saveFile } from "./service.js";
+import { buildResults, buildSubmission } from "./tables.js";
 import { Viewer } from "./viewer.js";
 
-const AT_ONCE = 4; // requests on their way; the service batches them
+const MAX_REQUESTS = 4; // in parallel; the service combines them into batches
 const SHIFT_HOURS = 8;
-const ENDINGS = /\.(jpe?g|png|bmp|tiff?)$/i;
-const WORDS = {
+const FILE_NAMES = /\.(jpe?g|png|bmp|tiff?)$/i;
+const LABELS = {
   agree: "agreed", missed: "missed", false_alarm: "false alarm",
   defective: "defective", unclear: "defective, nothing outlined", clean: "clean", unreadable: "unreadable",
+  all: "all", unjudged: "no verdict",
 };
 const SIGNS = { defective: "●", unclear: "◐", clean: "○", unreadable: "×", waiting: "…" };
 
-const $ = (selector) => document.querySelector(selector);
 const viewer = new Viewer($("#picture"));
-const images = []; // { file, row, answer, error, asked: the answer at other thresholds }
+const images = []; // { file, row, answer, error, whatIf: the answer at other thresholds }
 const waiting = [];
-const verdicts = new Map(); // by the digest of the image's file
-let model, thresholds, chosen = null, filter = "all", numRunning = 0, asking = 0;
+const verdicts = new Map(); // by the digest of the image file
+let model, thresholds, selected = null, filter = "all", numWorkers = 0, numWhatIfs = 0;
 
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
+const showMessage = (text) => { $("#message").textContent = text; };
+const showErrors = (work) => work().catch((error) => showMessage(error.message));
 
-const say = (text) => { $("#message").textContent = text; };
-const attempt = (work) => work().catch((error) => say(error.message));
+// ---- decisions
 
-// ---- what is decided
-
-const isMoved = () =>
+const isWhatIf = () =>
   thresholds.gate !== model.gate || thresholds.labels.some((label, c) => label !== model.classes[c].label);
 
-/** What an image is at the thresholds of the sliders, from its probabilities alone. */
+/** Returns the decision on an image at the thresholds of the sliders, from its probabilities. */
 function decide({ answer, error }) {
   if (error) return "unreadable";
   if (!answer) return "waiting";
   if (answer.gate_probability < thresholds.gate) return "clean";
-  const outlined = model.classes.some(({ name }, c) =>
-    answer.class_probabilities[name] >= thresholds.labels[c] && (isMoved() || answer.codes[name]));
-  return outlined ? "defective" : "unclear";
+  const isOutlined = model.classes.some(({ name }, c) =>
+    answer.class_probabilities[name] >= thresholds.labels[c] && (isWhatIf() || answer.codes[name]));
+  return isOutlined ? "defective" : "unclear";
 }
 
-// ---- images come in
-
-async function listEntry(entry) {
-  if (entry instanceof File) return [entry];
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-  const reader = entry.createReader();
-  const files = [];
-  for (;;) {
-    // A reader gives 100 at a time.
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) return files;
-    for (const inner of some) files.push(...(await listEntry(inner)));
-  }
+function resetThresholds() {
+  thresholds = { gate: model.gate, labels: model.classes.map(({ label }) => label) };
 }
 
-async function add(files) {
-  files = [...files]; // an input's list is emptied with it
+// ---- adding and inspecting images
+
+async function addFiles(files) {
+  files = [...files]; // a copy: the list of an input is emptied together with the input
   await opened;
-  const fresh = files.filter((file) => ENDINGS.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
-  say(fresh.length ? "" : "No image among these: their names end in jpg, jpeg, png, bmp, tif or tiff.");
-  for (const file of fresh) {
-    const image = { file, answer: null, error: null, asked: null };
-    image.row = make("li", { role: "option", title: file.name, onclick: () => choose(image) },
+  const supported = files.filter((file) => FILE_NAMES.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
+  showMessage(supported.length ? ""
+    : "No images found. File names must end in .jpg, .jpeg, .png, .bmp, .tif or .tiff.");
+  for (const file of supported) {
+    const image = { file, answer: null, error: null, whatIf: null };
+    image.row = make("li", { role: "option", title: file.name, onclick: () => select(image) },
       make("canvas", { width: 126, height: 28 }), make("span", {}, file.name));
     images.push(image);
     waiting.push(image);
     $("#strip").append(image.row);
-    mark(image);
+    showThumbnail(image);
   }
   if (!images.length) return;
   $("#empty").hidden = true;
   $("#desk").hidden = false;
-  if (!chosen) choose(images[0]);
-  while (numRunning < AT_ONCE && waiting.length) work();
-  tell();
+  if (!selected) select(images[0]);
+  while (numWorkers < MAX_REQUESTS && waiting.length) inspectWaiting();
+  showCounts();
 }
 
-async function work() {
-  numRunning++;
+async function inspectWaiting() {
+  numWorkers++;
   for (let image; (image = waiting.shift());) {
     await Promise.all([inspect(image.file).then((answer) => { image.answer = answer; })
-      .catch((error) => { image.error = error.message; }), drawThumbnail(image)]);
-    mark(image);
-    tell();
-    if (image === chosen) showAnswer();
+      .catch((error) => { image.error = error.message; }), drawThumbnail(image.file, image.row.firstChild)]);
+    showThumbnail(image);
+    showCounts();
+    if (image === selected) showAnswer();
   }
-  numRunning--;
-  tell();
-  if (!numRunning) attempt(async () => showDrift(await (await ask("v1/model")).json()));
+  numWorkers--;
+  showCounts();
+  if (!numWorkers) showErrors(async () => showDrift(await (await request("v1/model")).json()));
 }
 
 function showDrift({ drift }) {
@@ -100,21 +89,9 @@ function showDrift({ drift }) {
   $("#drift").textContent = drift ?? "";
 }
 
-// Pixels as they are stored, as the service takes them, whatever a camera says of up and down.
-const decode = (file, options) => createImageBitmap(file, { imageOrientation: "none", ...options });
+// ---- all images
 
-async function drawThumbnail({ file, row }) {
-  const bitmap = await decode(file, { resizeWidth: 126, resizeQuality: "medium" }).catch(() => null);
-  if (!bitmap) return; // a TIFF: the browser cannot show it, the service can read it
-  const canvas = row.firstChild;
-  canvas.height = Math.min(bitmap.height, 126);
-  canvas.getContext("2d").drawImage(bitmap, 0, 0);
-  bitmap.close();
-}
-
-// ---- what is shown of all
-
-function mark(image) {
+function showThumbnail(image) {
   const decision = decide(image);
   const verdict = image.answer && verdicts.get(image.answer.digest);
   image.row.dataset.decision = decision;
@@ -122,102 +99,102 @@ function mark(image) {
   image.row.lastChild.textContent = `${SIGNS[decision]}${verdict ? " ✓" : ""} ${image.file.name}`;
 }
 
-function tell() {
-  const counts = { defective: 0, unclear: 0, clean: 0, unreadable: 0, waiting: 0 };
-  for (const image of images) counts[decide(image)]++;
-  const done = images.length - counts.waiting;
-  $("#progress").hidden = done === images.length;
-  Object.assign($("#progress"), { max: images.length || 1, value: done });
+function showCounts() {
+  const decisions = { defective: 0, unclear: 0, clean: 0, unreadable: 0, waiting: 0 };
+  for (const image of images) decisions[decide(image)]++;
+  const numInspected = images.length - decisions.waiting;
+  $("#progress").hidden = numInspected === images.length;
+  Object.assign($("#progress"), { max: images.length || 1, value: numInspected });
   const kinds = { agree: 0, missed: 0, false_alarm: 0 };
   for (const { verdict } of verdicts.values()) kinds[verdict]++;
-  const shown = {
-    inspected: done, defective: counts.defective + counts.unclear, clean: counts.clean,
-    ...(counts.unreadable ? { unreadable: counts.unreadable } : {}),
+  const counts = {
+    inspected: numInspected, defective: decisions.defective + decisions.unclear, clean: decisions.clean,
+    ...(decisions.unreadable ? { unreadable: decisions.unreadable } : {}),
     "agreed": kinds.agree, "missed": kinds.missed, "false alarms": kinds.false_alarm,
   };
-  $("#counts").title = `Images of this page; verdicts of the last ${SHIFT_HOURS} hours and of this page`;
-  $("#counts").replaceChildren(...Object.entries(shown).map(([name, count]) =>
+  $("#counts").title = `Images on this page, and verdicts given on this page or in the last ${SHIFT_HOURS} hours`;
+  $("#counts").replaceChildren(...Object.entries(counts).map(([name, count]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, count.toLocaleString("en")))));
-  $("#filters").replaceChildren(...["all", "defective", "unclear", "clean", "unreadable", "unjudged"]
-    .filter((name) => name === filter || ["all", "unjudged"].includes(name) || counts[name])
-    .map((name) => make("button", {
-      ariaPressed: String(name === filter),
-      onclick: () => { filter = name; refresh(); },
-    }, WORDS[name] ?? { all: "all", unjudged: "without a verdict" }[name])));
+  showFilters(decisions);
 }
 
-function refresh() {
-  images.forEach(mark);
-  tell();
+function showFilters(decisions) {
+  const names = ["all", "defective", "unclear", "clean", "unreadable", "unjudged"]
+    .filter((name) => name === filter || ["all", "unjudged"].includes(name) || decisions[name]);
+  $("#filters").replaceChildren(...names.map((name) => make("button", {
+    ariaPressed: String(name === filter),
+    onclick: () => { filter = name; showAll(); },
+  }, LABELS[name])));
 }
 
-// ---- what is shown of one
+function showAll() {
+  images.forEach(showThumbnail);
+  showCounts();
+}
 
-async function choose(image) {
-  chosen?.row.setAttribute("aria-selected", "false");
-  chosen = image;
+// ---- the selected image
+
+async function select(image) {
+  selected?.row.setAttribute("aria-selected", "false");
+  selected = image;
   image.row.setAttribute("aria-selected", "true");
   image.row.scrollIntoView({ block: "nearest", inline: "nearest" });
   $("#name").textContent = image.file.name;
   const bitmap = await decode(image.file).catch(() => null);
-  if (image !== chosen) return;
-  if (!bitmap && image.answer) say("This browser cannot show the file itself; its masks are below.");
+  if (image !== selected) return;
+  if (!bitmap && image.answer) showMessage("Your browser cannot display this file. Only its masks are shown.");
   viewer.show(bitmap, bitmap ? [bitmap.height, bitmap.width] : image.answer?.size ?? [256, 1600]);
   showAnswer();
 }
 
-/** Everything about the chosen image; at moved thresholds the service is asked again, for it knows the pixels. */
+/** Shows the result for the selected image; at other thresholds it comes from another request. */
 function showAnswer() {
-  const answer = isMoved() ? chosen.asked : chosen.answer;
-  const decision = decide(chosen);
+  const answer = isWhatIf() ? selected.whatIf : selected.answer;
+  const decision = decide(selected);
   $("#decision").className = decision;
-  $("#decision").textContent = chosen.error ?? (chosen.answer
-    ? `${SIGNS[decision]} ${WORDS[decision]}, probability ${chosen.answer.gate_probability.toFixed(2)}` : "waiting");
+  $("#decision").textContent = selected.error ?? (selected.answer
+    ? `${SIGNS[decision]} ${LABELS[decision]}, probability ${selected.answer.gate_probability.toFixed(2)}`
+    : "waiting for the result");
   showClasses();
-  showDefects(answer);
+  showDefects(answer?.spots ?? [], model, viewer);
   showVerdict();
-  viewer.lay(model.classes.map(({ name }) => answer?.codes[name] ?? ""), model.classes.map(({ colour }) => colour));
-  if (isMoved() && !answer && chosen.answer) askAgain();
+  viewer.setMasks(model.classes.map(({ name }) => answer?.codes[name] ?? ""),
+    model.classes.map(({ colour }) => colour));
+  if (isWhatIf() && !answer && selected.answer) inspectWhatIf();
 }
 
-function askAgain() {
-  const image = chosen, mine = ++asking;
-  // A slider that moves sends many values; only where it rests is worth a question.
-  setTimeout(() => attempt(async () => {
-    if (mine !== asking || image !== chosen || !isMoved()) return;
+function inspectWhatIf() {
+  const image = selected, number = ++numWhatIfs;
+  // A moving slider sends many values; send a request only once it rests.
+  setTimeout(() => showErrors(async () => {
+    if (number !== numWhatIfs || image !== selected || !isWhatIf()) return;
     const answer = await inspect(image.file, thresholds);
-    if (mine !== asking || image !== chosen) return;
-    image.asked = answer;
+    if (number !== numWhatIfs || image !== selected) return;
+    image.whatIf = answer;
     showAnswer();
   }), 150);
 }
 
-function buildSlider(value, label, onmove) {
+function makeSlider(value, label, onMove) {
   const slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value, ariaLabel: label });
   slider.addEventListener("input", () => {
-    onmove(Number(slider.value));
-    for (const image of images) image.asked = null;
-    refresh();
-    if (chosen) showAnswer();
+    onMove(Number(slider.value));
+    for (const image of images) image.whatIf = null;
+    showAll();
+    if (selected) showAnswer();
   });
   return slider;
 }
 
 function buildClasses() {
   const rows = model.classes.map(({ name, colour, label }, c) => {
-    const shown = make("input", { type: "checkbox", checked: true, ariaLabel: `Mask of class ${name}` });
-    shown.addEventListener("change", () => { viewer.visible[c] = shown.checked; viewer.draw(); });
-    const swatch = make("span", { className: "swatch" });
-    swatch.style.background = colour;
-    const slider = buildSlider(label, `Threshold of class ${name}`, (value) => { thresholds.labels[c] = value; });
-    return make("tr", {}, make("td", {}, shown), make("td", { className: "name" }, swatch, name),
-      make("td", {}, make("meter", { min: 0, max: 1 }), " ", make("output")),
-      make("td", {}, slider, " ", make("output")), make("td", { className: "number" }, label.toFixed(2)));
+    const toggle = make("input", { type: "checkbox", checked: true, ariaLabel: `Mask of class ${name}` });
+    toggle.addEventListener("change", () => { viewer.visible[c] = toggle.checked; viewer.draw(); });
+    const slider = makeSlider(label, `Threshold of class ${name}`, (value) => { thresholds.labels[c] = value; });
+    return makeClassRow({}, [toggle], [makeSwatch(colour), name], slider, label);
   });
-  const gate = buildSlider(model.gate, "Gate", (value) => { thresholds.gate = value; });
-  rows.push(make("tr", { id: "gate" }, make("td"), make("td", { className: "name" }, "any (gate)"),
-    make("td", {}, make("meter", { min: 0, max: 1 }), " ", make("output")),
-    make("td", {}, gate, " ", make("output")), make("td", { className: "number" }, model.gate.toFixed(2))));
+  const slider = makeSlider(model.gate, "Gate", (value) => { thresholds.gate = value; });
+  rows.push(makeClassRow({ id: "gate" }, [], ["any (gate)"], slider, model.gate));
   $("#classes tbody").replaceChildren(...rows);
   viewer.visible = model.classes.map(() => true);
   $("#verdict-class").replaceChildren(make("option", { value: "" }, "any"),
@@ -227,8 +204,8 @@ function buildClasses() {
 function showClasses() {
   const levels = [...thresholds.labels, thresholds.gate];
   [...$("#classes tbody").rows].forEach((row, c) => {
-    const answer = chosen?.answer;
-    const name = model.classes[c]?.name;
+    const answer = selected?.answer;
+    const name = model.classes[c]?.name; // the last row is the gate
     const probability = answer ? (name === undefined ? answer.gate_probability : answer.class_probabilities[name]) : 0;
     const [bar, level] = [row.cells[2], row.cells[3]];
     bar.firstChild.value = probability;
@@ -238,123 +215,90 @@ function showClasses() {
     const isCalled = answer && answer.gate_probability >= thresholds.gate && probability >= levels[c];
     row.classList.toggle("over", Boolean(isCalled));
   });
-  $("#promised").hidden = $("#what-if").hidden = !isMoved();
-}
-
-function showDefects(answer) {
-  const spots = [...(answer?.spots ?? [])].sort((a, b) => b.area_pixels - a.area_pixels);
-  const inMm = model.mm_per_pixel !== null;
-  $("#defects thead").replaceChildren(make("tr", {}, ...["Class", inMm ? "Area, mm²" : "Area, pixels", "At x, y"]
-    .map((text, i) => make("th", { className: i === 1 ? "number" : "" }, text))));
-  $("#defects tbody").replaceChildren(...spots.slice(0, 500).map((spot) => {
-    const swatch = make("span", { className: "swatch" });
-    swatch.style.background = model.classes.find(({ name }) => name === spot.class).colour;
-    const area = inMm ? spot.area_mm2.toFixed(1) : spot.area_pixels.toLocaleString("en");
-    const [x, y] = spot.centroid.map(Math.round);
-    const go = () => viewer.zoomTo(spot.box);
-    const row = make("tr", { tabIndex: 0, onclick: go }, make("td", {}, swatch, spot.class),
-      make("td", { className: "number" }, area), make("td", {}, `${x}, ${y}`));
-    row.addEventListener("keydown", (event) => { if (event.key === "Enter") go(); });
-    return row;
-  }));
-  $("#defects-title").textContent = spots.length > 500
-    ? `Defects (the 500 largest spots of ${spots.length.toLocaleString("en")})` : `Defects (${spots.length} spot${spots.length === 1 ? "" : "s"})`;
-}
-
-function showPromises() {
-  const promises = model.tuned?.promises ?? [];
-  if (!promises.length) {
-    $("#promises div").textContent = "Nothing: the thresholds of this file were not tuned (`steel tune`).";
-    return;
-  }
-  const rows = promises.map(({ name, value, interval }) =>
-    [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
-  $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
-    make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))));
+  $("#reset-thresholds").hidden = $("#what-if").hidden = !isWhatIf();
 }
 
 // ---- verdicts
 
 function showVerdict() {
-  const verdict = chosen?.answer && verdicts.get(chosen.answer.digest);
+  const verdict = selected?.answer && verdicts.get(selected.answer.digest);
   for (const button of document.querySelectorAll("[data-verdict]")) {
     button.ariaPressed = String(verdict?.verdict === button.dataset.verdict);
-    button.disabled = !chosen?.answer || isMoved();
+    button.disabled = !selected?.answer || isWhatIf();
   }
-  $("#take-back").hidden = !verdict;
-  $("#judged").textContent = verdict ? `✓ ${WORDS[verdict.verdict]}${verdict.class ? `, class ${verdict.class}` : ""}` +
+  $("#delete-verdict").hidden = !verdict;
+  $("#verdict").textContent = verdict ? `✓ ${LABELS[verdict.verdict]}${verdict.class ? `, class ${verdict.class}` : ""}` +
     `${verdict.inspector ? ` (${verdict.inspector})` : ""}` : "";
 }
 
-async function judge(verdict) {
-  const image = chosen;
-  if (!image?.answer || isMoved()) return;
+async function saveVerdict(verdict) {
+  const image = selected;
+  if (!image?.answer || isWhatIf()) return;
   const { digest, size, defective, codes } = image.answer;
-  const question = {
+  const body = {
     image: image.file.name, size, verdict, defective, codes, inspector: $("#inspector").value,
     class: verdict === "agree" ? null : $("#verdict-class").value || null,
   };
-  const answer = await ask(`v1/verdicts/${digest}`, {
-    method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question),
+  const response = await request(`v1/verdicts/${digest}`, {
+    method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   });
-  verdicts.set(digest, await answer.json());
+  verdicts.set(digest, await response.json());
   $("#verdict-class").value = "";
-  settle(image);
+  showChangedVerdict(image);
 }
 
-async function takeBack() {
-  const image = chosen;
-  await ask(`v1/verdicts/${image.answer.digest}`, { method: "DELETE" });
+async function deleteVerdict() {
+  const image = selected;
+  await request(`v1/verdicts/${image.answer.digest}`, { method: "DELETE" });
   verdicts.delete(image.answer.digest);
-  settle(image);
+  showChangedVerdict(image);
 }
 
-function settle(image) {
-  say("");
-  mark(image);
-  tell();
-  if (image === chosen) showVerdict();
+function showChangedVerdict(image) {
+  showMessage("");
+  showThumbnail(image);
+  showCounts();
+  if (image === selected) showVerdict();
 }
 
-// ---- what the user does
+// ---- keyboard, mouse and downloads
 
 function step(by) {
-  const shown = images.filter((image) => !image.row.hidden || image === chosen);
-  const next = shown[shown.indexOf(chosen) + by];
-  if (next) choose(next);
+  const visible = images.filter((image) => !image.row.hidden || image === selected);
+  const next = visible[visible.indexOf(selected) + by];
+  if (next) select(next);
 }
 
 const KEYS = {
   ArrowRight: () => step(1), ArrowLeft: () => step(-1),
-  a: () => attempt(() => judge("agree")), m: () => attempt(() => judge("missed")),
-  f: () => attempt(() => judge("false_alarm")),
+  a: () => showErrors(() => saveVerdict("agree")), m: () => showErrors(() => saveVerdict("missed")),
+  f: () => showErrors(() => saveVerdict("false_alarm")),
   "+": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5), 0: () => viewer.fit(),
 };
 const PANS = { ArrowRight: [80, 0], ArrowLeft: [-80, 0], ArrowUp: [0, -80], ArrowDown: [0, 80] };
 
-function press(event) {
-  if (!chosen || event.ctrlKey || event.metaKey || event.altKey) return;
-  const where = event.target;
-  if (where.matches("input:not([type=checkbox]), select, dialog *")) return;
-  const mask = /^[1-8]$/.test(event.key) && $("#classes tbody").rows[event.key - 1]?.querySelector("[type=checkbox]");
-  const act = event.shiftKey && PANS[event.key] ? () => viewer.pan(...PANS[event.key])
-    : mask ? () => mask.click() : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!act) return;
+function onKeyDown(event) {
+  if (!selected || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input:not([type=checkbox]), select, dialog *")) return;
+  const toggle = /^[1-8]$/.test(event.key) && $("#classes tbody").rows[event.key - 1]?.querySelector("[type=checkbox]");
+  const action = event.shiftKey && PANS[event.key] ? () => viewer.pan(...PANS[event.key])
+    : toggle ? () => toggle.click() : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (!action) return;
   event.preventDefault();
-  act();
+  action();
 }
 
 const DOWNLOADS = {
-  "results.csv": async () => writeResults(images, model.classes, verdicts),
-  "submission.csv": async () => writeCodes(images, model.classes),
-  "verdicts.csv": async () => (await ask("v1/verdicts.csv")).blob(),
-  "labels.zip": async () => (await ask("v1/labels.zip")).blob(),
+  "results.csv": async () => buildResults(images, model.classes, verdicts),
+  "submission.csv": async () => buildSubmission(images, model.classes),
+  "verdicts.csv": async () => (await request("v1/verdicts.csv")).blob(),
+  "labels.zip": async () => (await request("v1/labels.zip")).blob(),
 };
 
-function listen() {
+function addListeners() {
   for (const kind of ["images", "folder"]) {
     $(`#add-${kind}`).onclick = () => $(`#${kind}`).click();
-    $(`#${kind}`).onchange = (event) => { add(event.target.files); event.target.value = ""; };
+    $(`#${kind}`).onchange = (event) => { addFiles(event.target.files); event.target.value = ""; };
   }
   addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
   addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
@@ -363,39 +307,38 @@ function listen() {
     document.body.classList.remove("dragging");
     const entries = [...event.dataTransfer.items].filter((item) => item.kind === "file")
       .map((item) => item.webkitGetAsEntry() ?? item.getAsFile());
-    attempt(async () => add((await Promise.all(entries.map(listEntry))).flat()));
+    showErrors(async () => addFiles((await Promise.all(entries.map(listFiles))).flat()));
   });
-  addEventListener("keydown", press);
+  addEventListener("keydown", onKeyDown);
   addEventListener("beforeunload", (event) => { if (waiting.length) event.preventDefault(); });
   $("#opacity").oninput = (event) => { viewer.opacity = Number(event.target.value); viewer.draw(); };
-  $("#promised").onclick = () => { reset(); refresh(); showAnswer(); };
-  $("#take-back").onclick = () => attempt(takeBack);
+  $("#reset-thresholds").onclick = () => { resetThresholds(); showAll(); showAnswer(); };
+  $("#delete-verdict").onclick = () => showErrors(deleteVerdict);
   $("#inspector").value = localStorage.getItem("steel-inspector") ?? "";
   $("#inspector").onchange = (event) => localStorage.setItem("steel-inspector", event.target.value);
   const zooms = { in: () => viewer.zoom(1.5), out: () => viewer.zoom(1 / 1.5), fit: () => viewer.fit() };
   for (const button of document.querySelectorAll("[data-zoom]")) button.onclick = zooms[button.dataset.zoom];
   for (const button of document.querySelectorAll("[data-verdict]")) {
-    button.onclick = () => attempt(() => judge(button.dataset.verdict));
+    button.onclick = () => showErrors(() => saveVerdict(button.dataset.verdict));
   }
   for (const button of document.querySelectorAll("[data-download]")) {
     const name = button.dataset.download;
-    button.onclick = () => { $("#downloads").open = false; attempt(async () => save(name, await DOWNLOADS[name]())); };
+    button.onclick = () => {
+      $("#downloads").open = false;
+      showErrors(async () => saveFile(name, await DOWNLOADS[name]()));
+    };
   }
 }
 
-function reset() {
-  thresholds = { gate: model.gate, labels: model.classes.map(({ label }) => label) };
-}
-
-listen();
-const opened = attempt(async () => {
-  model = await (await ask("v1/model")).json();
-  reset();
+addListeners();
+const opened = showErrors(async () => {
+  model = await (await request("v1/model")).json();
+  resetThresholds();
   showDrift(model);
-  for (const verdict of (await (await ask(`v1/verdicts?hours=${SHIFT_HOURS}`)).json()).verdicts) {
+  for (const verdict of (await (await request(`v1/verdicts?hours=${SHIFT_HOURS}`)).json()).verdicts) {
     verdicts.set(verdict.digest, verdict);
   }
   buildClasses();
-  showPromises();
-  tell();
+  showPromises(model);
+  showCounts();
 });

@@ -1,65 +1,62 @@
-// What the page asks of the service: with the token where there is one, and again where the queue is full.
+// Requests to the service: adds the token if one is needed, and retries while the queue is full.
 
 const TOKEN = "steel-token";
-const PATIENCE = 30; // times that a full queue is asked again
+const MAX_RETRIES = 30;
 
-/** Why there is no answer, in the service's own sentence. */
-export class Refusal extends Error {
-  constructor(status, sentence) {
-    super(sentence);
-    this.status = status;
-  }
-}
+/** An answer other than success, with the service's own explanation. */
+export class ServiceError extends Error {}
 
-let asking = null; // one dialog for all requests that wait for the token
+let tokenRequest = null; // one dialog for all requests that wait for the token
 
 function askForToken() {
-  asking ??= new Promise((resolve) => {
+  tokenRequest ??= new Promise((resolve) => {
     const dialog = document.querySelector("#token-dialog");
     dialog.addEventListener("close", () => {
       sessionStorage.setItem(TOKEN, document.querySelector("#token").value);
-      asking = null;
+      tokenRequest = null;
       resolve();
     }, { once: true });
     dialog.showModal();
   });
-  return asking;
+  return tokenRequest;
 }
 
-const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** The service's answer; throws a Refusal where it is none. */
-export async function ask(path, options = {}) {
+/** Sends a request and returns the response; throws a ServiceError if it failed. */
+export async function request(path, options = {}) {
   for (let attempt = 0; ; attempt++) {
     const token = sessionStorage.getItem(TOKEN);
     const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
-    const answer = await fetch(path, { ...options, headers });
-    if (answer.ok) return answer;
-    if (answer.status === 401) {
+    const response = await fetch(path, { ...options, headers }).catch(() => {
+      throw new ServiceError("Cannot reach the service. Check that it is running, then try again.");
+    });
+    if (response.ok) return response;
+    if (response.status === 401) {
       await askForToken();
-    } else if (answer.status === 503 && attempt < PATIENCE) {
-      // Not all at the same moment again.
-      await wait(Number(answer.headers.get("Retry-After") ?? 1) * (0.5 + Math.random()));
+    } else if (response.status === 503 && attempt < MAX_RETRIES) {
+      // A random delay keeps waiting requests from all retrying at the same moment.
+      await sleep(Number(response.headers.get("Retry-After") ?? 1) * (0.5 + Math.random()));
     } else {
-      const body = await answer.json().catch(() => ({}));
-      throw new Refusal(answer.status, body.detail ?? `the service answered ${answer.status}`);
+      const body = await response.json().catch(() => ({}));
+      throw new ServiceError(body.detail ?? `The service answered with status ${response.status}.`);
     }
   }
 }
 
-/** The decision about a file; at other thresholds where they are given. */
+/** Inspects a file, at other thresholds than the model's if given, and returns the service's answer. */
 export async function inspect(file, thresholds = null) {
   const query = new URLSearchParams({ name: file.name });
   if (thresholds) {
     query.set("gate", thresholds.gate);
     for (const label of thresholds.labels) query.append("label", label);
   }
-  const answer = await ask(`v1/inspect?${query}`, { method: "POST", body: file });
-  return (await answer.json()).images[0];
+  const response = await request(`v1/inspect?${query}`, { method: "POST", body: file });
+  return (await response.json()).images[0];
 }
 
-/** Hands the user a file. */
-export function save(name, blob) {
+/** Offers a file to the user as a download. */
+export function saveFile(name, blob) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;

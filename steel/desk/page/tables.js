@@ -1,24 +1,25 @@
-// The tables that the page hands out, in the columns that `steel inspect` writes.
+// CSV files written by the page, with the columns of `steel inspect`.
 
-/** A spreadsheet takes a text that begins like a formula for one. */
-function cell(value) {
+/** Formats a cell; text that a spreadsheet would run as a formula gets an apostrophe in front. */
+function formatCell(value) {
   const text = typeof value === "string" && /^[=+\-@]/.test(value) ? `'${value}` : String(value ?? "");
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-function table(rows) {
-  return new Blob([rows.map((row) => `${row.map(cell).join(",")}\n`).join("")], { type: "text/csv" });
+function buildTable(rows) {
+  return new Blob([rows.map((row) => `${row.map(formatCell).join(",")}\n`).join("")], { type: "text/csv" });
 }
 
 const sumAreas = (answer, name) =>
   answer.spots.filter((spot) => spot.class === name).reduce((sum, spot) => sum + spot.area_pixels, 0);
 
-/** results.csv: a row for each image, with the verdict where there is one. */
-export function writeResults(images, classes, verdicts) {
+/** Builds results.csv: one row per image, with its verdict if there is one. */
+export function buildResults(images, classes, verdicts) {
   const names = classes.map((entry) => entry.name);
   const header = [
     "image", "defective", "gate_probability", ...names.map((name) => `probability_${name}`),
-    ...names.map((name) => `area_pixels_${name}`), "spots", "height", "width", "error", "verdict", "verdict_class", "inspector", "verdict_at",
+    ...names.map((name) => `area_pixels_${name}`), "spots", "height", "width", "error", "verdict", "verdict_class",
+    "inspector", "verdict_at",
   ];
   const rows = images.map(({ file, answer, error }) => {
     if (!answer) return [file.name, ...Array(5 + 2 * names.length).fill(""), error, "", "", "", ""];
@@ -30,12 +31,12 @@ export function writeResults(images, classes, verdicts) {
       verdict.verdict, verdict.class, verdict.inspector, verdict.at,
     ];
   });
-  return table([header, ...rows]);
+  return buildTable([header, ...rows]);
 }
 
-/** submission.csv: Kaggle's form, a row for each image and class. */
-export function writeCodes(images, classes) {
+/** Builds submission.csv in Kaggle's format: one row per image and class. */
+export function buildSubmission(images, classes) {
   const rows = images.filter((image) => image.answer).flatMap(({ file, answer }) =>
     classes.map((entry, c) => [file.name, c + 1, answer.codes[entry.name]]));
-  return table([["ImageId", "ClassId", "EncodedPixels"], ...rows]);
+  return buildTable([["ImageId", "ClassId", "EncodedPixels"], ...rows]);
 }

@@ -1,8 +1,8 @@
-// The chosen image with its masks: zoom by wheel, pinch, keys and buttons, pan by dragging.
+// Shows an image with its masks. Zoom with the wheel, a pinch, keys or buttons; pan by dragging.
 
-const MOST_ZOOM = 32; // screen pixels for one of the image
+const MAX_SCALE = 32; // screen pixels per image pixel
 
-/** Draws the runs of a code, which count from 1 down the columns, in one colour. */
+/** Draws the pixels of a run-length code, which are numbered from 1 down the columns, in one colour. */
 function drawCode(code, [height, width], colour) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d");
@@ -27,9 +27,9 @@ export class Viewer {
   #size = [1, 1];
   #masks = [];
   #spot = null;
-  #view = { x: 0, y: 0, scale: 1 }; // the image's pixel in the top left corner, and screen pixels for one of it
+  #view = { x: 0, y: 0, scale: 1 }; // image pixel in the top left corner, and screen pixels per image pixel
   #pointers = new Map();
-  #queued = false;
+  #isQueued = false;
   opacity = 0.45;
   visible = [];
 
@@ -52,7 +52,7 @@ export class Viewer {
     canvas.addEventListener("dblclick", (event) => this.zoom(2, event.offsetX, event.offsetY));
   }
 
-  /** Shows another image: a bitmap, or null where the browser cannot read it, and its height and width. */
+  /** Shows another image: a bitmap, or null if the browser cannot decode it, and its height and width. */
   show(image, size) {
     this.#image = image;
     this.#size = size;
@@ -62,8 +62,8 @@ export class Viewer {
     this.fit();
   }
 
-  /** Lays masks over it: the code and the colour of each class. */
-  lay(codes, colours) {
+  /** Sets the masks: the run-length code and the colour of each class. */
+  setMasks(codes, colours) {
     this.#masks = codes.map((code, c) => (code ? drawCode(code, this.#size, colours[c]) : null));
     this.draw();
   }
@@ -76,29 +76,29 @@ export class Viewer {
     this.draw();
   }
 
-  /** Zooms around a point of the screen, by default the middle. */
+  /** Zooms around a point of the canvas, by default its centre. */
   zoom(factor, x = this.#canvas.clientWidth / 2, y = this.#canvas.clientHeight / 2) {
     const old = this.#view.scale;
-    const scale = Math.min(MOST_ZOOM, Math.max(this.#fitting, old * factor));
+    const scale = Math.min(MAX_SCALE, Math.max(this.#fitScale, old * factor));
     this.#view.x += x / old - x / scale;
     this.#view.y += y / old - y / scale;
     this.#view.scale = scale;
     this.draw();
   }
 
-  /** Moves by pixels of the screen. */
+  /** Pans by screen pixels. */
   pan(x, y) {
     this.#view.x += x / this.#view.scale;
     this.#view.y += y / this.#view.scale;
     this.draw();
   }
 
-  /** Zooms to a box, left, top, width and height, and frames it. */
+  /** Zooms to a box of left, top, width and height, and outlines it. */
   zoomTo([left, top, width, height]) {
     const { clientWidth, clientHeight } = this.#canvas;
-    const margin = 2.5; // times the box
+    const margin = 2.5; // size of the view as a multiple of the box
     const scale = Math.max(
-      this.#fitting,
+      this.#fitScale,
       Math.min(8, clientWidth / (margin * width), clientHeight / (margin * height)),
     );
     this.#view = {
@@ -110,28 +110,28 @@ export class Viewer {
     this.draw();
   }
 
-  /** Draws with the next frame of the screen. */
+  /** Draws in the next animation frame. */
   draw() {
-    if (this.#queued) return;
-    this.#queued = true;
+    if (this.#isQueued) return;
+    this.#isQueued = true;
     requestAnimationFrame(() => {
-      this.#queued = false;
+      this.#isQueued = false;
       this.#draw();
     });
   }
 
-  get #fitting() {
+  get #fitScale() {
     return Math.min(this.#canvas.clientWidth / this.#size[1], this.#canvas.clientHeight / this.#size[0]);
   }
 
   #resize() {
     const [height, width] = this.#size;
-    const wanted = (this.#canvas.clientWidth * height) / width;
-    this.#canvas.style.height = `${Math.round(Math.min(Math.max(wanted, 160), 0.5 * innerHeight))}px`;
-    const before = this.#fitting;
+    const desiredHeight = (this.#canvas.clientWidth * height) / width;
+    this.#canvas.style.height = `${Math.round(Math.min(Math.max(desiredHeight, 160), 0.5 * innerHeight))}px`;
+    const minScale = this.#fitScale;
     this.#canvas.width = Math.round(this.#canvas.clientWidth * devicePixelRatio);
     this.#canvas.height = Math.round(this.#canvas.clientHeight * devicePixelRatio);
-    if (this.#view.scale < before) this.#view.scale = before;
+    if (this.#view.scale < minScale) this.#view.scale = minScale;
     this.draw();
   }
 
@@ -149,7 +149,7 @@ export class Viewer {
     this.#pointers.set(event.pointerId, event);
   }
 
-  /** The image stays on the screen, in the middle where it is smaller. */
+  /** Keeps the image in view; centres it if it is smaller than the canvas. */
   #clamp() {
     const { clientWidth, clientHeight } = this.#canvas;
     const { scale } = this.#view;

@@ -1,0 +1,32 @@
+"""Errors of a single request, independent of HTTP; `service` maps each class to a status."""
+
+
+class DeskError(Exception):
+    """Base class: a request that cannot be answered. The message is one sentence for the client."""
+
+
+class InvalidRequestError(DeskError):
+    """An option, a form, an image or a verdict is invalid."""
+
+
+class UnsupportedImageError(DeskError):
+    """The file is not in an accepted image format."""
+
+
+class ImageTooLargeError(DeskError):
+    """The image has more pixels than the service accepts."""
+
+
+class NameTakenError(DeskError):
+    """Another image with the same name already has a verdict; labels identify images by name."""
+
+
+class QueueFullError(DeskError):
+    """No places are left in the queue, or the service is stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("the queue is full or the service is stopping; try again in a second")
+
+
+class InspectorError(DeskError):
+    """The inspector raised an error or returned NaN for an image."""

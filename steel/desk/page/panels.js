@@ -1,0 +1,46 @@
+// The tables of classes, defects and expected performance.
+
+import { $, make, makeSwatch } from "./dom.js";
+
+const MAX_ROWS = 500; // of the table of defects
+
+/** Creates a row of the table of classes; `showClasses` fills in the probability and the threshold. */
+export function makeClassRow(properties, toggle, name, slider, value) {
+  return make("tr", properties, make("td", {}, ...toggle), make("td", { className: "name" }, ...name),
+    make("td", {}, make("meter", { min: 0, max: 1 }), " ", make("output")),
+    make("td", {}, slider, " ", make("output")), make("td", { className: "number" }, value.toFixed(2)));
+}
+
+/** Shows the spots of an image, largest first. A click or Enter zooms to the spot. */
+export function showDefects(spots, model, viewer) {
+  spots = [...spots].sort((a, b) => b.area_pixels - a.area_pixels);
+  const inMm = model.mm_per_pixel !== null;
+  $("#defects thead").replaceChildren(make("tr", {}, ...["Class", inMm ? "Area (mm²)" : "Area (pixels)", "Centre (x, y)"]
+    .map((text, i) => make("th", { className: i === 1 ? "number" : "" }, text))));
+  $("#defects tbody").replaceChildren(...spots.slice(0, MAX_ROWS).map((spot) => {
+    const { colour } = model.classes.find(({ name }) => name === spot.class);
+    const area = inMm ? spot.area_mm2.toFixed(1) : spot.area_pixels.toLocaleString("en");
+    const [x, y] = spot.centroid.map(Math.round);
+    const zoom = () => viewer.zoomTo(spot.box);
+    const row = make("tr", { tabIndex: 0, onclick: zoom, title: "Zoom to this spot" },
+      make("td", {}, makeSwatch(colour), spot.class), make("td", { className: "number" }, area),
+      make("td", {}, `${x}, ${y}`));
+    row.addEventListener("keydown", (event) => { if (event.key === "Enter") zoom(); });
+    return row;
+  }));
+  const number = `${spots.length.toLocaleString("en")} spot${spots.length === 1 ? "" : "s"}`;
+  $("#defects-title").textContent = `Defects (${number}${spots.length > MAX_ROWS ? `, the ${MAX_ROWS} largest shown` : ""})`;
+}
+
+/** Shows the performance that `steel tune` expects on new images. */
+export function showPromises(model) {
+  const promises = model.tuned?.promises ?? [];
+  if (!promises.length) {
+    $("#promises div").textContent = "Unknown, because the thresholds were not tuned (see steel tune).";
+    return;
+  }
+  const rows = promises.map(({ name, value, interval }) =>
+    [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
+  $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
+    make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))));
+}

@@ -1,0 +1,146 @@
+"""Verdicts: saving, replacing and deleting them, and their export as CSV and as labels."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from served import CLASSES, build_desk, draw, encode, open_client
+from steel.desk.answers import VerdictQuestion
+from steel.desk.service import build_app
+from steel.desk.verdicts import Verdicts
+from steel.errors import InputError
+
+VERDICT = {"image": "a.png", "size": [64, 96], "defective": True, "codes": {"scale": "5 3", "scratch": "100 2"}}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with open_client(build_app(build_desk(tmp_path))) as client:
+        yield client
+
+
+def save(client: TestClient, number: int, **changes: Any) -> Any:
+    return client.put(f"/v1/verdicts/{number:064x}", json=VERDICT | {"image": f"{number}.png"} | changes)
+
+
+def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
+    nothing = {"scale": "", "scratch": ""}
+    for number, changes in enumerate(
+        [
+            {"verdict": "agree", "inspector": "K. L."},
+            {"verdict": "agree", "defective": False, "codes": nothing},
+            {"verdict": "false_alarm"},
+            {"verdict": "false_alarm", "class": "scratch"},
+            {"verdict": "missed", "class": "scratch"},
+            {"verdict": "missed"},
+            {"verdict": "agree", "codes": nothing},  # defective, but nothing was outlined
+        ]
+    ):
+        assert save(client, number, **changes).status_code == 200
+    lines = client.get("/v1/verdicts.csv").text.splitlines()
+    assert lines[0] == "image,defective,verdict,class,inspector,at,digest"
+    assert [line.split(",")[:5] for line in lines[1:3]] == [
+        ["0.png", "1", "agree", "", "K. L."],
+        ["1.png", "0", "agree", "", ""],
+    ]
+    archive = zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content))
+    assert archive.read("train.csv").decode().splitlines() == [
+        "ImageId_ClassId,EncodedPixels",
+        "0.png_1,5 3",
+        "0.png_2,100 2",
+        "1.png_1,",
+        "1.png_2,",
+        "2.png_1,",
+        "2.png_2,",
+        "3.png_1,5 3",
+        "3.png_2,",
+    ]
+    assert archive.read("to_label.csv").decode().splitlines() == ["ImageId,ClassId", "4.png,2", "5.png,", "6.png,"]
+    assert archive.read("classes.csv").decode().splitlines() == ["ClassId,name", "1,scale", "2,scratch"]
+    shift = client.get("/v1/verdicts").json()
+    assert shift["counts"] == {"agree": 3, "missed": 2, "false_alarm": 2}
+    assert len(shift["verdicts"]) == 7
+
+
+def test_labels_are_a_valid_dataset(client: TestClient, tmp_path: Path) -> None:
+    from steel.data.annotations import read_annotations
+
+    save(client, 1, verdict="agree")
+    save(client, 2, verdict="false_alarm")
+    root = tmp_path / "data"
+    zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content)).extractall(root)
+    (root / "train_images").mkdir()
+    for name in ("1.png", "2.png"):
+        (root / "train_images" / name).write_bytes(encode(draw()))
+    annotations = read_annotations(root)
+    assert annotations.classes == tuple(CLASSES)
+    assert annotations.labels.tolist() == [[True, True], [False, False]]
+
+
+def test_a_verdict_can_be_replaced_and_deleted(client: TestClient) -> None:
+    save(client, 1, verdict="agree")
+    assert save(client, 1, verdict="missed").json()["verdict"] == "missed"
+    assert client.get("/v1/verdicts").json()["counts"] == {"agree": 0, "missed": 1, "false_alarm": 0}
+    assert client.delete(f"/v1/verdicts/{1:064x}").status_code == 204
+    assert client.delete(f"/v1/verdicts/{1:064x}").status_code == 404
+
+
+def test_two_images_with_one_name_are_refused(client: TestClient) -> None:
+    assert save(client, 1, verdict="agree", image="a.png").status_code == 200
+    answer = save(client, 2, verdict="agree", image="a.png")
+    assert answer.status_code == 409
+    assert "a.png" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verdict": "maybe"},
+        {"verdict": "agree", "image": "../a.png"},
+        {"verdict": "agree", "image": ""},
+        {"verdict": "agree", "image": "a\nb.png"},
+        {"verdict": "agree", "size": [0, 96]},
+        {"verdict": "agree", "size": [64]},
+        {"verdict": "agree", "codes": {"scale": "6144 2"}},  # beyond the image
+        {"verdict": "agree", "codes": {"scale": "1 x"}},
+        {"verdict": "agree", "codes": {"rust": ""}},
+        {"verdict": "missed", "class": "rust"},
+        {"verdict": "agree", "more": 1},
+    ],
+)
+def test_invalid_verdicts_are_refused(client: TestClient, changes: dict[str, Any]) -> None:
+    answer = save(client, 1, **changes)
+    assert answer.status_code == 422, answer.text
+    assert client.get("/v1/verdicts").json()["verdicts"] == []
+
+
+def test_formulas_in_csv_cells_are_escaped(client: TestClient) -> None:
+    save(client, 1, verdict="agree", image="=HYPERLINK(1).png")
+    assert client.get("/v1/verdicts.csv").text.splitlines()[1].startswith("'=HYPERLINK(1).png,")
+
+
+def test_verdicts_survive_a_restart(tmp_path: Path) -> None:
+    for counts in ({"agree": 0}, {"agree": 1}):
+        with open_client(build_app(build_desk(tmp_path))) as client:
+            assert client.get("/v1/verdicts").json()["counts"].items() >= counts.items()
+            save(client, 1, verdict="agree")
+
+
+def test_a_file_with_verdicts_on_other_classes_is_refused(tmp_path: Path) -> None:
+    """Labels written from it would have other classes than the inspector meant."""
+    path = tmp_path / "verdicts.sqlite"
+    Verdicts(path, ["other"]).close()  # no verdicts yet, so other classes may take over
+    kept = Verdicts(path, CLASSES)
+    verdict = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {"scale": "1 2"}}
+    kept.save("0" * 64, VerdictQuestion.model_validate(verdict))
+    kept.close()
+    with pytest.raises(InputError, match=r"classes scale, scratch, but .* scratch, scale; .*--verdicts"):
+        Verdicts(path, CLASSES[::-1])
+    again = Verdicts(path, CLASSES)
+    assert "a.png" in again.format_csv()
+    again.close()
