@@ -22,14 +22,14 @@ class Output(NamedTuple):
     """One batch of images of one size and the probabilities of both networks.
 
     Attributes:
-        index: Rows of the N images in the table of annotations.
+        rows: Rows of the N images in the table of annotations.
         images: uint8 `(N, 1, H, W)`, on the CPU.
         planes: uint8 `(N, H, W)`, bit planes of the truth, on the CPU.
         probabilities: Probabilities of both networks, on the device.
         started: `time.perf_counter()` in seconds when the networks started.
     """
 
-    index: list[int]
+    rows: list[int]
     images: Tensor
     planes: Tensor
     probabilities: Probabilities
