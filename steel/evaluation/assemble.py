@@ -49,12 +49,7 @@ class Assembly(NamedTuple):
         return self.classifiers | self.segmenters
 
     def take(self, classifiers: Sequence[int], segmenters: Sequence[int]) -> Inspector:
-        """Return an inspector of some of the networks.
-
-        Args:
-            classifiers: Positions of the classifiers to use, in the order of the checkpoints.
-            segmenters: Positions of the segmenters to use.
-        """
+        """Return an inspector of some of the networks, given by their positions in the order of the checkpoints."""
 
         def select(network: nn.Module, positions: Sequence[int]) -> nn.Module:
             return _average([network.networks[i] for i in positions]) if isinstance(network, Ensemble) else network
@@ -145,13 +140,7 @@ def require_numbers(network: nn.Module, remedy: str) -> None:
 
 
 def hash_networks(classifiers: Iterable[str], segmenters: Iterable[str], flips: bool) -> NetworkHashes:
-    """Hash the checkpoints that an operating point is valid for.
-
-    Args:
-        classifiers: Paths of the classifiers' checkpoints.
-        segmenters: Paths of the segmenters' checkpoints.
-        flips: Whether probabilities are averaged over flips.
-    """
+    """Hash the files of checkpoints, given by their paths; an operating point is valid only for the same hashes."""
 
     def digest(paths: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths))

@@ -75,10 +75,7 @@ def evaluate(
     networks: Assembly | About
     if model is not None:
         if classifier or segmenter or operating_point or flips:
-            raise InputError(
-                "--model already contains networks, operating point and flips; remove --classifier, --segmenter, "
-                "--operating_point and --flips"
-            )
+            raise InputError("--model contains networks, operating point and flips; remove the other options for these")
         inspector, about = bundle.read(model, where)
         networks = about
     elif classifier and segmenter:
@@ -89,23 +86,14 @@ def evaluate(
     data = open_part(root, split, networks, batch_size=batch_size, num_workers=num_workers)
     judged = judge_part(inspector, data, split, where, tolerance=tolerance)
     summary = summarise(judged, about)
-    evaluated_on = EvaluatedOn(
-        split, str(data.root), data.annotations.digest, data.split.digest, str(where), describe_versions()
-    )
+    table = data.annotations
+    on = EvaluatedOn(split, str(data.root), table.digest, data.split.digest, str(where), describe_versions())
 
     folder = Path(out)
     clear_pictures(folder)
-    write_atomic(folder / "submission.csv", _format_submission(judged, data.annotations))
-    write_report(
-        folder,
-        judged,
-        summary,
-        about,
-        evaluated_on=evaluated_on,
-        annotations=data.annotations,
-        num_pictures=num_pictures,
-    )
-    content = to_plain(summary.to_dict() | about.to_dict() | evaluated_on.to_dict())
+    write_atomic(folder / "submission.csv", _format_submission(judged, table))
+    write_report(folder, judged, summary, about, on=on, annotations=table, num_pictures=num_pictures)
+    content = to_plain(summary.to_dict() | about.to_dict() | on.to_dict())
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
 
     print(tabulate_scores(summary).to_string(index=False))

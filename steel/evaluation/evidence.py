@@ -42,13 +42,10 @@ class Grid:
 
     @classmethod
     def for_images(cls, sizes: NDArray[np.int64]) -> Self:
-        """Return the grid for images of these sizes.
+        """Return the grid for images of sizes `(n, 2)`, height and width in pixels.
 
         The areas are those of the contest's best teams at 256 x 1600 (150 for spots, 600 to 2,000 for classes), scaled
         by the number of pixels. There are few of them because every further candidate adds to overfitting.
-
-        Args:
-            sizes: `(n, 2)`, height and width in pixels.
         """
         scale = float(np.median(sizes.prod(axis=1))) / (256 * 1600)
 
@@ -116,7 +113,7 @@ def gather(
     """
     annotations = data.annotations
     grid = Grid.for_images(annotations.sizes[data.split.indices(part)].astype(np.int64))
-    images: list[tuple[int, NDArray[np.float32], NDArray[np.float64], _Pixels]] = []
+    images: list[tuple[int, NDArray[np.float32], NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.int32]]]] = []
     with ThreadPoolExecutor() as pool:
         for output in run_networks(probabilities, data.part_dataloader(part), device):
             classes, pixels = (tensor.float().cpu().numpy() for tensor in output.probabilities)
@@ -126,31 +123,19 @@ def gather(
     images.sort(key=lambda image: image[0])
     rows, all_classes, all_measured, all_counts = zip(*images, strict=True)
     index = np.array(rows)
-    truth = np.stack([pixels.truth for pixels in all_counts])
-    areas, predicted, hits = np.stack([pixels.by_threshold for pixels in all_counts], axis=1)
+    truth = np.stack([true for true, _ in all_counts])
+    areas, predicted, hits = np.stack([counts for _, counts in all_counts], axis=1)
+    known = find_known_labels(truth > 0, np.isin(index, list(annotations.unknown)))
     return Evidence(
-        names=annotations.names[index],
-        groups=annotations.groups[index],
-        classes=np.stack(all_classes),
-        truth=truth,
-        known=find_known_labels(truth > 0, np.isin(index, list(annotations.unknown))),
-        areas=areas,
-        predicted=predicted,
-        hits=hits,
-        grid=grid,
-        measured=np.stack(all_measured),
-    )
+        names=annotations.names[index], groups=annotations.groups[index], classes=np.stack(all_classes), truth=truth,
+        known=known, areas=areas, predicted=predicted, hits=hits, grid=grid, measured=np.stack(all_measured),
+    )  # fmt: skip
 
 
-class _Pixels(NamedTuple):
-    """Pixel counts of one image: `truth` is `(C,)`; `by_threshold` has areas, predicted and hits, `(3, C, T, S)`."""
-
-    truth: NDArray[np.int64]
-    by_threshold: NDArray[np.int32]
-
-
-def _count(pixels: NDArray[np.float32], plane: NDArray[np.uint8], grid: Grid) -> _Pixels:
-    """Count the pixels of one image, from probabilities `(C, H, W)` and the bit plane of the truth `(H, W)`."""
+def _count(
+    pixels: NDArray[np.float32], plane: NDArray[np.uint8], grid: Grid
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return true pixels `(C,)` of one image, and its areas, predicted pixels and hits, `(3, C, T, S)`."""
     labelled = ~find_unknown(plane, len(pixels))
     truth = np.zeros(len(pixels), np.int64)
     counts = np.zeros((3, len(pixels), len(grid.pixel), len(grid.spot)), np.int32)
@@ -172,7 +157,7 @@ def _count(pixels: NDArray[np.float32], plane: NDArray[np.uint8], grid: Grid) ->
             )
             for s, smallest in enumerate(grid.spot):
                 counts[:, c, t, s] = by_spot[:, by_spot[0] >= smallest].sum(axis=1)
-    return _Pixels(truth, counts)
+    return truth, counts
 
 
 def read_scores(path: Path) -> tuple[Evidence, tuple[str, ...]]:
@@ -207,19 +192,13 @@ def read_scores(path: Path) -> tuple[Evidence, tuple[str, ...]]:
         probabilities[:, c], other = _read_column(path, table, f"probability{c + 1}")
         findings += [*more, *other]
     raise_first(findings)
-    truth = labels.astype(np.int64)
+    groups = pd.factorize(np.array(table.columns.get("group", names)))[0].astype(np.int64)
+    truth, known = labels.astype(np.int64), np.ones(labels.shape, bool)
     one = np.ones((*labels.shape, 1, 1), np.int32)
     evidence = Evidence(
-        names=np.array(names),
-        groups=pd.factorize(np.array(table.columns.get("group", names)))[0].astype(np.int64),
-        classes=probabilities.astype(np.float32),
-        truth=truth,
-        known=np.ones(labels.shape, bool),
-        areas=one,
-        predicted=one,
-        hits=one * (truth > 0)[..., None, None],
-        grid=Grid(),
-    )
+        names=np.array(names), groups=groups, classes=probabilities.astype(np.float32), truth=truth, known=known,
+        areas=one, predicted=one, hits=one * (labels > 0)[..., None, None], grid=Grid(),
+    )  # fmt: skip
     return evidence, tuple(str(c + 1) for c in range(num_classes))
 
 

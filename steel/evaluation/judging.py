@@ -1,7 +1,7 @@
 """Decisions of an inspector on one part of a dataset, per image, so that every score and interval follows from them."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from steel.data import rle
 from steel.data.datamodule import SteelDataModule
 from steel.data.unknown import find_known_labels, find_unknown
-from steel.decision.inspector import Inspection
+from steel.decision.inspector import Probabilities
 from steel.decision.point import Point
 from steel.evaluation.outlines import count_boundaries, match_spots
 from steel.evaluation.parts import Output, run_networks
@@ -78,39 +78,28 @@ def judge_part(
         device: The device that the inspector is on.
         tolerance: Tolerance of outlines in pixels; see `outlines.count_boundaries`.
     """
-    point: Point = inspector.point()  # type: ignore[operator]
+    run: Callable[[Tensor], Probabilities] = inspector.probabilities  # type: ignore[assignment]
+    outputs = run_networks(run, data.part_dataloader(part), device, "inspecting")
+    return _join([_judge(inspector, output, data.annotations.groups[output.rows], tolerance) for output in outputs])
+
+
+def _judge(inspector: Any, output: Output, groups: NDArray[np.int64], tolerance: int) -> Judged:
+    """Judge one batch."""
+    point: Point = inspector.point()
+    inspection = inspector.decide(output.probabilities, point)
+    drawn = inspection.masks.cpu()
+    seconds = time.perf_counter() - output.started
     without_gate = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
-    batches = []
-    for output in run_networks(inspector.probabilities, data.part_dataloader(part), device, "inspecting"):  # type: ignore[arg-type]
-        inspection = inspector.decide(output.probabilities, point)  # type: ignore[operator]
-        inspection = inspection._replace(masks=inspection.masks.cpu())
-        seconds = time.perf_counter() - output.started
-        ungated = inspector.decide(output.probabilities, without_gate).masks.cpu()  # type: ignore[operator]
-        groups = data.annotations.groups[output.rows]
-        batches.append(_judge(output, inspection, ungated, point, groups=groups, tolerance=tolerance, seconds=seconds))
-    return _join(batches)
+    ungated = inspector.decide(output.probabilities, without_gate).masks.cpu()
 
-
-def _judge(
-    output: Output,
-    inspection: Inspection,
-    ungated: Tensor,
-    point: Point,
-    *,
-    groups: NDArray[np.int64],
-    tolerance: int,
-    seconds: float,
-) -> Judged:
-    """Judge one batch, from the decision and the masks `(N, C, H, W)` of the segmenter alone."""
-    num_classes = ungated.shape[1]
-    planes, visible = output.planes, unpack(output.planes, num_classes)
-    unknown = find_unknown(planes, num_classes)
+    visible = unpack(output.planes, drawn.shape[1])
+    unknown = find_unknown(output.planes, drawn.shape[1])
     known, num_unknown = ~unknown[:, None], unknown.flatten(1).sum(1)
     labels = visible.flatten(2).any(2)
-    truth, masks = visible & known, inspection.masks & known
+    truth, masks = visible & known, drawn & known
     with_background = torch.cat([~truth.any(1, keepdim=True), truth], 1) & known
     one_each = exclusive(output.probabilities.pixels.cpu()) & known
-    both, alone, background = (
+    counts, alone, background = (
         counts._replace(pixels=counts.pixels - num_unknown)
         for counts in (count(masks, truth), count(ungated & known, truth), count(one_each, with_background))
     )
@@ -119,7 +108,7 @@ def _judge(
     return Judged(
         indices=np.array(output.rows),
         groups=groups,
-        counts=both,
+        counts=counts,
         ungated=alone,
         exclusive=background,
         boundaries=np.stack([count_boundaries(*pair, tolerance) for pair in pairs]),
@@ -130,12 +119,12 @@ def _judge(
         known=find_known_labels(labels, num_unknown > 0),
         passed=passed.cpu(),
         allowed=(passed[:, None] & (inspection.class_probabilities >= point.label)).cpu(),
-        codes=[[rle.encode(plane) for plane in mask] for mask in inspection.masks.numpy()],
+        codes=[[rle.encode(mask) for mask in of_image] for of_image in drawn.numpy()],
         seconds=seconds,
     )
 
 
-def _join(batches: Iterable[Judged]) -> Judged:
+def _join(batches: Sequence[Judged]) -> Judged:
     """Concatenate batches and sort the images: the loader groups them by size."""
     columns = list(zip(*batches, strict=True))
     order = np.argsort(np.concatenate(columns[0]))

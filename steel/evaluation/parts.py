@@ -58,12 +58,12 @@ def run_networks(
 def open_part(
     root: str, part: str, networks: Assembly | About, *, batch_size: int, num_workers: int | None
 ) -> SteelDataModule:
-    """Open a dataset after checking that the networks can be evaluated on one part of it.
+    """Open a dataset after checking that networks can be evaluated on one part of it.
 
     Args:
         root: Folder with train.csv and train_images.
         part: train, val or test.
-        networks: The networks to evaluate: loaded from checkpoints, or the metadata of an exported file.
+        networks: Networks loaded from checkpoints, or the metadata of an exported file.
         batch_size: Images per batch.
         num_workers: Loader threads; None for the default of `SteelDataModule`.
 
@@ -73,7 +73,7 @@ def open_part(
     """
     data = SteelDataModule(root, num_classes=len(networks.classes), batch_size=batch_size, num_workers=num_workers)
     if isinstance(networks, Assembly):
-        recall_part(networks, data, part)
+        _recall_split(networks, data, part)
     else:
         _require_same_split(networks, data, part)
     if len(data.split.indices(part)) == 0:
@@ -81,19 +81,10 @@ def open_part(
     return data
 
 
-def recall_part(assembly: Assembly, data: SteelDataModule, part: str) -> None:
-    """Restore the split of the checkpoints, and check that the part has the same images in all of them.
+def _recall_split(assembly: Assembly, data: SteelDataModule, part: str) -> None:
+    """Restore the split of the checkpoints, and refuse a part that has different images in some of them.
 
-    Otherwise an image that one network is evaluated on might have trained or selected another one.
-
-    Args:
-        assembly: The networks to evaluate.
-        data: The dataset; its split is replaced.
-        part: train, val or test.
-
-    Raises:
-        InputError: An image of the part is in another part of a checkpoint's split, or a checkpoint's split cannot be
-            restored; see `splits.recall_split`.
+    Otherwise an image that one network is evaluated on might have trained or selected another network.
     """
     parts = {}
     for path, about in assembly.checkpoints.items():

@@ -94,11 +94,7 @@ def tabulate_classes(summary: Summary, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def choose_pictures(judged: Judged, limit: int) -> list[tuple[int, str]]:
-    """Choose images to show: the worst of each cause in turn, and the best of each class.
-
-    Args:
-        judged: The decisions and the truth of n images.
-        limit: Largest number of images.
+    """Choose at most `limit` images to show: the worst of each cause in turn, and the best of each class.
 
     Returns:
         The position of each image in `judged`, and why it was chosen.
@@ -127,7 +123,7 @@ def write_report(
     summary: Summary,
     about: About,
     *,
-    evaluated_on: EvaluatedOn,
+    on: EvaluatedOn,
     annotations: Annotations,
     num_pictures: int,
 ) -> None:
@@ -135,15 +131,15 @@ def write_report(
 
     Args:
         folder: The folder to write to.
-        judged: The decisions and the truth per image.
+        judged: The decisions and the truth for each image.
         summary: The numbers.
         about: Metadata of the inspector.
-        evaluated_on: The evaluated images.
-        annotations: The table of the dataset.
+        on: The evaluated images.
+        annotations: The dataset.
         num_pictures: Largest number of images to show.
     """
-    page = Page(f"Evaluation of the inspector on {evaluated_on.part} of {evaluated_on.root}", folder)
-    _add_origin(page, summary, about, evaluated_on)
+    page = Page(f"Evaluation of the inspector on {on.part} of {on.root}", folder)
+    _add_origin(page, summary, about, on)
     _add_point(page, summary, about)
     _add_scores(page, summary, about.classes)
     _add_gate(page, judged, summary, about)
@@ -221,12 +217,9 @@ def _add_gate(page: Page, judged: Judged, summary: Summary, about: About) -> Non
         page.add_picture("curves", curves, "Other gate thresholds")
     probabilities, labels = judged.probabilities[judged.decided], judged.labels[judged.decided]
     bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(about.classes))]
-    page.add_picture(
-        "calibration",
-        plots.plot_reliability({"classifier": bins}, about.classes),
-        f"Calibration: Brier score {summary.calibration['brier']:.4f}, expected calibration error "
-        f"{summary.calibration['ece']:.4f}",
-    )
+    brier, ece = summary.calibration["brier"], summary.calibration["ece"]
+    caption = f"Calibration: Brier score {brier:.4f}, expected calibration error {ece:.4f}"
+    page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, about.classes), caption)
 
 
 def _draw_curves(judged: Judged, gate: float) -> Figure | None:
@@ -278,13 +271,9 @@ def _draw(judged: Judged, row: int, annotations: Annotations, about: About) -> F
         if true.any() or found.any()
     ]
     verdict = _VERDICTS[probability >= about.operating_point.gate]
-    return plots.plot_comparison(
-        image,
-        truth,
-        predicted,
-        f"{annotations.names[i]}: called {verdict} (p = {probability:.2f})  {'  '.join(details)}",
-        (f"truth: {list_areas(truth, classes)}", f"prediction: {list_areas(predicted, classes)}"),
-    )
+    title = f"{annotations.names[i]}: called {verdict} (p = {probability:.2f})  {'  '.join(details)}"
+    captions = f"truth: {list_areas(truth, classes)}", f"prediction: {list_areas(predicted, classes)}"
+    return plots.plot_comparison(image, truth, predicted, title, captions)
 
 
 def list_areas(masks: NDArray[np.bool_], classes: Sequence[str]) -> str:

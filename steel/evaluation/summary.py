@@ -35,19 +35,15 @@ class PromiseCheck:
     observed: float
     num: int
 
-    @property
-    def is_within(self) -> bool | None:
-        """Whether the observed value lies within the 95 % prediction interval; None if it is undefined."""
-        low, high = self.promise.prediction
-        return None if math.isnan(self.observed) else low - 1e-9 <= self.observed <= high + 1e-9
-
     def to_row(self) -> list[Any]:
-        """Return the cells for a table: name, expected, prediction interval, observed, number, and yes, no or "-"."""
-        low, high = self.promise.prediction
+        """Return table cells: name, expected, 95 % prediction interval, observed, number, and whether it is within."""
+        name, (low, high) = self.promise.name, self.promise.prediction
         expected = format_score(self.promise.value, self.promise.interval)
-        predicted = f"{low:.3f} to {high:.3f} (of {self.promise.num_new})"
-        verdict = {None: "-", True: "yes", False: "no"}[self.is_within]
-        return [self.promise.name, expected, predicted, format_score(self.observed), self.num, verdict]
+        within = "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
+        return [
+            name, expected, f"{low:.3f} to {high:.3f} (of {self.promise.num_new})", format_score(self.observed),
+            self.num, "-" if math.isnan(self.observed) else within,
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,17 +51,13 @@ class Summary:
     """The numbers of an evaluation. Attributes have the names of the keys in evaluation.json.
 
     Attributes:
-        num_images: Number of images.
-        num_groups: Number of groups.
-        num_defective: Number of images with a defect.
+        num_images, num_groups, num_defective: Number of images, groups and images with a defect.
         num_defects: Number of images with each class.
         scores: Scores of both stages together, from `score_masks`, `score_labels` and `score_boundaries`.
         intervals: 95 % confidence interval of each score.
-        predict_nothing: Scores of a model that predicts no pixel.
-        predict_everything: Scores of a model that predicts every class at every pixel.
+        predict_nothing, predict_everything: Scores of a model that predicts no pixel, or every class at every pixel.
         segmenter_alone: Scores without gate and label thresholds, and the mIoU with background.
-        accuracy_calling_all_clean: Accuracy of calling every image clean.
-        accuracy_calling_all_defective: Accuracy of calling every image defective.
+        accuracy_calling_all_clean, accuracy_calling_all_defective: Accuracy of the same answer for every image.
         confusion: 2 x 2 confusion matrix of the gate; see `training.metrics.confusion`.
         calibration: Brier scores and calibration errors; see `score_calibration`.
         spots: Scores of spots by class and size; see `score_spots`.
@@ -130,8 +122,7 @@ class EvaluatedOn:
     Attributes:
         part: train, val or test.
         root: Folder of the dataset.
-        data: Hash of the labels.
-        split: Hash of the split.
+        data, split: Hashes of the labels and of the split.
         device: The device that the networks ran on.
         versions: Versions of the packages.
     """

@@ -91,7 +91,7 @@ class Suspect(NamedTuple):
 def choose_networks(assembly: Assembly, names: NDArray[np.str_]) -> tuple[Labels, Labels]:
     """Choose the networks to compare each image with: those of each stage that were not trained on it, or all.
 
-    Images are matched by name with the names in the checkpoints, so labels can be checked again after a correction.
+    Images are matched with the checkpoints by name, so labels can be checked again after they were corrected.
 
     Args:
         assembly: K networks.
@@ -99,7 +99,7 @@ def choose_networks(assembly: Assembly, names: NDArray[np.str_]) -> tuple[Labels
 
     Returns:
         bool `(n, K)`, the networks to use, classifiers first; bool `(n,)`, whether all networks of a stage were trained
-        on the image, so that it is compared with networks that know its label.
+        on the image.
     """
     is_used, is_learnt = [], np.zeros(len(names), bool)
     for networks in (assembly.classifiers, assembly.segmenters):
@@ -160,16 +160,10 @@ def _compare(
     return spots, agreement, inside, [rle.encode(probability >= 0.5) for probability in pixels]
 
 
-def estimate_quality(predictions: Predictions, labels: Labels, known: Labels) -> tuple[Array, Array]:
-    """Estimate how likely each class is on each image, and how good its label is.
+def _estimate_quality(predictions: Predictions, labels: Labels, known: Labels) -> tuple[Array, Array]:
+    """Return the calibrated probability of each class by both networks, `(n, C)`, and the quality of its label.
 
-    Args:
-        predictions: Network outputs for n images and C classes.
-        labels: bool `(n, C)`, whether the class is labelled.
-        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
-
-    Returns:
-        `(n, C)`, the calibrated probability by both networks; `(n, C)`, the quality (see the module), 1 where unknown.
+    See the module for the quality. It is 1 where the label is unknown.
     """
     # The resolution of a sweep bounds both stages, so that a very confident network does not outvote the other.
     lowest = 0.5 / LEVELS
@@ -196,7 +190,7 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
         known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
         classes: Names of the classes.
     """
-    likely, quality = estimate_quality(predictions, labels, known)
+    likely, quality = _estimate_quality(predictions, labels, known)
     names = name_classes(classes)
     suspects = []
     for row, worst in enumerate(quality.argmin(axis=1).tolist()):
@@ -211,7 +205,7 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
 def _explain(
     c: int, score: float, label: Labels, likely: Array, inside: Array, names: Sequence[str]
 ) -> tuple[int, Kind, str]:
-    """Return class, kind and reason for the worst label `c` of one image; see `Predictions` and `estimate_quality`."""
+    """Return class, kind and reason for the worst label `c` of one image; see `Predictions`."""
     # Pairs of a labelled class and a likely one that fits its mask better.
     others = np.flatnonzero(~label & (likely >= 0.5)).tolist()
     pairs = [(given, other) for given in np.flatnonzero(label).tolist() for other in others]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from steel.evaluation.parts import open_part
 from steel.evaluation.promises import name_classes, promise, tabulate_promises
 from steel.evaluation.scores import reliability
 from steel.evaluation.search import Outcome, calibrated, choose, count_needed, judge
-from steel.files import write_atomic
+from steel.files import atomic_path
 from steel.intervals import largest_claim
 from steel.progress import track
 from steel.versions import describe_versions
@@ -173,24 +172,34 @@ def tune(
 
     tuned = tune_on(evidence, wanted, classes, num_new)
     warnings = list_warnings(evidence, tuned, wanted, classes)
-    reference, more = _build_reference(evidence, tuned.point)
-    warnings += more
+    reference = None
+    if evidence.measured is not None:
+        reference = build_reference(evidence.measured, calibrated(evidence, tuned.point), evidence.groups)
+        if reference is None:
+            warnings.append(
+                f"drift will not be monitored: it needs {FEWEST_IMAGES} images in {FEWEST_GROUPS} groups, got "
+                f"{len(evidence.names)} in {len(np.unique(evidence.groups))}"
+            )
     networks = hash_networks(assembly.classifiers, assembly.segmenters, flips) if assembly else None
     origin |= {"num_images": len(evidence.names), "num_groups": len(np.unique(evidence.groups))}
     path = Path(out)
-    plots_written = _write_plots(path, evidence, tuned, classes)
+    pictures = _write_plots(path, evidence, tuned, classes)
     _write_point(path, tuned, wanted, classes, origin=origin, networks=networks, warnings=warnings, reference=reference)
 
+    _print_tuned(tuned, classes, assembly.describe_gate() if assembly else None)
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(f"wrote {', '.join(map(str, (path, *pictures)))}")
+
+
+def _print_tuned(tuned: Tuned, classes: Sequence[str], gate_cost: str | None) -> None:
     print("operating point, sizes in pixels:")
     print(tabulate_point(tuned.point, classes).to_string(index=False))
     print(f"gate threshold {tuned.point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
-    if assembly:
-        print(assembly.describe_gate())
+    if gate_cost:
+        print(gate_cost)
     print("promises for new images:")
     print(tabulate_promises(tuned.promises).to_string(index=False))
-    for warning in warnings:
-        print(f"warning: {warning}")
-    print(f"wrote {', '.join(map(str, (path, *plots_written)))}")
 
 
 def _build_aim(
@@ -215,20 +224,6 @@ def _build_aim(
         if not 0 <= share <= 1:
             raise InputError(f"--{option} must be in [0, 1], got {share}")
     return Aim(name, costs[0], costs[1], recall if name == "recall" else false_alarms)
-
-
-def _build_reference(evidence: Evidence, point: OperatingPoint) -> tuple[Reference | None, list[str]]:
-    """Return the reference for drift, and a warning if there are too few images for one."""
-    if evidence.measured is None:
-        return None, []
-    reference = build_reference(evidence.measured, calibrated(evidence, point), evidence.groups)
-    if reference is not None:
-        return reference, []
-    warning = (
-        f"drift will not be monitored: it needs {FEWEST_IMAGES} images in {FEWEST_GROUPS} groups, got "
-        f"{len(evidence.names)} in {len(np.unique(evidence.groups))}"
-    )
-    return None, [warning]
 
 
 def _write_point(
@@ -267,12 +262,10 @@ def _write_plots(path: Path, evidence: Evidence, tuned: Tuned, classes: Sequence
         "trade_off": plots.plot_trade_off(_tabulate_trade_off(evidence, tuned), f"{len(evidence.names):,} images"),
         "calibration": plots.plot_reliability(bins, name_classes(classes)),
     }
-    paths = []
-    for name, figure in figures.items():
-        png = BytesIO()
-        figure.savefig(png, format="png", dpi=110)
-        paths.append(path.with_name(f"{path.stem}_{name}.png"))
-        write_atomic(paths[-1], png.getvalue())
+    paths = [path.with_name(f"{path.stem}_{name}.png") for name in figures]
+    for picture, figure in zip(paths, figures.values(), strict=True):
+        with atomic_path(picture) as draft:
+            figure.savefig(draft, format="png", dpi=110)
     return paths
 
 
