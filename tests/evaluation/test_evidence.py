@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from steel.data.datamodule import SteelDataModule
+from steel.data.unknown import find_unknown
 from steel.decision.inspector import Inspector
 from steel.decision.point import OperatingPoint
 from steel.errors import InputError
 from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
 from steel.evaluation.search import judge
-from steel.training.metrics import count, dice, unpack, unpack_unknown
+from steel.training.metrics import count, dice, unpack
 
 
 class Gate(nn.Module):
@@ -73,9 +74,7 @@ def test_judging_from_counts_equals_the_inspector(root: Path, has_unknown: bool)
         for batch in sorted(data.part_dataloader("val"), key=lambda batch: int(batch["index"][0])):
             with torch.inference_mode():
                 inspection = inspector(batch["image"])
-            known = torch.ones_like(batch["mask"], dtype=torch.bool)
-            if has_unknown:
-                known = ~unpack_unknown(batch["mask"])
+            known = ~find_unknown(batch["mask"], 4)
             masks, truth = inspection.masks & known[:, None], unpack(batch["mask"], 4) & known[:, None]
             counts = count(masks, truth)
             rows = slice(row, row + len(masks))
