@@ -117,8 +117,8 @@ def assemble(
         hashes = hash_networks(classifiers, segmenters, flips)
         if file.tuned and file.tuned.networks != hashes:
             raise InputError(
-                f"{operating_point} was chosen for other networks or flips ({file.tuned.networks}), got {hashes}; "
-                f"thresholds are valid only for the networks they were chosen for, so run `steel tune` with these"
+                f"{operating_point} was chosen for other networks or flips: expected {file.tuned.networks}, got "
+                f"{hashes}; run `steel tune` with these networks"
             )
     inspector = Inspector(gate, outline, file.point, flips).eval()
     return Assembly(inspector, file.point, tuple(classes), classifiers, segmenters, file.tuned, file.reference)
@@ -154,7 +154,9 @@ def _load(checkpoints: str | Sequence[str], task: type[Task]) -> tuple[nn.Module
         raise InputError(f"no checkpoint {checkpoints}; write several in brackets, as [{checkpoints}]")
     paths = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not paths or len(set(paths)) < len(paths):
-        raise InputError(f"--{task.name} must name one or more different checkpoints, got [{','.join(paths)}]")
+        raise InputError(
+            f"--{task.name} must be one or more different checkpoints, got [{','.join(paths)}]; name each one once"
+        )
     loaded = {path: load_task(path, task) for path in paths}
     for path, (trained, _) in loaded.items():
         require_numbers(trained.network, f"the training of {path} diverged, so choose another checkpoint")

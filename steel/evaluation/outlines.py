@@ -56,21 +56,22 @@ def score_spots(spots: pd.DataFrame, num_classes: int) -> list[dict[str, float |
     for c in range(num_classes + 1):
         selected = spots if c == 0 else spots[spots["class"] == c - 1]
         for low, high in pairwise(edges):
-            sized = selected[(selected["area"] >= max(low, 1)) & (selected["area"] < high)]
+            sized = selected[(selected["area"] >= low) & (selected["area"] < high)]
+            if not len(sized):
+                continue
             is_true = sized["is_true"].astype(bool)
             true, predicted = sized[is_true], sized[~is_true]
-            if len(sized):
-                rows.append(
-                    {
-                        "class": c,
-                        "size": f"{low:,} to {high - 1:,.0f}" if np.isfinite(high) else f"{low:,} and more",
-                        "spots": len(true),
-                        "found": float((true["covered"] >= _COVERED * true["area"]).mean()),
-                        "touched": float((true["covered"] > 0).mean()),
-                        "predicted": len(predicted),
-                        "false": float((predicted["covered"] == 0).mean()),
-                    }
-                )
+            rows.append(
+                {
+                    "class": c,
+                    "size": f"{low:,} to {high - 1:,.0f}" if np.isfinite(high) else f"{low:,} and more",
+                    "spots": len(true),
+                    "found": float((true["covered"] >= _COVERED * true["area"]).mean()),
+                    "touched": float((true["covered"] > 0).mean()),
+                    "predicted": len(predicted),
+                    "false": float((predicted["covered"] == 0).mean()),
+                }
+            )
     return rows
 
 

@@ -42,8 +42,8 @@ def relabel(
     """Rank images by how wrong their labels look: masks that are missing, without evidence, ragged or of a wrong class.
 
     Writes index.html (the worst images), suspects.csv (all images, the worst first) and the pictures of the page. Each
-    image is compared with the networks that were not trained on it; give the checkpoints of all folds, so that there is
-    one for every image.
+    image is compared with the networks that were not trained on it; give the checkpoints of all folds, so that every
+    image has one.
 
     Args:
         root: Folder with train.csv and train_images.

@@ -33,7 +33,7 @@ _HEADLINES = {
     "accuracy": "accuracy (clean or defective)",
     "balanced_accuracy": "balanced accuracy",
     "recall": "defective images detected (recall)",
-    "precision": "detected images that are defective (precision)",
+    "precision": "images called defective that are defective (precision)",
     "auroc": "AUROC (clean or defective)",
     "average_precision": "average precision (clean or defective)",
     "f1_macro": "mean F1 of the classes",
@@ -52,7 +52,7 @@ _BY_CLASS = {
     "area_error_class_": "relative area error",
 }
 _PROMISE_COLUMNS = (
-    "", "expected (95 % interval)", "95 % prediction interval for new images", "observed", "observed on",
+    "", "expected (95 % interval)", "95 % prediction interval for new images", "observed", "number observed",
     "within the prediction interval",
 )  # fmt: skip
 _SPOT_COLUMNS = {
@@ -187,8 +187,8 @@ def _add_point(page: Page, summary: Summary, about: About) -> None:
             page.add_text(f"Warning when it was chosen: {warning}.")
     else:
         page.add_text(
-            "Not tuned: gate and pixel thresholds are 0.5, and no size is too small. Run `steel tune` to choose an "
-            "operating point on the validation images."
+            "Not tuned: gate and pixel thresholds are 0.5, and no spot or area is dropped for its size. Run `steel "
+            "tune` to choose an operating point on the validation images."
         )
     point = about.operating_point
     page.add_table(tabulate_point(point, about.classes), f"Gate threshold {point.gate:.4f}; sizes in pixels")
@@ -238,7 +238,7 @@ def _draw_curves(judged: Judged, gate: float) -> Figure | None:
         ("clean images called defective", "defective images missed"): (
             false_alarms, 1 - detected, chosen_alarms, 1 - chosen_recall,
         ),
-        ("defective images detected (recall)", "detected images that are defective (precision)"): (
+        ("defective images detected (recall)", "images called defective that are defective (precision)"): (
             recall, precision, chosen_recall, hits / max(1, called.sum()),
         ),
     }  # fmt: skip
@@ -252,9 +252,9 @@ def _add_errors(page: Page, summary: Summary) -> None:
         table["loss"], table["share"] = table["loss"].map("{:.2f}".format), table["share"].map("{:.1%}".format)
         table = table.rename(columns={"pairs": "pairs of image and class", "loss": "loss (1 - Dice)"})
         page.add_table(table, "Losses of Kaggle Dice; each pair has one cause, so the losses add up to the total")
-    spots = pd.DataFrame(summary.spots).round(4)
-    if len(spots):
-        spots["class"] = [c or "all" for c in spots["class"]]
+    spots = pd.DataFrame([row | {"class": row["class"] or "all"} for row in summary.spots])
+    for column in spots.columns.intersection(["found", "touched", "false"]):
+        spots[column] = spots[column].map(format_score)
     page.add_table(spots.rename(columns=_SPOT_COLUMNS), "Spots (connected areas) by class and size")
 
 

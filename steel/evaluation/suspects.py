@@ -212,9 +212,13 @@ def _explain(
     swaps = [pair for pair in pairs if c in pair and inside[pair] > inside[pair[0], pair[0]]]
     if swaps:
         given, other = max(swaps, key=lambda pair: float(inside[pair]))
-        return given, Kind.CLASS, f"labelled {names[given]}; predicted {names[other]} (probability {likely[other]:.2f})"
+        return (
+            given,
+            Kind.CLASS,
+            f"labelled {names[given]}, but predicted {names[other]} (probability {likely[other]:.2f})",
+        )
     if not label[c]:
-        return c, Kind.MISSING, f"not labelled {names[c]}; its probability is {likely[c]:.2f}"
+        return c, Kind.MISSING, f"not labelled {names[c]}, which has a probability of {likely[c]:.2f}"
     if likely[c] < 0.5:
-        return c, Kind.BASELESS, f"labelled {names[c]}; its probability is {likely[c]:.2f}"
-    return c, Kind.RAGGED, f"the agreement of the outline of {names[c]} is {score:.0%} of what is usual for the class"
+        return c, Kind.BASELESS, f"labelled {names[c]}, which has a probability of only {likely[c]:.2f}"
+    return c, Kind.RAGGED, f"the agreement of the mask of {names[c]} is {score:.0%} of what is usual for the class"

@@ -127,7 +127,7 @@ def tune(
         segmenter: Checkpoint of the segmenter; the probabilities of several, as [C.ckpt,D.ckpt], are averaged.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         root: Folder with train.csv and train_images.
-        split: The part of the dataset to choose on. Choosing on test makes scores on test worthless.
+        split: The part of the dataset to choose on. Scores on test are too optimistic if test is used here.
         scores: CSV with the columns ImageId, label1, label2, ... (0 or 1), probability1, probability2, ... and, if
             images belong together, group.
         aim: cost: the lowest sum of --miss_cost and --alarm_cost. recall: at least --recall of the defects of every
@@ -274,10 +274,10 @@ def _tabulate_trade_off(evidence: Evidence, tuned: Tuned) -> dict[str, pd.DataFr
 
     Costs are varied, not shares of false alarms: the search for a share stops where a mask does more harm than good.
     """
-    ones = (1.0,) * evidence.labels.shape[1]
+    num_classes = evidence.labels.shape[1]
     points = [
-        choose(evidence, Aim("cost", tuple(cost * one for one in ones), ones))
-        for cost in track(_MISS_COSTS, "trade-off", len(_MISS_COSTS))
+        choose(evidence, Aim("cost", (cost,) * num_classes, (1.0,) * num_classes))
+        for cost in track(_MISS_COSTS, "plotting the trade-off", len(_MISS_COSTS))
     ]
     values = {row.name: row.value for row in tuned.promises}
     expected = {
