@@ -121,7 +121,9 @@ def assemble(
                 f"{hashes}; run `steel tune` with these networks"
             )
     inspector = Inspector(gate, outline, file.point, flips).eval()
-    return Assembly(inspector, file.point, tuple(classes), classifiers, segmenters, file.tuned, file.reference)
+    return Assembly(
+        inspector, file.point, tuple(classes), classifiers, segmenters, tuned=file.tuned, reference=file.reference
+    )
 
 
 def require_numbers(network: nn.Module, remedy: str) -> None:

@@ -87,7 +87,10 @@ def evaluate(
     judged = judge_part(inspector, data, split, where, tolerance=tolerance)
     summary = summarise(judged, about)
     table = data.annotations
-    on = EvaluatedOn(split, str(data.root), table.digest, data.split.digest, str(where), describe_versions())
+    on = EvaluatedOn(
+        part=split, root=str(data.root), data=table.digest, split=data.split.digest, device=str(where),
+        versions=describe_versions(),
+    )  # fmt: skip
 
     folder = Path(out)
     clear_pictures(folder)

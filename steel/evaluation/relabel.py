@@ -86,7 +86,7 @@ def relabel(
 
     folder = Path(out)
     clear_pictures(folder)
-    _write_page(folder, suspects[:num_pictures], table, predictions, annotations, warnings)
+    _write_page(folder, suspects[:num_pictures], table, predictions, annotations=annotations, warnings=warnings)
     write_atomic(folder / "suspects.csv", table.to_csv(index=False, lineterminator="\n"))
     print(table.head(10).to_string(index=False))
     for warning in warnings:
@@ -115,6 +115,7 @@ def _write_page(
     shown: Sequence[Suspect],
     table: pd.DataFrame,
     predictions: Predictions,
+    *,
     annotations: Annotations,
     warnings: Sequence[str],
 ) -> None:

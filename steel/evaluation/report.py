@@ -58,10 +58,10 @@ _PROMISE_COLUMNS = (
 _SPOT_COLUMNS = {
     "size": "size in pixels",
     "spots": "true spots",
-    "found": "found (half of the pixels or more)",
-    "touched": "touched (any pixel)",
+    "found": "share found (at least half of the pixels)",
+    "touched": "share touched (at least one pixel)",
     "predicted": "predicted spots",
-    "false": "predicted spots without a true pixel",
+    "false": "share of predicted spots on no defect",
 }
 
 
@@ -250,7 +250,9 @@ def _add_errors(page: Page, summary: Summary) -> None:
     if summary.errors:
         table = pd.DataFrame(summary.errors)
         table["loss"], table["share"] = table["loss"].map("{:.2f}".format), table["share"].map("{:.1%}".format)
-        table = table.rename(columns={"pairs": "pairs of image and class", "loss": "loss (1 - Dice)"})
+        table = table.rename(
+            columns={"pairs": "pairs of image and class", "loss": "loss (1 - Dice)", "share": "share of loss"}
+        )
         page.add_table(table, "Losses of Kaggle Dice; each pair has one cause, so the losses add up to the total")
     spots = pd.DataFrame([row | {"class": row["class"] or "all"} for row in summary.spots])
     for column in spots.columns.intersection(["found", "touched", "false"]):

@@ -138,7 +138,7 @@ def predict(assembly: Assembly, data: SteelDataModule, is_used: Labels, device: 
     _, all_classes, all_compared = zip(*images, strict=True)
     *arrays, codes = zip(*all_compared, strict=True)
     spots, agreement, inside = map(np.stack, arrays)
-    return Predictions(np.stack(all_classes), spots, agreement, inside, codes)
+    return Predictions(np.stack(all_classes), spots=spots, agreement=agreement, inside=inside, codes=codes)
 
 
 def _compare(
@@ -195,7 +195,9 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
     suspects = []
     for row, worst in enumerate(quality.argmin(axis=1).tolist()):
         score = float(quality[row, worst])
-        c, kind, reason = _explain(worst, score, labels[row], likely[row], predictions.inside[row], names)
+        c, kind, reason = _explain(
+            worst, score, names, label=labels[row], likely=likely[row], inside=predictions.inside[row]
+        )
         if kind == Kind.RAGGED:
             reason += f", Dice {predictions.agreement[row, c]:.2f}"
         suspects.append(Suspect(row, c, kind, score, reason))
@@ -203,7 +205,7 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
 
 
 def _explain(
-    c: int, score: float, label: Labels, likely: Array, inside: Array, names: Sequence[str]
+    c: int, score: float, names: Sequence[str], *, label: Labels, likely: Array, inside: Array
 ) -> tuple[int, Kind, str]:
     """Return class, kind and reason for the worst label `c` of one image; see `Predictions`."""
     # Pairs of a labelled class and a likely one that fits its mask better.
@@ -212,11 +214,8 @@ def _explain(
     swaps = [pair for pair in pairs if c in pair and inside[pair] > inside[pair[0], pair[0]]]
     if swaps:
         given, other = max(swaps, key=lambda pair: float(inside[pair]))
-        return (
-            given,
-            Kind.CLASS,
-            f"labelled {names[given]}, but predicted {names[other]} (probability {likely[other]:.2f})",
-        )
+        seen = f"predicted {names[other]} (probability {likely[other]:.2f})"
+        return given, Kind.CLASS, f"labelled {names[given]}, but {seen}"
     if not label[c]:
         return c, Kind.MISSING, f"not labelled {names[c]}, which has a probability of {likely[c]:.2f}"
     if likely[c] < 0.5:
