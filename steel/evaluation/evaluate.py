@@ -16,7 +16,7 @@ from steel.decision.tuning import to_plain
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble
-from steel.evaluation.judging import Judged, judge_part
+from steel.evaluation.judging import Decisions, judge_part
 from steel.evaluation.parts import open_part
 from steel.evaluation.report import tabulate_scores, write_report
 from steel.evaluation.summary import EvaluatedOn, summarise
@@ -84,8 +84,8 @@ def evaluate(
     else:
         raise InputError("--classifier and --segmenter, or --model, must be given")
     data = open_part(root, split, networks, batch_size=batch_size, num_workers=num_workers)
-    judged = judge_part(inspector, data, split, where, tolerance=tolerance)
-    summary = summarise(judged, about)
+    decisions = judge_part(inspector, data, split, where, tolerance=tolerance)
+    summary = summarise(decisions, about)
     table = data.annotations
     on = EvaluatedOn(
         part=split, root=str(data.root), data=table.digest, split=data.split.digest, device=str(where),
@@ -94,8 +94,8 @@ def evaluate(
 
     folder = Path(out)
     clear_pictures(folder)
-    write_atomic(folder / "submission.csv", _format_submission(judged, table))
-    write_report(folder, judged, summary, about, on=on, annotations=table, num_pictures=num_pictures)
+    write_atomic(folder / "submission.csv", _format_submission(decisions, table))
+    write_report(folder, decisions, summary, about, on=on, annotations=table, num_pictures=num_pictures)
     content = to_plain(summary.to_dict() | about.to_dict() | on.to_dict())
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
 
@@ -105,10 +105,10 @@ def evaluate(
     print(f"wrote {folder / 'index.html'}, evaluation.json, submission.csv, pictures/")
 
 
-def _format_submission(judged: Judged, annotations: Annotations) -> str:
+def _format_submission(decisions: Decisions, annotations: Annotations) -> str:
     text = StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(head_submission("new"))
-    for i, codes in zip(judged.indices.tolist(), judged.codes, strict=True):
+    for i, codes in zip(decisions.indices.tolist(), decisions.codes, strict=True):
         rows.writerows(list_codes(str(annotations.names[i]), codes, "new"))
     return text.getvalue()

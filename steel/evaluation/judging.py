@@ -17,12 +17,12 @@ from steel.data.unknown import find_known_labels, find_unknown
 from steel.decision.inspector import Probabilities
 from steel.decision.point import Point
 from steel.evaluation.outlines import count_boundaries, match_spots
-from steel.evaluation.parts import Output, run_networks
+from steel.evaluation.parts import BatchOutput, run_networks
 from steel.evaluation.scores import exclusive
 from steel.training.metrics import Counts, count, dice, unpack
 
 
-class Judged(NamedTuple):
+class Decisions(NamedTuple):
     """The inspector's decisions and the truth for n images, sorted by their rows in the table of annotations.
 
     Attributes:
@@ -68,7 +68,7 @@ class Judged(NamedTuple):
 @torch.inference_mode()
 def judge_part(
     inspector: torch.nn.Module, data: SteelDataModule, part: str, device: torch.device, *, tolerance: int
-) -> Judged:
+) -> Decisions:
     """Run both networks over every image of a part and compare the decisions with the truth.
 
     Args:
@@ -83,7 +83,7 @@ def judge_part(
     return _join([_judge(inspector, output, data.annotations.groups[output.rows], tolerance) for output in outputs])
 
 
-def _judge(inspector: Any, output: Output, groups: NDArray[np.int64], tolerance: int) -> Judged:
+def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], tolerance: int) -> Decisions:
     """Judge one batch."""
     point: Point = inspector.point()
     inspection = inspector.decide(output.probabilities, point)
@@ -105,7 +105,7 @@ def _judge(inspector: Any, output: Output, groups: NDArray[np.int64], tolerance:
     )
     passed = inspection.gate_probability >= point.gate
     pairs = list(zip(masks.numpy(), truth.numpy(), strict=True))
-    return Judged(
+    return Decisions(
         indices=np.array(output.rows),
         groups=groups,
         counts=counts,
@@ -124,7 +124,7 @@ def _judge(inspector: Any, output: Output, groups: NDArray[np.int64], tolerance:
     )
 
 
-def _join(batches: Sequence[Judged]) -> Judged:
+def _join(batches: Sequence[Decisions]) -> Decisions:
     """Concatenate batches and sort the images: the loader groups them by size."""
     columns = list(zip(*batches, strict=True))
     order = np.argsort(np.concatenate(columns[0]))
@@ -145,7 +145,7 @@ def _join(batches: Sequence[Judged]) -> Judged:
             case _:
                 return sum(values)
 
-    return Judged(*map(join, columns))
+    return Decisions(*map(join, columns))
 
 
 def _overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -169,15 +169,15 @@ class Cause(StrEnum):
     BESIDE = "false alarm beside a defect of another class"
 
 
-def explain(judged: Judged) -> pd.DataFrame:
+def explain(decisions: Decisions) -> pd.DataFrame:
     """Attribute every loss of Kaggle Dice to one cause, so that the losses add up to the total.
 
     Returns:
         A row for each cause that occurs, with the columns "cause", "pairs" (number of pairs of image and class), "loss"
         (sum of 1 - Dice), "share" (of the total loss) and "worst" (positions of the images, largest loss first).
     """
-    loss = 1 - dice(judged.counts).numpy()
-    causes = _find_causes(judged)
+    loss = 1 - dice(decisions.counts).numpy()
+    causes = _find_causes(decisions)
     rows = []
     for cause in Cause:
         pairs = (causes == cause) & (loss > 0)
@@ -189,18 +189,18 @@ def explain(judged: Judged) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["cause", "pairs", "loss", "share", "worst"])
 
 
-def _find_causes(judged: Judged) -> NDArray[np.str_]:
+def _find_causes(decisions: Decisions) -> NDArray[np.str_]:
     """Return the cause for each image and class `(n, C)`, "" where there is neither truth nor prediction."""
-    hits, predicted, truth = (tensor.numpy() for tensor in judged.counts[:3])
+    hits, predicted, truth = (tensor.numpy() for tensor in decisions.counts[:3])
     present, drawn = truth > 0, predicted > 0
-    others = judged.overlaps & ~np.eye(present.shape[1], dtype=bool)
+    others = decisions.overlaps & ~np.eye(present.shape[1], dtype=bool)
     is_mistake, is_mistaken = others.any(axis=2), others.any(axis=1)
     typical = np.array([np.median(areas[areas > 0]) if areas.any() else 0 for areas in truth.T])
     cases = [
         (present & (hits > 0), Cause.OUTLINE),
-        (present & ~judged.passed.numpy()[:, None], Cause.GATE),
+        (present & ~decisions.passed.numpy()[:, None], Cause.GATE),
         (present & is_mistaken, Cause.WRONG_CLASS),
-        (present & ~judged.allowed.numpy(), Cause.LABEL),
+        (present & ~decisions.allowed.numpy(), Cause.LABEL),
         (present, Cause.UNSEEN),
         (drawn & is_mistake, Cause.WRONG_CLASS),
         (drawn & present.max(axis=1, keepdims=True), Cause.BESIDE),

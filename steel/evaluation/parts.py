@@ -18,7 +18,7 @@ from steel.evaluation.assemble import Assembly
 from steel.progress import track
 
 
-class Output(NamedTuple):
+class BatchOutput(NamedTuple):
     """One batch of images of one size and the probabilities of both networks.
 
     Attributes:
@@ -38,7 +38,7 @@ class Output(NamedTuple):
 
 def run_networks(
     probabilities: Callable[[Tensor], Probabilities], loader: Loader, device: torch.device, description: str = "running"
-) -> Iterator[Output]:
+) -> Iterator[BatchOutput]:
     """Run both networks over every batch of a loader. Batches come in the loader's order, not in the table's.
 
     Args:
@@ -52,7 +52,7 @@ def run_networks(
         started = time.perf_counter()
         with torch.inference_mode():
             found = probabilities(images)
-        yield Output(batch["index"].tolist(), batch["image"], batch["mask"], found, started)
+        yield BatchOutput(batch["index"].tolist(), batch["image"], batch["mask"], found, started)
 
 
 def open_part(

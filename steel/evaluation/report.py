@@ -14,7 +14,7 @@ from steel import plots
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.decision.about import About, TrainedNetwork
-from steel.evaluation.judging import Judged, explain
+from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import reliability
 from steel.evaluation.summary import EvaluatedOn, Summary, format_score
@@ -93,17 +93,17 @@ def tabulate_classes(summary: Summary, classes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def choose_pictures(judged: Judged, limit: int) -> list[tuple[int, str]]:
+def choose_pictures(decisions: Decisions, limit: int) -> list[tuple[int, str]]:
     """Choose at most `limit` images to show: the worst of each cause in turn, and the best of each class.
 
     Returns:
-        The position of each image in `judged`, and why it was chosen.
+        The position of each image in `decisions`, and why it was chosen.
     """
-    scores = dice(judged.counts)
-    causes = explain(judged)
+    scores = dice(decisions.counts)
+    causes = explain(decisions)
     queues = [[(row, why) for row in rows] for why, rows in zip(causes["cause"], causes["worst"], strict=True)]
-    for c in range(judged.labels.shape[1]):
-        members = torch.nonzero(judged.counts.truth[:, c]).squeeze(1)
+    for c in range(decisions.labels.shape[1]):
+        members = torch.nonzero(decisions.counts.truth[:, c]).squeeze(1)
         ranked = members[scores[members, c].argsort(descending=True)].tolist()
         queues.append([(row, "best of its class") for row in ranked[:1]])
     chosen: dict[int, str] = {}
@@ -119,7 +119,7 @@ def choose_pictures(judged: Judged, limit: int) -> list[tuple[int, str]]:
 
 def write_report(
     folder: Path,
-    judged: Judged,
+    decisions: Decisions,
     summary: Summary,
     about: About,
     *,
@@ -131,7 +131,7 @@ def write_report(
 
     Args:
         folder: The folder to write to.
-        judged: The decisions and the truth for each image.
+        decisions: The decisions and the truth for each image.
         summary: The numbers.
         about: Metadata of the inspector.
         on: The evaluated images.
@@ -142,13 +142,13 @@ def write_report(
     _add_origin(page, summary, about, on)
     _add_point(page, summary, about)
     _add_scores(page, summary, about.classes)
-    _add_gate(page, judged, summary, about)
+    _add_gate(page, decisions, summary, about)
     _add_errors(page, summary)
     page.add_heading("Pictures: truth in green, prediction in red")
-    chosen = choose_pictures(judged, num_pictures)
+    chosen = choose_pictures(decisions, num_pictures)
     for row, why in track(chosen, "drawing", len(chosen)):
-        name = str(annotations.names[judged.indices[row]])
-        page.add_picture(f"pictures/{name}", _draw(judged, row, annotations, about), f"{why}: {name}")
+        name = str(annotations.names[decisions.indices[row]])
+        page.add_picture(f"pictures/{name}", _draw(decisions, row, annotations, about), f"{why}: {name}")
     page.write()
 
 
@@ -208,24 +208,24 @@ def _add_scores(page: Page, summary: Summary, classes: Sequence[str]) -> None:
     page.add_table(tabulate_classes(summary, classes), "Scores by class, with 95 % confidence intervals")
 
 
-def _add_gate(page: Page, judged: Judged, summary: Summary, about: About) -> None:
+def _add_gate(page: Page, decisions: Decisions, summary: Summary, about: About) -> None:
     gate = about.operating_point.gate
     page.add_heading("Clean or defective")
     confusion = plots.plot_confusion(np.array(summary.confusion), _VERDICTS, f"gate threshold {gate:.3f}")
     page.add_picture("confusion", confusion, "Confusion matrix: truth in rows, decision in columns")
-    if (curves := _draw_curves(judged, gate)) is not None:
+    if (curves := _draw_curves(decisions, gate)) is not None:
         page.add_picture("curves", curves, "Other gate thresholds")
-    probabilities, labels = judged.probabilities[judged.decided], judged.labels[judged.decided]
+    probabilities, labels = decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]
     bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(about.classes))]
     brier, ece = summary.calibration["brier"], summary.calibration["ece"]
     caption = f"Calibration: Brier score {brier:.4f}, expected calibration error {ece:.4f}"
     page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, about.classes), caption)
 
 
-def _draw_curves(judged: Judged, gate: float) -> Figure | None:
+def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
     """Plot misses against false alarms and precision against recall, with the gate marked; None for one class only."""
-    decided = judged.decided
-    probability, defective = judged.probabilities[decided].amax(1).numpy(), judged.labels[decided].any(1).numpy()
+    decided = decisions.decided
+    probability, defective = decisions.probabilities[decided].amax(1).numpy(), decisions.labels[decided].any(1).numpy()
     if not 0 < defective.sum() < len(defective):
         return None
     false_alarms, detected, _ = roc_curve(defective, probability)
@@ -248,11 +248,8 @@ def _draw_curves(judged: Judged, gate: float) -> Figure | None:
 def _add_errors(page: Page, summary: Summary) -> None:
     page.add_heading("Errors")
     if summary.errors:
-        table = pd.DataFrame(summary.errors)
-        table["loss"], table["share"] = table["loss"].map("{:.2f}".format), table["share"].map("{:.1%}".format)
-        table = table.rename(
-            columns={"pairs": "pairs of image and class", "loss": "loss (1 - Dice)", "share": "share of loss"}
-        )
+        rows = [(row["cause"], row["pairs"], f"{row['loss']:.2f}", f"{row['share']:.1%}") for row in summary.errors]
+        table = pd.DataFrame(rows, columns=["cause", "pairs of image and class", "loss (1 - Dice)", "share of loss"])
         page.add_table(table, "Losses of Kaggle Dice; each pair has one cause, so the losses add up to the total")
     spots = pd.DataFrame([row | {"class": row["class"] or "all"} for row in summary.spots])
     for column in spots.columns.intersection(["found", "touched", "false"]):
@@ -260,16 +257,17 @@ def _add_errors(page: Page, summary: Summary) -> None:
     page.add_table(spots.rename(columns=_SPOT_COLUMNS), "Spots (connected areas) by class and size")
 
 
-def _draw(judged: Judged, row: int, annotations: Annotations, about: About) -> Figure:
+def _draw(decisions: Decisions, row: int, annotations: Annotations, about: About) -> Figure:
     """Draw truth and prediction of one image, with its class probabilities and scores in the title."""
-    i, classes = int(judged.indices[row]), about.classes
+    i, classes = int(decisions.indices[row]), about.classes
     image = annotations.read_image(i)
     truth = unpack(torch.from_numpy(annotations.draw_plane(i))[None], len(classes))[0].numpy()
-    predicted = np.stack([rle.decode(code, image.shape) for code in judged.codes[row]]).astype(bool)
-    probability = float(judged.probabilities[row].amax())
+    predicted = np.stack([rle.decode(code, image.shape) for code in decisions.codes[row]]).astype(bool)
+    probability = float(decisions.probabilities[row].amax())
+    scores = dice(decisions.counts)[row].tolist()
     details = [
         f"{name} Dice {score:.2f}" if true.any() else f"{name} false alarm"
-        for name, score, true, found in zip(classes, dice(judged.counts)[row].tolist(), truth, predicted, strict=True)
+        for name, score, true, found in zip(classes, scores, truth, predicted, strict=True)
         if true.any() or found.any()
     ]
     verdict = _VERDICTS[probability >= about.operating_point.gate]

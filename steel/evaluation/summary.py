@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from steel.decision.about import About
 from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning, to_plain
-from steel.evaluation.judging import Judged, explain
+from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import score_boundaries, score_spots
 from steel.evaluation.promises import measure
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
@@ -86,7 +86,7 @@ class Summary:
 
     @property
     def warnings(self) -> list[str]:
-        """Scores that do not beat a baseline that ignores the image."""
+        """Warnings about scores that are no better than those of a baseline that ignores the image."""
         warnings = []
         for name, text in (("kaggle_dice", "Kaggle Dice"), ("dice_on_defects", "Dice on defects")):
             for blind, other in (("nothing", self.predict_nothing), ("everything", self.predict_everything)):
@@ -140,59 +140,62 @@ class EvaluatedOn:
         return {"part": self.part, "root": self.root, "data": data, "device": self.device, "versions": self.versions}
 
 
-def summarise(judged: Judged, about: About) -> Summary:
+def summarise(decisions: Decisions, about: About) -> Summary:
     """Compute the numbers of a report.
 
     Args:
-        judged: The decisions and the truth of n images.
+        decisions: The decisions and the truth of n images.
         about: The inspector's metadata: classes, operating point and its promises.
     """
-    point, decided = about.operating_point, judged.decided
-    called, defective = judged.probabilities[decided].amax(1) >= point.gate, judged.labels[decided].any(1)
+    point, decided = about.operating_point, decisions.decided
+    called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
     return Summary(
-        num_images=len(judged.indices),
-        num_groups=len(np.unique(judged.groups)),
+        num_images=len(decisions.indices),
+        num_groups=len(np.unique(decisions.groups)),
         num_defective=int(defective.sum()),
-        num_defects=judged.labels.sum(0).tolist(),
-        scores=_score(judged, point, np.arange(len(judged.indices))),
-        intervals=_find_intervals(judged, point),
-        predict_nothing=score_masks(predict_nothing(judged.counts)),
-        predict_everything=score_masks(predict_everything(judged.counts)),
-        segmenter_alone=score_masks(judged.ungated) | score_miou(judged.exclusive),
+        num_defects=decisions.labels.sum(0).tolist(),
+        scores=_score(decisions, point, np.arange(len(decisions.indices))),
+        intervals=_find_intervals(decisions, point),
+        predict_nothing=score_masks(predict_nothing(decisions.counts)),
+        predict_everything=score_masks(predict_everything(decisions.counts)),
+        segmenter_alone=score_masks(decisions.ungated) | score_miou(decisions.exclusive),
         accuracy_calling_all_clean=float((~defective).double().mean()),
         accuracy_calling_all_defective=float(defective.double().mean()),
         confusion=confusion(called, defective).tolist(),
-        calibration=score_calibration(judged.probabilities[decided], judged.labels[decided]),
-        spots=score_spots(judged.spots, judged.labels.shape[1]),
-        errors=explain(judged).drop(columns="worst").to_dict("records"),
-        images_per_second=len(judged.indices) / judged.seconds,
-        promises=_check_promises(judged, about.tuned, about.classes) if about.tuned else (),
+        calibration=score_calibration(decisions.probabilities[decided], decisions.labels[decided]),
+        spots=score_spots(decisions.spots, decisions.labels.shape[1]),
+        errors=explain(decisions).drop(columns="worst").to_dict("records"),
+        images_per_second=len(decisions.indices) / decisions.seconds,
+        promises=_check_promises(decisions, about.tuned, about.classes) if about.tuned else (),
     )
 
 
-def _score(judged: Judged, point: OperatingPoint, rows: NDArray[np.int64]) -> dict[str, float]:
+def _score(decisions: Decisions, point: OperatingPoint, rows: NDArray[np.int64]) -> dict[str, float]:
     """Return all scores for some of the images."""
-    decided = torch.from_numpy(rows)[judged.decided[rows]]
-    label = torch.tensor([value or point.gate for value in point.label])
+    decided = torch.from_numpy(rows)[decisions.decided[rows]]
+    probabilities, labels, known = (
+        tensor[decided] for tensor in (decisions.probabilities, decisions.labels, decisions.known)
+    )
+    label_thresholds = torch.tensor([value or point.gate for value in point.label])
     return (
-        score_masks(judged.counts.take(rows))
-        | score_labels(judged.probabilities[decided], judged.labels[decided], point.gate, judged.known[decided], label)
-        | score_boundaries(judged.boundaries[rows])
+        score_masks(decisions.counts.take(rows))
+        | score_labels(probabilities, labels, point.gate, known, label_thresholds)
+        | score_boundaries(decisions.boundaries[rows])
     )
 
 
-def _find_intervals(judged: Judged, point: OperatingPoint) -> dict[str, Interval]:
+def _find_intervals(decisions: Decisions, point: OperatingPoint) -> dict[str, Interval]:
     """Return Wilson intervals for rates, with a design effect for groups, and bootstrap intervals for other scores."""
-    every = np.arange(len(judged.indices))
-    ends = bootstrap(lambda rows: np.array(list(_score(judged, point, rows).values())), len(every), judged.groups)
+    every = np.arange(len(decisions.indices))
+    ends = bootstrap(lambda rows: np.array(list(_score(decisions, point, rows).values())), len(every), decisions.groups)
     # The ends are clipped to the range of the score; only area errors have no upper bound.
     intervals = {
         name: Interval(*np.clip(pair, 0, np.inf if name.startswith("area_error") else 1).tolist())
-        for name, pair in zip(_score(judged, point, every), ends, strict=True)
+        for name, pair in zip(_score(decisions, point, every), ends, strict=True)
     }
-    called = judged.probabilities.amax(1) >= point.gate
-    drawn, clean = judged.counts.predicted > 0, ~(judged.counts.truth > 0).any(1)
-    defective, decided = judged.labels.any(1), judged.decided
+    called = decisions.probabilities.amax(1) >= point.gate
+    drawn, clean = decisions.counts.predicted > 0, ~(decisions.counts.truth > 0).any(1)
+    defective, decided = decisions.labels.any(1), decisions.decided
     rates = {
         "accuracy": (called == defective, decided),
         "recall": (called, defective & decided),
@@ -200,20 +203,20 @@ def _find_intervals(judged: Judged, point: OperatingPoint) -> dict[str, Interval
         "false_alarm_rate": (drawn.any(1), clean),
     }
     for c in range(drawn.shape[1]):
-        is_likely = judged.probabilities[:, c] >= (point.label[c] or point.gate)
+        is_likely = decisions.probabilities[:, c] >= (point.label[c] or point.gate)
         rates[f"false_alarm_rate_class_{c + 1}"] = drawn[:, c], clean
-        rates[f"recall_class_{c + 1}"] = called & is_likely, judged.labels[:, c]
+        rates[f"recall_class_{c + 1}"] = called & is_likely, decisions.labels[:, c]
     for name, (hits, selected) in rates.items():
-        intervals[name] = rate(hits[selected].numpy(), judged.groups[selected.numpy()])
+        intervals[name] = rate(hits[selected].numpy(), decisions.groups[selected.numpy()])
     return intervals
 
 
-def _check_promises(judged: Judged, tuned: Tuning, classes: Sequence[str]) -> tuple[PromiseCheck, ...]:
+def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str]) -> tuple[PromiseCheck, ...]:
     """Observe the promised numbers on the evaluated images."""
-    hits, predicted, truth = (tensor.numpy() > 0 for tensor in judged.counts[:3])
-    outcome = Outcome(judged.passed.numpy(), predicted, hits, dice(judged.counts).numpy())
-    clean = judged.known.all(1).numpy() & ~truth.any(1)
-    observed = measure(truth, clean, judged.groups, outcome, tuned.aim, classes)
+    hits, predicted, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
+    outcome = Outcome(decisions.passed.numpy(), predicted, hits, dice(decisions.counts).numpy())
+    clean = decisions.known.all(1).numpy() & ~truth.any(1)
+    observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
     checks = []
     for promise in tuned.promises:
         values = observed[promise.name][0]

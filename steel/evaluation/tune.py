@@ -31,7 +31,7 @@ from steel.versions import describe_versions
 _MISS_COSTS = (0.02, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 50.0, 150.0, 500.0)
 
 
-class Tuned(NamedTuple):
+class TunedPoint(NamedTuple):
     """A chosen operating point.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tuned(NamedTuple):
     outcome: Outcome
 
 
-def tune_on(evidence: Evidence, aim: Aim, classes: Sequence[str], num_new: int | None = None) -> Tuned:
+def tune_on(evidence: Evidence, aim: Aim, classes: Sequence[str], num_new: int | None = None) -> TunedPoint:
     """Choose an operating point and compute its promises.
 
     Args:
@@ -56,10 +56,10 @@ def tune_on(evidence: Evidence, aim: Aim, classes: Sequence[str], num_new: int |
     """
     point = choose(evidence, aim)
     outcome = judge(evidence, point)
-    return Tuned(point, promise(evidence, outcome, aim, classes, num_new or len(evidence.names)), outcome)
+    return TunedPoint(point, promise(evidence, outcome, aim, classes, num_new or len(evidence.names)), outcome)
 
 
-def list_warnings(evidence: Evidence, tuned: Tuned, aim: Aim, classes: Sequence[str]) -> list[str]:
+def list_warnings(evidence: Evidence, tuned: TunedPoint, aim: Aim, classes: Sequence[str]) -> list[str]:
     """List claims that the evidence does not support, and scores that mislead.
 
     Args:
@@ -192,7 +192,7 @@ def tune(
     print(f"wrote {', '.join(map(str, (path, *pictures)))}")
 
 
-def _print_tuned(tuned: Tuned, classes: Sequence[str], gate_cost: str | None) -> None:
+def _print_tuned(tuned: TunedPoint, classes: Sequence[str], gate_cost: str | None) -> None:
     print("operating point, sizes in pixels:")
     print(tabulate_point(tuned.point, classes).to_string(index=False))
     print(f"gate threshold {tuned.point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
@@ -228,7 +228,7 @@ def _build_aim(
 
 def _write_point(
     path: Path,
-    tuned: Tuned,
+    tuned: TunedPoint,
     aim: Aim,
     classes: Sequence[str],
     *,
@@ -248,7 +248,7 @@ def _write_point(
     write_point(path, classes, PointFile(tuned.point, tuning, reference), more)
 
 
-def _write_plots(path: Path, evidence: Evidence, tuned: Tuned, classes: Sequence[str]) -> list[Path]:
+def _write_plots(path: Path, evidence: Evidence, tuned: TunedPoint, classes: Sequence[str]) -> list[Path]:
     """Plot the trade-off and the calibration next to the file of the operating point."""
     sources = {"not calibrated": evidence.classes, "calibrated": calibrated(evidence, tuned.point)}
     bins = {
@@ -269,7 +269,7 @@ def _write_plots(path: Path, evidence: Evidence, tuned: Tuned, classes: Sequence
     return paths
 
 
-def _tabulate_trade_off(evidence: Evidence, tuned: Tuned) -> dict[str, pd.DataFrame]:
+def _tabulate_trade_off(evidence: Evidence, tuned: TunedPoint) -> dict[str, pd.DataFrame]:
     """Tabulate what operating points for other costs of a miss would do on these images.
 
     Costs are varied, not shares of false alarms: the search for a share stops where a mask does more harm than good.

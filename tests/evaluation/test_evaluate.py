@@ -263,11 +263,11 @@ def test_unlabelled_regions_count_in_no_score(root: Path) -> None:
     write_unknown(root)
     data = SteelDataModule(str(root), batch_size=3, num_workers=0, fractions=(0.0, 0.0, 1.0))
     point = OperatingPoint.untuned(4)
-    judged = judge_part(Inspector(Oracle(0), Oracle(1), point), data, "test", torch.device("cpu"), tolerance=3)
-    summary = summarise(judged, About(data.annotations.classes, point))
+    decisions = judge_part(Inspector(Oracle(0), Oracle(1), point), data, "test", torch.device("cpu"), tolerance=3)
+    summary = summarise(decisions, About(data.annotations.classes, point))
 
     table = data.annotations
-    assert len(judged.indices) == len(table) == 40
+    assert len(decisions.indices) == len(table) == 40
     kaggle, on_defects, everything, alarms, right = [], [], [], [], []
     claimed, true = [[] for _ in range(4)], [[] for _ in range(4)]  # type: ignore[var-annotated]
     for i in range(len(table)):
@@ -301,8 +301,8 @@ def test_unlabelled_regions_count_in_no_score(root: Path) -> None:
     assert summary.scores["accuracy"] == pytest.approx(np.mean(right))
     assert summary.num_defective == int(table.labels.any(1).sum())
     # An alarm on an image that may have a defect is not shown as a false alarm.
-    (undecided,) = (~judged.decided).nonzero().flatten().tolist()
-    assert undecided not in [row for row, _ in choose_pictures(judged, 100)]
+    (undecided,) = (~decisions.decided).nonzero().flatten().tolist()
+    assert undecided not in [row for row, _ in choose_pictures(decisions, 100)]
     for c in range(4):
         assert summary.scores[f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
 
