@@ -71,7 +71,7 @@ class Assembly(NamedTuple):
         )
 
     def describe_gate(self) -> str:
-        """Say what share of clean images the gate has to reject before it saves time, by counting operations."""
+        """Return a sentence that compares the cost of the gate with the time it saves, by counting operations."""
         image = torch.zeros(1, 1, 64, 256, dtype=torch.uint8, device=self.inspector.gate.device)
         operations = []
         for network in (self.inspector.classifier, self.inspector.segmenter):

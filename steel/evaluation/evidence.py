@@ -69,7 +69,7 @@ class Evidence(NamedTuple):
         predicted: int32 `(n, C, T, S)`, `areas` without unlabelled pixels.
         hits: int32 `(n, C, T, S)`, predicted pixels that are true.
         grid: The T thresholds, the S smallest spots, and the candidates for the smallest area.
-        measured: float64 `(n, 4)`, from `drift.measure`; None if there are no images.
+        measured: float64 `(n, 4)`, from `drift.measure`; None for scores without images.
     """
 
     names: NDArray[np.str_]
@@ -110,6 +110,9 @@ def gather(
         data: The dataset.
         part: train, val or test.
         device: The device that the networks are on.
+
+    Raises:
+        InputError: An image cannot be read.
     """
     annotations = data.annotations
     grid = Grid.for_images(annotations.sizes[data.split.indices(part)].astype(np.int64))

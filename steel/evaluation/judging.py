@@ -77,6 +77,9 @@ def judge_part(
         part: train, val or test.
         device: The device that the inspector is on.
         tolerance: Tolerance of outlines in pixels; see `outlines.count_boundaries`.
+
+    Raises:
+        InputError: An image cannot be read.
     """
     run: Callable[[Tensor], Probabilities] = inspector.probabilities  # type: ignore[assignment]
     outputs = run_networks(run, data.part_dataloader(part), device, "inspecting")

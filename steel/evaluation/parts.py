@@ -46,6 +46,9 @@ def run_networks(
         loader: Batches of whole images, one size per batch.
         device: The device to run on.
         description: Label of the progress bar.
+
+    Raises:
+        InputError: An image cannot be read.
     """
     for batch in track(loader, description, len(loader)):
         images = batch["image"].to(device)

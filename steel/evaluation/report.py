@@ -137,6 +137,9 @@ def write_report(
         on: The evaluated images.
         annotations: The dataset.
         num_pictures: Largest number of images to show.
+
+    Raises:
+        InputError: An image cannot be read.
     """
     page = Page(f"Evaluation of the inspector on {on.part} of {on.root}", folder)
     _add_origin(page, summary, about, on)

@@ -118,6 +118,9 @@ def predict(assembly: Assembly, data: SteelDataModule, is_used: Labels, device: 
         data: The dataset, with n images.
         is_used: bool `(n, K)`, from `choose_networks`.
         device: The device to run on.
+
+    Raises:
+        InputError: An image cannot be read.
     """
     areas = data.annotations.areas
     smallest = [int(np.quantile(column[column > 0], _SMALL)) if column.any() else 1 for column in areas.T]
