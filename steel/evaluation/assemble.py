@@ -129,12 +129,8 @@ def assemble(
 def require_numbers(network: nn.Module, remedy: str) -> None:
     """Refuse a network with infinite or NaN weights: its probabilities would be NaN.
 
-    Args:
-        network: The network to check.
-        remedy: The likely cause and what to do; the end of the error message.
-
     Raises:
-        InputError: A weight is infinite or NaN.
+        InputError: A weight is infinite or NaN; the message ends with `remedy`.
     """
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():

@@ -103,13 +103,7 @@ class Evidence(NamedTuple):
 def gather(
     probabilities: Callable[[torch.Tensor], Probabilities], data: SteelDataModule, part: str, device: torch.device
 ) -> Evidence:
-    """Run both networks once over every image of a part and count pixels.
-
-    Args:
-        probabilities: `Inspector.probabilities`.
-        data: The dataset.
-        part: train, val or test.
-        device: The device that the networks are on.
+    """Run both networks (`Inspector.probabilities`, on `device`) once over every image of a part and count pixels.
 
     Raises:
         InputError: An image cannot be read.

@@ -72,10 +72,10 @@ def judge_part(
     """Run both networks over every image of a part and compare the decisions with the truth.
 
     Args:
-        inspector: An `Inspector` or an exported one.
+        inspector: An `Inspector`, or one that was exported, on `device`.
         data: The dataset.
         part: train, val or test.
-        device: The device that the inspector is on.
+        device: The device to run on.
         tolerance: Tolerance of outlines in pixels; see `outlines.count_boundaries`.
 
     Raises:

@@ -127,16 +127,7 @@ def write_report(
     annotations: Annotations,
     num_pictures: int,
 ) -> None:
-    """Write index.html and its pictures.
-
-    Args:
-        folder: The folder to write to.
-        decisions: The decisions and the truth for each image.
-        summary: The numbers.
-        about: Metadata of the inspector.
-        on: The evaluated images.
-        annotations: The dataset.
-        num_pictures: Largest number of images to show.
+    """Write index.html, with at most `num_pictures` images of the dataset, and its pictures.
 
     Raises:
         InputError: An image cannot be read.

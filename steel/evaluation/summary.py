@@ -51,13 +51,17 @@ class Summary:
     """The numbers of an evaluation. Attributes have the names of the keys in evaluation.json.
 
     Attributes:
-        num_images, num_groups, num_defective: Number of images, groups and images with a defect.
+        num_images: Number of images.
+        num_groups: Number of groups.
+        num_defective: Number of images with a defect.
         num_defects: Number of images with each class.
         scores: Scores of both stages together, from `score_masks`, `score_labels` and `score_boundaries`.
         intervals: 95 % confidence interval of each score.
-        predict_nothing, predict_everything: Scores of a model that predicts no pixel, or every class at every pixel.
+        predict_nothing: Scores of a model that predicts no pixel.
+        predict_everything: Scores of a model that predicts every class at every pixel.
         segmenter_alone: Scores without gate and label thresholds, and the mIoU with background.
-        accuracy_calling_all_clean, accuracy_calling_all_defective: Accuracy of the same answer for every image.
+        accuracy_calling_all_clean: Accuracy of calling every image clean.
+        accuracy_calling_all_defective: Accuracy of calling every image defective.
         confusion: 2 x 2 confusion matrix of the gate; see `training.metrics.confusion`.
         calibration: Brier scores and calibration errors; see `score_calibration`.
         spots: Scores of spots by class and size; see `score_spots`.
@@ -122,7 +126,8 @@ class EvaluatedOn:
     Attributes:
         part: train, val or test.
         root: Folder of the dataset.
-        data, split: Hashes of the labels and of the split.
+        data: Hash of the labels.
+        split: Hash of the split.
         device: The device that the networks ran on.
         versions: Versions of the packages.
     """
@@ -141,12 +146,7 @@ class EvaluatedOn:
 
 
 def summarise(decisions: Decisions, about: About) -> Summary:
-    """Compute the numbers of a report.
-
-    Args:
-        decisions: The decisions and the truth of n images.
-        about: The inspector's metadata: classes, operating point and its promises.
-    """
+    """Compute the numbers of a report; `about` provides classes, operating point and promises."""
     point, decided = about.operating_point, decisions.decided
     called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
     return Summary(

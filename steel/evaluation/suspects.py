@@ -111,13 +111,7 @@ def choose_networks(assembly: Assembly, names: NDArray[np.str_]) -> tuple[Labels
 
 
 def predict(assembly: Assembly, data: SteelDataModule, is_used: Labels, device: torch.device) -> Predictions:
-    """Run the chosen networks over every image and compare their masks with the labels.
-
-    Args:
-        assembly: K networks.
-        data: The dataset, with n images.
-        is_used: bool `(n, K)`, from `choose_networks`.
-        device: The device to run on.
+    """Run the chosen networks (`is_used`, see `choose_networks`) over every image and compare them with the labels.
 
     Raises:
         InputError: An image cannot be read.
@@ -190,7 +184,7 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
     Args:
         predictions: Network outputs for n images and C classes.
         labels: bool `(n, C)`, whether the class is labelled.
-        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
+        known: bool `(n, C)`, from `find_known_labels`.
         classes: Names of the classes.
     """
     likely, quality = _estimate_quality(predictions, labels, known)

@@ -46,28 +46,14 @@ class TunedPoint(NamedTuple):
 
 
 def tune_on(evidence: Evidence, aim: Aim, classes: Sequence[str], num_new: int | None = None) -> TunedPoint:
-    """Choose an operating point and compute its promises.
-
-    Args:
-        evidence: Evidence of the images to choose on.
-        aim: What to choose for.
-        classes: Names of the classes.
-        num_new: Number of new images that the promises are for; by default the number of images in the evidence.
-    """
+    """Choose an operating point and compute its promises for `num_new` images, by default as many as in `evidence`."""
     point = choose(evidence, aim)
     outcome = judge(evidence, point)
     return TunedPoint(point, promise(evidence, outcome, aim, classes, num_new or len(evidence.names)), outcome)
 
 
 def list_warnings(evidence: Evidence, tuned: TunedPoint, aim: Aim, classes: Sequence[str]) -> list[str]:
-    """List claims that the evidence does not support, and scores that mislead.
-
-    Args:
-        evidence: Evidence of the images that the point was chosen on.
-        tuned: The chosen operating point.
-        aim: What it was chosen for.
-        classes: Names of the classes.
-    """
+    """List claims that the evidence does not support, and scores that mislead; `tuned` was chosen on `evidence`."""
     warnings = []
     for c, name in enumerate(name_classes(classes)):
         n, found = int(evidence.labels[:, c].sum()), int(tuned.outcome.found[:, c].sum())
