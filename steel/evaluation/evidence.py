@@ -1,10 +1,10 @@
-"""What both networks say of every image of a part, kept so that any operating point can be judged without them.
+"""Network outputs for one part of a dataset, reduced to counts so that any operating point can be evaluated on them.
 
-For each image, class, pixel threshold and smallest spot: the pixels that would be outlined, and how many of these are
-true. Gate, label thresholds and smallest areas need no pixels any more.
+For each image, class, pixel threshold and smallest spot: the number of pixels that would be predicted, and how many of
+them are true. With these counts, gates, label thresholds and smallest areas can be tried without running the networks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -18,20 +18,20 @@ import torch
 from numpy.typing import NDArray
 
 from steel.data.datamodule import SteelDataModule
-from steel.data.rle import UNKNOWN_BIT
 from steel.data.severstal import MAX_CLASSES
-from steel.data.tables import Finding, raise_first, read_table
+from steel.data.tables import Finding, Table, raise_first, read_table
+from steel.data.unknown import find_known_labels, find_unknown
 from steel.decision import drift
 from steel.decision.inspector import Probabilities
-from steel.progress import track
+from steel.evaluation.parts import run_networks
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The pixel thresholds, smallest spots and smallest areas to choose from, the same for every class; all rise.
+    """The candidates for pixel threshold, smallest spot and smallest area; the same for every class, in rising order.
 
     Attributes:
-        pixel: T probabilities, as float32 holds them.
+        pixel: T probabilities, exact in float32.
         spot: S areas in pixels.
         area: A areas in pixels.
     """
@@ -42,10 +42,10 @@ class Grid:
 
     @classmethod
     def for_images(cls, sizes: NDArray[np.int64]) -> Self:
-        """What suits images of these sizes, `(n, 2)`.
+        """Return the grid for images of sizes `(n, 2)`, height and width in pixels.
 
-        The areas are those that the contest's best teams used at 256 x 1600 (150 for spots, 600 to 2,000 for classes),
-        scaled by the number of pixels. Few, since each more follows the chance of few images.
+        The areas are those of the contest's best teams at 256 x 1600 (150 for spots, 600 to 2,000 for classes), scaled
+        by the number of pixels. There are few of them because every further candidate adds to overfitting.
         """
         scale = float(np.median(sizes.prod(axis=1))) / (256 * 1600)
 
@@ -57,19 +57,19 @@ class Grid:
 
 
 class Evidence(NamedTuple):
-    """Of n images, C classes, T pixel thresholds and S smallest spots.
+    """Counts for n images, C classes, T pixel thresholds and S smallest spots.
 
     Attributes:
-        names: `(n,)`, the images' names.
-        groups: int64 `(n,)`, numbers of the groups; images that share one are no independent witnesses.
-        classes: float32 `(n, C)`, the class probabilities, not calibrated.
+        names: `(n,)`, names of the images.
+        groups: int64 `(n,)`, numbers of the groups; images of one group are not independent.
+        classes: float32 `(n, C)`, class probabilities, not calibrated.
         truth: int64 `(n, C)`, true pixels.
-        known: bool `(n, C)`, whether it is known if the class is on the image.
-        areas: int32 `(n, C, T, S)`, pixels that would be outlined.
-        predicted: As `areas`, without those of which nobody knows what they show.
-        hits: int32 `(n, C, T, S)`, outlined pixels that are true.
-        grid: The T thresholds, the S smallest spots, and the smallest areas to choose from.
-        measured: `(n, 4)`, what `drift.measure` gives; None of scores alone.
+        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
+        areas: int32 `(n, C, T, S)`, pixels that would be predicted.
+        predicted: int32 `(n, C, T, S)`, `areas` without unlabelled pixels.
+        hits: int32 `(n, C, T, S)`, predicted pixels that are true.
+        grid: The T thresholds, the S smallest spots, and the candidates for the smallest area.
+        measured: float64 `(n, 4)`, from `drift.measure`; None for scores without images.
     """
 
     names: NDArray[np.str_]
@@ -85,17 +85,17 @@ class Evidence(NamedTuple):
 
     @property
     def labels(self) -> NDArray[np.bool_]:
-        """Bool `(n, C)`, which classes are on an image."""
+        """Whether a class is on an image, bool `(n, C)`."""
         return self.truth > 0
 
     @property
     def clean(self) -> NDArray[np.bool_]:
-        """Bool `(n,)`, the images that are known to have no defect."""
+        """Whether an image is known to have no defect, bool `(n,)`."""
         clean: NDArray[np.bool_] = (self.known & ~self.labels).min(axis=1)
         return clean
 
     def take(self, rows: NDArray[np.int64]) -> "Evidence":
-        """Some of the images."""
+        """Return the evidence of some of the images, by position."""
         arrays = {key: value[rows] for key, value in self._asdict().items() if isinstance(value, np.ndarray)}
         return self._replace(**arrays)  # type: ignore[arg-type]
 
@@ -103,85 +103,74 @@ class Evidence(NamedTuple):
 def gather(
     probabilities: Callable[[torch.Tensor], Probabilities], data: SteelDataModule, part: str, device: torch.device
 ) -> Evidence:
-    """Runs both networks once over every image of a part.
+    """Run both networks (`Inspector.probabilities`, on `device`) once over every image of a part and count pixels.
 
-    Args:
-        probabilities: `Inspector.probabilities`.
-        data: The data set.
-        part: train, val or test.
-        device: Where the networks are.
+    Raises:
+        InputError: An image cannot be read.
     """
     annotations = data.annotations
     grid = Grid.for_images(annotations.sizes[data.split.indices(part)].astype(np.int64))
-    rows: list[int] = []
-    classes: list[NDArray[np.float32]] = []
-    counted: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
-    measured: list[NDArray[np.float64]] = []
-    loader = data.part_dataloader(part)
+    images: list[tuple[int, NDArray[np.float32], NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.int32]]]] = []
     with ThreadPoolExecutor() as pool:
-        for batch in track(loader, "looking", len(loader)):
-            with torch.inference_mode():
-                said = probabilities(batch["image"].to(device))
-            rows += batch["index"].tolist()
-            measured += pool.map(drift.measure, batch["image"][:, 0].numpy())
-            classes += list(said.classes.float().cpu().numpy())
-            counted += pool.map(_count, said.pixels.float().cpu().numpy(), batch["mask"].numpy(), repeat(grid))
-    order = np.argsort(rows)
-    index = np.array(rows)[order]
-    truth = np.stack([areas for areas, _ in counted])[order]
-    areas, predicted, hits = np.stack([found for _, found in counted], axis=1)[:, order]
-    hidden = np.array([i in annotations.unknown for i in index.tolist()])
-    # What is seen on an image is known; what is not seen may lie where nobody has looked.
-    known = (truth > 0) | ~hidden[:, None]
+        for output in run_networks(probabilities, data.part_dataloader(part), device):
+            classes, pixels = (tensor.float().cpu().numpy() for tensor in output.probabilities)
+            measured = pool.map(drift.measure, output.images[:, 0].numpy())
+            counts = pool.map(_count, pixels, output.planes.numpy(), repeat(grid))
+            images += zip(output.rows, classes, measured, counts, strict=True)
+    images.sort(key=lambda image: image[0])
+    rows, all_classes, all_measured, all_counts = zip(*images, strict=True)
+    index = np.array(rows)
+    truth = np.stack([true for true, _ in all_counts])
+    areas, predicted, hits = np.stack([counts for _, counts in all_counts], axis=1)
+    known = find_known_labels(truth > 0, np.isin(index, list(annotations.unknown)))
     return Evidence(
-        annotations.names[index], annotations.groups[index], np.stack(classes)[order], truth, known,
-        areas, predicted, hits, grid, np.stack(measured)[order],
+        names=annotations.names[index], groups=annotations.groups[index], classes=np.stack(all_classes), truth=truth,
+        known=known, areas=areas, predicted=predicted, hits=hits, grid=grid, measured=np.stack(all_measured),
     )  # fmt: skip
 
 
 def _count(
     pixels: NDArray[np.float32], plane: NDArray[np.uint8], grid: Grid
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """True pixels `(C,)` of one image, and its areas, predicted pixels and hits, `(3, C, T, S)`."""
-    labelled = plane < 1 << UNKNOWN_BIT if len(pixels) <= UNKNOWN_BIT else np.ones_like(plane, bool)
+    """Return true pixels `(C,)` of one image, and its areas, predicted pixels and hits, `(3, C, T, S)`."""
+    labelled = ~find_unknown(plane, len(pixels))
     truth = np.zeros(len(pixels), np.int64)
     counts = np.zeros((3, len(pixels), len(grid.pixel), len(grid.spot)), np.int32)
     for c, probability in enumerate(pixels):
         true = (plane & np.uint8(1 << c) != 0) & labelled
         truth[c] = np.count_nonzero(true)
-        # Nothing lies outside the box of the lowest threshold.
+        # No pixel outside the bounding box of the lowest threshold is predicted.
         rows, columns = (np.flatnonzero((probability >= grid.pixel[0]).any(axis=axis)) for axis in (1, 0))
         if len(rows) == 0:
             continue
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         for t, threshold in enumerate(grid.pixel):
-            outlined = probability[box] >= np.float32(threshold)
-            num_spots, spots = cv2.connectedComponents(outlined.view(np.uint8), connectivity=8)
+            predicted = probability[box] >= np.float32(threshold)
+            num_spots, spots = cv2.connectedComponents(predicted.view(np.uint8), connectivity=8)
             if num_spots == 1:
                 break
-            of_spots = np.stack(
-                [np.bincount(spots[which], minlength=num_spots)[1:] for which in (outlined, labelled[box], true[box])]
+            by_spot = np.stack(
+                [np.bincount(spots[mask], minlength=num_spots)[1:] for mask in (predicted, labelled[box], true[box])]
             )
             for s, smallest in enumerate(grid.spot):
-                counts[:, c, t, s] = of_spots[:, of_spots[0] >= smallest].sum(axis=1)
+                counts[:, c, t, s] = by_spot[:, by_spot[0] >= smallest].sum(axis=1)
     return truth, counts
 
 
 def read_scores(path: Path) -> tuple[Evidence, tuple[str, ...]]:
-    """Reads scores that were made elsewhere; whether an image is called is all that can be chosen by them.
+    """Read class probabilities made by other software. Only gate and label thresholds can be chosen from them.
 
-    An image counts as one pixel, which is outlined as every class, so that a class that is called rightly is outlined
-    without a fault.
+    An image counts as one pixel that every class predicts, so a class that is called correctly has a Dice of 1.
 
     Args:
-        path: CSV with the columns ImageId, label1 to labelC (0 or 1), probability1 to probabilityC, and in front of
-            these or not, group.
+        path: CSV with the columns ImageId, group (optional), label1 to labelC (0 or 1), probability1 to probabilityC.
 
     Returns:
-        The evidence, and the names of the classes, which are "1" to "C".
+        The evidence, and the names of the classes, "1" to "C".
 
     Raises:
-        InputError: It is no such table; the line is named.
+        InputError: The columns differ, a value is out of range, an image appears twice or there is none; names the
+            line.
     """
     forms = [
         ("ImageId", *group, *(f"label{c + 1}" for c in range(n)), *(f"probability{c + 1}" for c in range(n)))
@@ -189,40 +178,45 @@ def read_scores(path: Path) -> tuple[Evidence, tuple[str, ...]]:
         for group in (("group",), ())
     ]
     table = read_table(path, *forms)
-    findings = list(table.findings)
     names = table.columns.get("ImageId", [])
-    if table.form and not names:
-        findings.append(Finding(path, None, "empty file", "it holds no image; put a row for each image there"))
     num_classes = sum(column.startswith("label") for column in table.form)
-    numbers = np.zeros((2, num_classes, len(names)))
-    for column in table.form:
-        kind = column.rstrip("0123456789")
-        if kind not in ("label", "probability"):
-            continue
-        c = int(column.removeprefix(kind)) - 1
-        for row, (line, text) in enumerate(zip(table.lines, table.columns[column], strict=True)):
-            try:
-                number = float(text)
-            except ValueError:
-                number = np.nan
-            if not (number in (0, 1) if kind == "label" else 0 <= number <= 1):
-                wanted = "0 or 1" if kind == "label" else "a number from 0 to 1"
-                findings.append(
-                    Finding(path, line, kind, f'{column} is {wanted}, but "{text[:40]}" came; mend the row')
-                )
-            numbers[int(kind == "label"), c, row] = number
-    seen: dict[str, int] = {}
-    for name, line in zip(names, table.lines, strict=True):
-        if name in seen:
-            message = f'image "{name}" stands in line {seen[name]} too; take one out'
-            findings.append(Finding(path, line, "duplicate row", message))
-        seen.setdefault(name, line)
+    findings = [*table.findings, *_find_duplicates(path, table)]
+    if table.form and not names:
+        findings.append(Finding(path, None, "empty file", "no image in the file; add a row for each image"))
+    labels, probabilities = np.zeros((2, len(names), num_classes))
+    for c in range(num_classes):
+        labels[:, c], more = _read_column(path, table, f"label{c + 1}")
+        probabilities[:, c], other = _read_column(path, table, f"probability{c + 1}")
+        findings += [*more, *other]
     raise_first(findings)
-    labels = numbers[1].T.astype(bool)
     groups = pd.factorize(np.array(table.columns.get("group", names)))[0].astype(np.int64)
-    outlined = np.ones((*labels.shape, 1, 1), np.int32)
+    truth, known = labels.astype(np.int64), np.ones(labels.shape, bool)
+    one = np.ones((*labels.shape, 1, 1), np.int32)
     evidence = Evidence(
-        np.array(names), groups, numbers[0].T.astype(np.float32), labels.astype(np.int64), np.ones_like(labels),
-        outlined, outlined, outlined * labels[..., None, None], Grid(),
+        names=np.array(names), groups=groups, classes=probabilities.astype(np.float32), truth=truth, known=known,
+        areas=one, predicted=one, hits=one * (labels > 0)[..., None, None], grid=Grid(),
     )  # fmt: skip
     return evidence, tuple(str(c + 1) for c in range(num_classes))
+
+
+def _read_column(path: Path, table: Table, column: str) -> tuple[NDArray[np.float64], list[Finding]]:
+    """Return the numbers of a column of labels or probabilities, and a finding for each that is out of range."""
+    is_label = column.startswith("label")
+    numbers, findings = np.zeros(len(table.lines)), []
+    for row, (line, text) in enumerate(zip(table.lines, table.columns[column], strict=True)):
+        try:
+            numbers[row] = float(text)
+        except ValueError:
+            numbers[row] = np.nan
+        if not (numbers[row] in (0, 1) if is_label else 0 <= numbers[row] <= 1):
+            message = f'{column} must be {"0 or 1" if is_label else "in [0, 1]"}, got "{text[:40]}"; fix the row'
+            findings.append(Finding(path, line, column.rstrip("0123456789"), message))
+    return numbers, findings
+
+
+def _find_duplicates(path: Path, table: Table) -> Iterator[Finding]:
+    first_line: dict[str, int] = {}
+    for name, line in zip(table.columns.get("ImageId", []), table.lines, strict=True):
+        if first_line.setdefault(name, line) != line:
+            message = f'image "{name}" is already in line {first_line[name]}; remove one of the rows'
+            yield Finding(path, line, "duplicate row", message)

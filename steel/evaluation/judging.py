@@ -1,42 +1,46 @@
-"""What an inspector does to a part of a data set, kept image by image so that every score and its interval follow."""
+"""Decisions of an inspector on one part of a dataset, per image, so that every score and interval follows from them."""
 
 import time
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from steel.data import rle
 from steel.data.datamodule import SteelDataModule
+from steel.data.unknown import find_known_labels, find_unknown
+from steel.decision.inspector import Probabilities
 from steel.decision.point import Point
 from steel.evaluation.outlines import count_boundaries, match_spots
+from steel.evaluation.parts import BatchOutput, run_networks
 from steel.evaluation.scores import exclusive
-from steel.progress import track
-from steel.training.metrics import Counts, count, dice, unpack, unpack_unknown
+from steel.training.metrics import Counts, count, dice, unpack
 
 
-class Judged(NamedTuple):
-    """The inspector's answers and the truth for n images, sorted by their rows in the table.
+class Decisions(NamedTuple):
+    """The inspector's decisions and the truth for n images, sorted by their rows in the table of annotations.
 
     Attributes:
-        indices: `(n,)`, rows in the table.
-        groups: `(n,)`, numbers of the groups.
-        counts: Both stages together.
-        ungated: The segmenter alone: gate and label thresholds at 0.
-        exclusive: Of the background and the classes where every pixel has exactly one of them, by the segmenter alone.
+        indices: int64 `(n,)`, rows in the table.
+        groups: int64 `(n,)`, numbers of the groups.
+        counts: Pixel counts of both stages together.
+        ungated: Pixel counts of the segmenter alone, with gate and label thresholds at 0.
+        exclusive: Pixel counts of background and classes if every pixel has exactly one, by the segmenter alone.
         boundaries: int64 `(n, C, 4)`; see `outlines.count_boundaries`.
-        spots: A row for each true and each predicted spot; see `outlines.match_spots`; "row" is the image's here.
-        overlaps: bool `(n, C, C)`, a mask of the first class lies on a true defect of the second.
-        probabilities: `(n, C)`, calibrated.
-        labels: bool `(n, C)`.
-        known: bool `(n, C)`, whether it is known if the class is on the image.
-        passed: bool `(n,)`, the gate lets the image through.
-        allowed: bool `(n, C)`, gate and label threshold let the class be outlined.
-        codes: For each image the codes of its C predicted masks.
-        seconds: What networks and decision took for all images.
+        spots: One row per true and per predicted spot; see `outlines.match_spots`.
+        overlaps: bool `(n, C, C)`, whether a mask of the first class overlaps a true defect of the second.
+        probabilities: `(n, C)`, calibrated class probabilities.
+        labels: bool `(n, C)`, whether the class is on the image.
+        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
+        passed: bool `(n,)`, whether the image passes the gate.
+        allowed: bool `(n, C)`, whether the class also reaches its label threshold.
+        codes: Run-length codes of each image's C predicted masks.
+        seconds: Time spent in networks and decision, in total.
     """
 
     indices: NDArray[np.int64]
@@ -47,118 +51,116 @@ class Judged(NamedTuple):
     boundaries: NDArray[np.int64]
     spots: pd.DataFrame
     overlaps: NDArray[np.bool_]
-    probabilities: torch.Tensor
-    labels: torch.Tensor
-    known: torch.Tensor
-    passed: torch.Tensor
-    allowed: torch.Tensor
+    probabilities: Tensor
+    labels: Tensor
+    known: Tensor
+    passed: Tensor
+    allowed: Tensor
     codes: list[list[str]]
     seconds: float
 
     @property
-    def decided(self) -> torch.Tensor:
-        """Bool `(n,)`, whether it is known if the image has a defect."""
+    def decided(self) -> Tensor:
+        """Whether it is known if the image has a defect, bool `(n,)`."""
         return self.known.any(1)
 
 
 @torch.inference_mode()
 def judge_part(
-    inspector: torch.nn.Module, data: SteelDataModule, part: str, device: torch.device, tolerance: int
-) -> Judged:
-    """Runs both networks over every image of a part.
+    inspector: torch.nn.Module, data: SteelDataModule, part: str, device: torch.device, *, tolerance: int
+) -> Decisions:
+    """Run both networks over every image of a part and compare the decisions with the truth.
 
     Args:
-        inspector: An `Inspector`, or one that was exported.
-        data: The data set.
+        inspector: An `Inspector`, or one that was exported, on `device`.
+        data: The dataset.
         part: train, val or test.
-        device: Where the inspector is.
-        tolerance: Pixels by which an outline may be off; see `outlines.count_boundaries`.
+        device: The device to run on.
+        tolerance: Tolerance of outlines in pixels; see `outlines.count_boundaries`.
+
+    Raises:
+        InputError: An image cannot be read.
     """
-    annotations = data.annotations
-    counts: list[tuple[Counts, Counts, Counts]] = []
-    answers: list[tuple[torch.Tensor, ...]] = []
-    spots: list[pd.DataFrame] = []
-    boundaries, overlaps, codes = [], [], []
-    indices: list[int] = []
-    seconds = 0.0
-    point: Point = inspector.point()  # type: ignore[operator]
-    # Lets every class of every image be outlined.
+    run: Callable[[Tensor], Probabilities] = inspector.probabilities  # type: ignore[assignment]
+    outputs = run_networks(run, data.part_dataloader(part), device, "inspecting")
+    return _join([_judge(inspector, output, data.annotations.groups[output.rows], tolerance) for output in outputs])
+
+
+def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], tolerance: int) -> Decisions:
+    """Judge one batch."""
+    point: Point = inspector.point()
+    inspection = inspector.decide(output.probabilities, point)
+    drawn = inspection.masks.cpu()
+    seconds = time.perf_counter() - output.started
     without_gate = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
-    loader = data.part_dataloader(part)
-    for batch in track(loader, "inspecting", len(loader)):
-        images = batch["image"].to(device)
-        start = time.perf_counter()
-        said = inspector.probabilities(images)  # type: ignore[operator]
-        inspection = inspector.decide(said, point)  # type: ignore[operator]
-        masks = inspection.masks.cpu()
-        seconds += time.perf_counter() - start
-        ungated = inspector.decide(said, without_gate).masks.cpu()  # type: ignore[operator]
+    ungated = inspector.decide(output.probabilities, without_gate).masks.cpu()
 
-        truth = unpack(batch["mask"], annotations.num_classes)
-        on_image = truth.flatten(2).any(2)
-        unknown = torch.zeros_like(batch["mask"], dtype=torch.bool)
-        if annotations.unknown:
-            unknown = unpack_unknown(batch["mask"])
-        known = ~unknown[:, None]
-        hidden = unknown.flatten(1).sum(1)
-        masks_known, truth = masks & known, truth & known
-        with_background = torch.cat([~truth.any(1, keepdim=True), truth], 1) & known
-        pairs = (
-            (masks_known, truth), (ungated & known, truth), (exclusive(said.pixels.cpu()) & known, with_background)
-        )  # fmt: skip
-        both, alone, one_each = (count(*pair) for pair in pairs)
-        counts.append(
-            tuple(each._replace(pixels=each.pixels - hidden) for each in (both, alone, one_each))  # type: ignore[arg-type]
-        )
-        passed = inspection.gate_probability >= point.gate
-        allowed = passed[:, None] & (inspection.class_probabilities >= point.label)
-        # What is seen on an image is known; what is not seen may lie where nobody has looked.
-        is_known = on_image | (hidden == 0)[:, None]
-        answers.append((inspection.class_probabilities.float().cpu(), on_image, is_known, passed.cpu(), allowed.cpu()))
-        indices += batch["index"].tolist()
-        for mask, known_mask, true in zip(masks.numpy(), masks_known.numpy(), truth.numpy(), strict=True):
-            spots.append(match_spots(known_mask, true))
-            boundaries.append(count_boundaries(known_mask, true, tolerance))
-            overlaps.append(_overlap(known_mask, true))
-            codes.append([rle.encode(plane) for plane in mask])
+    visible = unpack(output.planes, drawn.shape[1])
+    unknown = find_unknown(output.planes, drawn.shape[1])
+    known, num_unknown = ~unknown[:, None], unknown.flatten(1).sum(1)
+    labels = visible.flatten(2).any(2)
+    truth, masks = visible & known, drawn & known
+    with_background = torch.cat([~truth.any(1, keepdim=True), truth], 1) & known
+    one_each = exclusive(output.probabilities.pixels.cpu()) & known
+    counts, alone, background = (
+        counts._replace(pixels=counts.pixels - num_unknown)
+        for counts in (count(masks, truth), count(ungated & known, truth), count(one_each, with_background))
+    )
+    passed = inspection.gate_probability >= point.gate
+    pairs = list(zip(masks.numpy(), truth.numpy(), strict=True))
+    return Decisions(
+        indices=np.array(output.rows),
+        groups=groups,
+        counts=counts,
+        ungated=alone,
+        exclusive=background,
+        boundaries=np.stack([count_boundaries(*pair, tolerance) for pair in pairs]),
+        spots=pd.concat([match_spots(*pair) for pair in pairs]),
+        overlaps=np.stack([_overlap(*pair) for pair in pairs]),
+        probabilities=inspection.class_probabilities.float().cpu(),
+        labels=labels,
+        known=find_known_labels(labels, num_unknown > 0),
+        passed=passed.cpu(),
+        allowed=(passed[:, None] & (inspection.class_probabilities >= point.label)).cpu(),
+        codes=[[rle.encode(mask) for mask in of_image] for of_image in drawn.numpy()],
+        seconds=seconds,
+    )
 
-    # The loader gathers images of one size.
-    order = np.argsort(indices)
-    both, alone, one_each = (
-        Counts(*(torch.cat(tensors)[order] for tensors in zip(*each, strict=True)))
-        for each in zip(*counts, strict=True)
-    )
-    probabilities, labels, known, passed, allowed = (
-        torch.cat(tensors)[order] for tensors in zip(*answers, strict=True)
-    )
-    return Judged(
-        np.array(indices)[order],
-        annotations.groups[np.array(indices)[order]],
-        both,
-        alone,
-        one_each,
-        np.stack(boundaries)[order],
-        pd.concat([spots[i].assign(row=row) for row, i in enumerate(order.tolist())], ignore_index=True),
-        np.stack(overlaps)[order],
-        probabilities,
-        labels,
-        known,
-        passed,
-        allowed,
-        [codes[i] for i in order.tolist()],
-        seconds,
-    )
+
+def _join(batches: Sequence[Decisions]) -> Decisions:
+    """Concatenate batches and sort the images: the loader groups them by size."""
+    columns = list(zip(*batches, strict=True))
+    order = np.argsort(np.concatenate(columns[0]))
+
+    def join(values: Sequence[Any]) -> Any:
+        match values[0]:
+            case Counts():
+                return Counts(*map(join, zip(*values, strict=True)))
+            case Tensor():
+                return torch.cat(list(values))[order]
+            case np.ndarray():
+                return np.concatenate(values)[order]
+            case pd.DataFrame():
+                return pd.concat(values, ignore_index=True)
+            case list():
+                rows = [row for value in values for row in value]
+                return [rows[i] for i in order.tolist()]
+            case _:
+                return sum(values)
+
+    return Decisions(*map(join, columns))
 
 
 def _overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return `(C, C)`, whether the predicted mask of the first class overlaps the true mask of the second."""
     overlap: NDArray[np.bool_] = predicted.max(axis=(1, 2))[:, None] & truth.max(axis=(1, 2))
-    for said, true in np.argwhere(overlap):
-        overlap[said, true] = (predicted[said] & truth[true]).any()
+    for first, second in np.argwhere(overlap):
+        overlap[first, second] = (predicted[first] & truth[second]).any()
     return overlap
 
 
 class Cause(StrEnum):
-    """Why a pair of image and class does not have a Dice of 1."""
+    """Why the Dice of one class on one image is below 1."""
 
     GATE = "defect lost by the gate"
     LABEL = "defect lost by its label threshold"
@@ -170,47 +172,42 @@ class Cause(StrEnum):
     BESIDE = "false alarm beside a defect of another class"
 
 
-def explain(judged: Judged) -> pd.DataFrame:
-    """What is lost of Kaggle Dice, each pair of image and class for one cause, so that the losses add up.
+def explain(decisions: Decisions) -> pd.DataFrame:
+    """Attribute every loss of Kaggle Dice to one cause, so that the losses add up to the total.
 
     Returns:
-        A row for each cause that occurs: "cause", "pairs", "loss" (the sum of 1 - Dice), "share" (of all that is lost),
-        and "worst", the rows of the images in the order of their loss.
+        A row for each cause that occurs, with the columns "cause", "pairs" (number of pairs of image and class), "loss"
+        (sum of 1 - Dice), "share" (of the total loss) and "worst" (positions of the images, largest loss first).
     """
-    loss = 1 - dice(judged.counts).numpy()
-    present, drawn = judged.counts.truth.numpy() > 0, judged.counts.predicted.numpy() > 0
-    found = judged.counts.hits.numpy() > 0
-    defective = present.max(axis=1, keepdims=True)
-    others = judged.overlaps & ~np.eye(present.shape[1], dtype=bool)
-    is_mistake, is_mistaken = others.any(axis=2), others.any(axis=1)
-    areas = np.where(present, judged.counts.truth.numpy(), np.nan)
-    typical = np.array([np.nanmedian(column) if (~np.isnan(column)).any() else 0 for column in areas.T])
-    small = judged.counts.predicted.numpy() < typical
-    passed, allowed = judged.passed.numpy()[:, None], judged.allowed.numpy()
-    causes = np.select(
-        [
-            present & found,
-            present & ~passed,
-            present & is_mistaken,
-            present & ~allowed,
-            present,
-            drawn & is_mistake,
-            drawn & defective,
-            drawn & small,
-            drawn,
-        ],
-        [
-            Cause.OUTLINE, Cause.GATE, Cause.WRONG_CLASS, Cause.LABEL, Cause.UNSEEN,
-            Cause.WRONG_CLASS, Cause.BESIDE, Cause.SMALL_ALARM, Cause.ALARM,
-        ],
-        "",
-    )  # fmt: skip
+    loss = 1 - dice(decisions.counts).numpy()
+    causes = _find_causes(decisions)
     rows = []
     for cause in Cause:
         pairs = (causes == cause) & (loss > 0)
         if pairs.any():
-            of_image = np.where(pairs, loss, 0).sum(1)
-            order = np.argsort(-of_image, kind="stable")
-            worst = order[of_image[order] > 0].tolist()
+            by_image = np.where(pairs, loss, 0).sum(1)
+            order = np.argsort(-by_image, kind="stable")
+            worst = order[by_image[order] > 0].tolist()
             rows.append((str(cause), int(pairs.sum()), loss[pairs].sum(), loss[pairs].sum() / loss.sum(), worst))
     return pd.DataFrame(rows, columns=["cause", "pairs", "loss", "share", "worst"])
+
+
+def _find_causes(decisions: Decisions) -> NDArray[np.str_]:
+    """Return the cause for each image and class `(n, C)`, "" where there is neither truth nor prediction."""
+    hits, predicted, truth = (tensor.numpy() for tensor in decisions.counts[:3])
+    present, drawn = truth > 0, predicted > 0
+    others = decisions.overlaps & ~np.eye(present.shape[1], dtype=bool)
+    is_mistake, is_mistaken = others.any(axis=2), others.any(axis=1)
+    typical = np.array([np.median(areas[areas > 0]) if areas.any() else 0 for areas in truth.T])
+    cases = [
+        (present & (hits > 0), Cause.OUTLINE),
+        (present & ~decisions.passed.numpy()[:, None], Cause.GATE),
+        (present & is_mistaken, Cause.WRONG_CLASS),
+        (present & ~decisions.allowed.numpy(), Cause.LABEL),
+        (present, Cause.UNSEEN),
+        (drawn & is_mistake, Cause.WRONG_CLASS),
+        (drawn & present.max(axis=1, keepdims=True), Cause.BESIDE),
+        (drawn & (predicted < typical), Cause.SMALL_ALARM),
+        (drawn, Cause.ALARM),
+    ]
+    return np.select([mask for mask, _ in cases], [str(cause) for _, cause in cases], "")

@@ -1,4 +1,4 @@
-"""How well single spots and their outlines are met, image by image; a spot is an 8-connected component."""
+"""Scores of single spots (8-connected components) and of outlines, counted per image."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,29 +10,28 @@ from numpy.typing import NDArray
 
 Masks = NDArray[np.bool_]
 
-# A spot counts as found when this share of it is outlined.
-COVERED = 0.5
-_SIZES = (0, 100, 1_000, 10_000)  # smallest areas in pixels of the size bins that spots are scored by
+_COVERED = 0.5  # share of a spot's pixels that must be predicted for it to count as found
+_SIZES = (0, 100, 1_000, 10_000)  # lower edges of the size bins, in pixels
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def match_spots(predicted: Masks, truth: Masks) -> pd.DataFrame:
-    """Compares every spot of one image with the other mask of its class.
+    """Compare each true spot of an image with the predicted mask of its class, and each predicted spot with the truth.
 
     Args:
         predicted: bool `(C, H, W)`.
         truth: bool `(C, H, W)`.
 
     Returns:
-        A row for each spot: "class" (from 0), "is_true" (of the truth, or else of the prediction), "area" and
-        "covered", its pixels that the other mask has too.
+        A row per spot, with the columns "class" (from 0), "is_true" (spot of the truth, not of the prediction), "area"
+        (pixels) and "covered" (pixels that are in the other mask too).
     """
     rows = []
     for c, masks in enumerate(zip(truth, predicted, strict=True)):
-        for is_true, (spots_of, other) in ((True, masks), (False, masks[::-1])):
-            if not spots_of.any():
+        for is_true, (mask, other) in ((True, masks), (False, masks[::-1])):
+            if not mask.any():
                 continue
-            num_spots, spots = cv2.connectedComponents(spots_of.view(np.uint8), connectivity=8)
+            num_spots, spots = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
             areas = np.bincount(spots.ravel(), minlength=num_spots)[1:]
             covered = np.bincount(spots[other], minlength=num_spots)[1:]
             rows += [(c, is_true, *pair) for pair in zip(areas.tolist(), covered.tolist(), strict=True)]
@@ -40,53 +39,56 @@ def match_spots(predicted: Masks, truth: Masks) -> pd.DataFrame:
 
 
 def score_spots(spots: pd.DataFrame, num_classes: int) -> list[dict[str, float | int | str]]:
-    """Recall of true spots and share of false ones, by class and size.
+    """Return recall and false share of spots by class and size.
 
     Args:
-        spots: As `match_spots` gives them, of any number of images.
+        spots: Spots of any number of images, from `match_spots`.
         num_classes: C.
 
     Returns:
-        A row for each class (from 1; 0 is all together) and size with a spot: "class", "size", "spots" (true ones),
-        "found" (share of them of which half or more is outlined), "touched" (share with any pixel outlined),
-        "predicted" (predicted spots of this size) and "false" (share of them that touch no truth).
+        A row for each class (from 1; 0 is all classes together) and size bin with a spot: "class", "size", "spots"
+        (number of true spots), "found" (share of true spots with half or more of the pixels predicted), "touched"
+        (share of true spots with any pixel predicted), "predicted" (number of predicted spots) and "false" (share of
+        predicted spots without a true pixel).
     """
     rows: list[dict[str, float | int | str]] = []
     edges = [*_SIZES, np.inf]
     for c in range(num_classes + 1):
-        of_class = spots if c == 0 else spots[spots["class"] == c - 1]
+        selected = spots if c == 0 else spots[spots["class"] == c - 1]
         for low, high in pairwise(edges):
-            some = of_class[(of_class["area"] >= max(low, 1)) & (of_class["area"] < high)]
-            true, drawn = some[some["is_true"].astype(bool)], some[~some["is_true"].astype(bool)]
-            if len(some):
-                rows.append(
-                    {
-                        "class": c,
-                        "size": f"{low:,} to {high - 1:,.0f}" if np.isfinite(high) else f"{low:,} and more",
-                        "spots": len(true),
-                        "found": float((true["covered"] >= COVERED * true["area"]).mean()),
-                        "touched": float((true["covered"] > 0).mean()),
-                        "predicted": len(drawn),
-                        "false": float((drawn["covered"] == 0).mean()),
-                    }
-                )
+            sized = selected[(selected["area"] >= low) & (selected["area"] < high)]
+            if not len(sized):
+                continue
+            is_true = sized["is_true"].astype(bool)
+            true, predicted = sized[is_true], sized[~is_true]
+            rows.append(
+                {
+                    "class": c,
+                    "size": f"{low:,} to {high - 1:,.0f}" if np.isfinite(high) else f"{low:,} and more",
+                    "spots": len(true),
+                    "found": float((true["covered"] >= _COVERED * true["area"]).mean()),
+                    "touched": float((true["covered"] > 0).mean()),
+                    "predicted": len(predicted),
+                    "false": float((predicted["covered"] == 0).mean()),
+                }
+            )
     return rows
 
 
 def count_boundaries(predicted: Masks, truth: Masks, tolerance: int) -> NDArray[np.int64]:
-    """Counts outline pixels that have one of the other outline near, at most `tolerance` pixels away (Euclid).
+    """Count outline pixels within `tolerance` of the other mask's outline.
 
-    The outline of a mask is those of its pixels with a neighbour (up, down, left or right) that is not in it; what lies
-    beyond the image counts as in it, so a defect cut off by the border has no outline there.
+    The outline of a mask is the set of its pixels with a neighbour (up, down, left or right) outside the mask. Pixels
+    beyond the border of the image count as inside, so a defect cut off by the border has no outline there.
 
     Args:
         predicted: bool `(C, H, W)`.
         truth: bool `(C, H, W)`.
-        tolerance: In pixels.
+        tolerance: Largest Euclidean distance in pixels.
 
     Returns:
-        `(C, 4)`: outline pixels of the prediction near the true outline, all of the prediction, outline pixels of the
-        truth near the predicted one, all of the truth.
+        int64 `(C, 4)`: outline pixels of the prediction near the true outline, all outline pixels of the prediction,
+        outline pixels of the truth near the predicted outline, all outline pixels of the truth.
     """
     counts = np.zeros((len(truth), 4), np.int64)
     for c, masks in enumerate(zip(predicted, truth, strict=True)):
@@ -94,7 +96,7 @@ def count_boundaries(predicted: Masks, truth: Masks, tolerance: int) -> NDArray[
         counts[c, 1::2] = [np.count_nonzero(outline) for outline in outlines]
         if not counts[c, 1::2].all():
             continue
-        # Nothing beyond the box of both outlines matters.
+        # Distances are needed only within the bounding box of both outlines.
         rows, columns = (np.flatnonzero((outlines[0] | outlines[1]).any(axis=axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         for side in (0, 1):
@@ -113,17 +115,17 @@ def _outline(mask: Masks) -> Masks:
 
 
 def score_boundaries(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Dice of outlines within a tolerance.
+    """Return the Dice of outlines within a tolerance.
 
     Source: Nikolov et al. 2018, Deep learning to achieve clinically applicable segmentation of head and neck anatomy
-    for radiotherapy ("surface Dice"), here on pixels.
+    for radiotherapy ("surface Dice"), here for pixels.
 
     Args:
-        counts: `(n, C, 4)`, of n images, as `count_boundaries` gives them.
+        counts: `(n, C, 4)`, counts of n images from `count_boundaries`.
 
     Returns:
         boundary_dice: Mean over the pairs of image and class whose truth has an outline.
-        boundary_dice_class_<id>: The same of one class (ids from 1).
+        boundary_dice_class_<id>: The same for one class (ids from 1).
     """
     near, outline = counts[..., 0] + counts[..., 2], counts[..., 1] + counts[..., 3]
     dice = near / np.maximum(outline, 1)

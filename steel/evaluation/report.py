@@ -1,9 +1,7 @@
-"""The report that a quality engineer signs: what `steel evaluate` found, as one HTML page."""
+"""The HTML report of `steel evaluate`, written for the quality engineer who signs it."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,30 +14,30 @@ from steel import plots
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.decision.about import About, TrainedNetwork
-from steel.evaluation.judging import Judged, explain
+from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import reliability
+from steel.evaluation.summary import EvaluatedOn, Summary, format_score
 from steel.evaluation.tune import tabulate_point
 from steel.pages import Page
 from steel.progress import track
 from steel.training.metrics import dice, unpack
 
-VERDICTS = ("clean", "defective")
+_VERDICTS = ("clean", "defective")
 
-# Scores of the report, in words; those of single classes follow by name.
 _HEADLINES = {
     "dice_on_defects": "Dice on defects",
     "kaggle_dice": "Kaggle Dice",
-    "iou": "IoU, mean of classes",
+    "iou": "mean IoU of the classes",
     "false_alarm_rate": "clean images with a false alarm",
-    "accuracy": "accuracy of defective-or-not",
+    "accuracy": "accuracy (clean or defective)",
     "balanced_accuracy": "balanced accuracy",
-    "recall": "defective images called so",
-    "precision": "images called defective that are",
-    "auroc": "AUROC of defective-or-not",
-    "average_precision": "average precision of defective-or-not",
-    "f1_macro": "F1 of the classes, mean",
-    "boundary_dice": "Dice of the outlines",
+    "recall": "defective images detected (recall)",
+    "precision": "images called defective that are defective (precision)",
+    "auroc": "AUROC (clean or defective)",
+    "average_precision": "average precision (clean or defective)",
+    "f1_macro": "mean F1 of the classes",
+    "boundary_dice": "Dice of outlines",
 }
 _BY_CLASS = {
     "recall_class_": "recall",
@@ -50,74 +48,62 @@ _BY_CLASS = {
     "dice_class_": "Dice on defects",
     "iou_class_": "IoU",
     "boundary_dice_class_": "Dice of outlines",
-    "false_alarm_rate_class_": "false alarms",
-    "area_error_class_": "area error",
+    "false_alarm_rate_class_": "clean images with a false alarm",
+    "area_error_class_": "relative area error",
+}
+_PROMISE_COLUMNS = (
+    "", "expected (95 % interval)", "95 % prediction interval for new images", "observed", "number observed",
+    "within the prediction interval",
+)  # fmt: skip
+_SPOT_COLUMNS = {
+    "size": "size in pixels",
+    "spots": "true spots",
+    "found": "share found (at least half of the pixels)",
+    "touched": "share touched (at least one pixel)",
+    "predicted": "predicted spots",
+    "false": "share of predicted spots on no defect",
 }
 
 
-def list_warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Where a score is no better than that of an inspector that does not look, or deceives."""
-    scores, nothing, everything = (summary[key] for key in ("scores", "predict_nothing", "predict_everything"))
-    warnings = []
-    for name in ("kaggle_dice", "dice_on_defects"):
-        for blind, other in (("nothing", nothing), ("everything", everything)):
-            if scores[name] < other[name]:
-                warnings.append(
-                    f"{_HEADLINES[name]} is {scores[name]:.4f}, but predicting {blind} has {other[name]:.4f}"
-                )
-    best = max(summary["accuracy_calling_all_clean"], summary["accuracy_calling_all_defective"])
-    if scores["accuracy"] <= best:
-        warnings.append(f"accuracy is {scores['accuracy']:.4f}, but giving every image the same answer has {best:.4f}")
-    if scores["auroc"] < 0.5:
-        warnings.append(f"AUROC is {scores['auroc']:.4f}, below the 0.5 of guessing")
-    return warnings
-
-
-def show(value: float | None, interval: Sequence[float | None] | None = None) -> str:
-    """A number with its interval, each where there is one; an end that is None has no bound."""
-    if value is None or math.isnan(value):
-        return "-"
-    low, high = (math.inf if end is None else end for end in interval or (math.nan, math.nan))
-    return f"{value:.4f}" if math.isnan(low) else f"{value:.4f} ({low:.3f} to {high:.3f})"
-
-
-def tabulate_scores(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The headline scores with their 95 % intervals, beside what predicting nothing and everything would score."""
-    all_clean, all_defective = (summary[f"accuracy_calling_all_{verdict}"] for verdict in VERDICTS)
-    nothing = summary["predict_nothing"] | {"accuracy": all_clean, "recall": 0.0}
-    everything = summary["predict_everything"] | {"accuracy": all_defective, "recall": 1.0, "precision": all_defective}
+def tabulate_scores(summary: Summary) -> pd.DataFrame:
+    """Tabulate the headline scores with 95 % intervals beside those of the segmenter alone and of the baselines."""
+    all_defective = summary.accuracy_calling_all_defective
+    nothing = {**summary.predict_nothing, "accuracy": summary.accuracy_calling_all_clean, "recall": 0.0}
+    everything = {**summary.predict_everything, "accuracy": all_defective, "recall": 1.0, "precision": all_defective}
     rows = [
         {
             "": text,
-            "inspector (95 % interval)": show(summary["scores"][name], summary["intervals"][name]),
-            "segmenter alone": show(summary["segmenter_alone"].get(name, math.nan)),
-            "predict nothing": show(nothing.get(name, math.nan)),
-            "predict everything": show(everything.get(name, math.nan)),
+            "inspector (95 % interval)": format_score(summary.scores.get(name), summary.intervals.get(name)),
+            "segmenter alone": format_score(summary.segmenter_alone.get(name)),
+            "predict nothing": format_score(nothing.get(name)),
+            "predict everything": format_score(everything.get(name)),
         }
-        for name, text in _HEADLINES.items()
+        for name, text in (_HEADLINES | {"miou_with_background": "mIoU with background"}).items()
     ]
-    name, text = "miou_with_background", "mIoU with background"
-    rows.append(dict.fromkeys(rows[0], "-") | {"": text, "segmenter alone": show(summary["segmenter_alone"][name])})
     return pd.DataFrame(rows)
 
 
-def tabulate_classes(summary: Mapping[str, Any], classes: Sequence[str]) -> pd.DataFrame:
-    """The scores of each class, a column for each, with their 95 % intervals."""
-    table: dict[str, list[str]] = {"": ["images", *_BY_CLASS.values()]}
+def tabulate_classes(summary: Summary, classes: Sequence[str]) -> pd.DataFrame:
+    """Tabulate the scores of each class with 95 % intervals, one column per class."""
+    table: dict[str, list[str]] = {"": ["images with the class", *_BY_CLASS.values()]}
     for c, name in enumerate(name_classes(classes)):
         keys = [f"{prefix}{c + 1}" for prefix in _BY_CLASS]
-        cells = [show(summary["scores"][key], summary["intervals"][key]) for key in keys]
-        table[name] = [str(summary["num_defects"][c]), *cells]
+        cells = [format_score(summary.scores[key], summary.intervals[key]) for key in keys]
+        table[name] = [str(summary.num_defects[c]), *cells]
     return pd.DataFrame(table)
 
 
-def choose_pictures(judged: Judged, limit: int) -> list[tuple[int, str]]:
-    """Rows of the images to show and why: the worst of each cause by turns, and the best of each class."""
-    scores = dice(judged.counts)
-    causes = explain(judged)
+def choose_pictures(decisions: Decisions, limit: int) -> list[tuple[int, str]]:
+    """Choose at most `limit` images to show: the worst of each cause in turn, and the best of each class.
+
+    Returns:
+        The position of each image in `decisions`, and why it was chosen.
+    """
+    scores = dice(decisions.counts)
+    causes = explain(decisions)
     queues = [[(row, why) for row in rows] for why, rows in zip(causes["cause"], causes["worst"], strict=True)]
-    for c in range(judged.labels.shape[1]):
-        members = torch.nonzero(judged.counts.truth[:, c]).squeeze(1)
+    for c in range(decisions.labels.shape[1]):
+        members = torch.nonzero(decisions.counts.truth[:, c]).squeeze(1)
         ranked = members[scores[members, c].argsort(descending=True)].tolist()
         queues.append([(row, "best of its class") for row in ranked[:1]])
     chosen: dict[int, str] = {}
@@ -131,146 +117,159 @@ def choose_pictures(judged: Judged, limit: int) -> list[tuple[int, str]]:
     return list(chosen.items())
 
 
-def _draw(judged: Judged, row: int, annotations: Annotations, classes: Sequence[str], gate: float) -> Figure:
-    i = int(judged.indices[row])
-    image = annotations.read_image(i)
-    truth = unpack(torch.from_numpy(annotations.draw_plane(i))[None], len(classes))[0].numpy()
-    predicted = np.stack([rle.decode(code, image.shape) for code in judged.codes[row]]).astype(bool)
-    scores = dice(judged.counts)[row].tolist()
-    certainty = float(judged.probabilities[row].amax())
-    details = [
-        f"{name} Dice {score:.2f}" if true.any() else f"{name} false alarm"
-        for name, score, true, found in zip(classes, scores, truth, predicted, strict=True)
-        if true.any() or found.any()
-    ]
-    verdict = VERDICTS[certainty >= gate]
-    return plots.plot_comparison(
-        image,
-        truth,
-        predicted,
-        f"{annotations.names[i]}: called {verdict} (p = {certainty:.2f})  {'  '.join(details)}",
-        (f"truth: {_list_areas(truth, classes)}", f"prediction: {_list_areas(predicted, classes)}"),
-    )
-
-
-def _list_areas(masks: NDArray[np.bool_], classes: Sequence[str]) -> str:
-    areas = [f"{name} {mask.sum():,} px" for name, mask in zip(classes, masks, strict=True) if mask.any()]
-    return ", ".join(areas) or "clean"
-
-
-def _draw_curves(judged: Judged, gate: float) -> Figure | None:
-    """Missing against false alarms and precision against recall of the gate, the chosen point marked."""
-    decided = judged.decided
-    certainty, defective = judged.probabilities[decided].amax(1).numpy(), judged.labels[decided].any(1).numpy()
-    if not 0 < defective.sum() < len(defective):
-        return None
-    false_alarms, found, _ = roc_curve(defective, certainty)
-    precision, recall, _ = precision_recall_curve(defective, certainty)
-    called = certainty >= np.float32(gate)
-    hits = int((called & defective).sum())
-    at = hits / defective.sum()
-    return plots.plot_curves(
-        {
-            ("clean images called defective", "defective images missed"): (
-                false_alarms, 1 - found, float((called & ~defective).sum() / (~defective).sum()), 1 - at,
-            ),
-            ("defective images called so", "images called defective that are"): (
-                recall, precision, at, hits / max(1, called.sum()),
-            ),
-        },
-        f"by the gate, the chosen {gate:.3f} marked",
-    )  # fmt: skip
-
-
 def write_report(
     folder: Path,
-    judged: Judged,
-    summary: Mapping[str, Any],
+    decisions: Decisions,
+    summary: Summary,
     about: About,
-    source: Mapping[str, Any],
+    *,
+    on: EvaluatedOn,
     annotations: Annotations,
     num_pictures: int,
 ) -> None:
-    """Writes index.html and its pictures.
+    """Write index.html, with at most `num_pictures` images of the dataset, and its pictures.
 
-    Args:
-        folder: Where to.
-        judged: Image by image.
-        summary: The numbers of `evaluation.summarise`, with "warnings" and "promises".
-        about: What was judged.
-        source: Where it was judged: "part", "root", "data", "device", "versions".
-        annotations: The data set.
-        num_pictures: How many images to show at the most.
+    Raises:
+        InputError: An image cannot be read.
     """
-    classes, point, versions = about.classes, about.operating_point, source["versions"]
-    page = Page(f"How good the inspector is: {source['part']} of {source['root']}", folder)
+    page = Page(f"Evaluation of the inspector on {on.part} of {on.root}", folder)
+    _add_origin(page, summary, about, on)
+    _add_point(page, summary, about)
+    _add_scores(page, summary, about.classes)
+    _add_gate(page, decisions, summary, about)
+    _add_errors(page, summary)
+    page.add_heading("Pictures: truth in green, prediction in red")
+    chosen = choose_pictures(decisions, num_pictures)
+    for row, why in track(chosen, "drawing", len(chosen)):
+        name = str(annotations.names[decisions.indices[row]])
+        page.add_picture(f"pictures/{name}", _draw(decisions, row, annotations, about), f"{why}: {name}")
+    page.write()
+
+
+def _add_origin(page: Page, summary: Summary, about: About, on: EvaluatedOn) -> None:
     page.add_text(
-        f"{summary['num_images']:,} images in {summary['num_groups']:,} groups, {summary['num_defective']:,} of them "
-        f"defective. Data {source['data']['digest']}, split {source['data']['split']}, steel {versions['steel']} at "
-        f"commit {versions['commit']}, torch {versions['torch']}."
+        f"{summary.num_images:,} images in {summary.num_groups:,} groups; {summary.num_defective:,} images are "
+        f"defective. Data {on.data}, split {on.split}, steel {on.versions['steel']} at commit "
+        f"{on.versions['commit']}, torch {on.versions['torch']}."
     )
     page.add_text(
-        f"Encoders started from: classifier {_name_weights(about.classifiers)}; "
+        f"Initial weights of the encoders: classifier {_name_weights(about.classifiers)}; "
         f"segmenter {_name_weights(about.segmenters)}."
     )
     page.add_text(
-        f"{'Each image as it is and mirrored, four probabilities averaged. ' if about.flips else ''}"
-        f"{summary['images_per_second']:.1f} images a second on {source['device']}, both networks on every image."
+        f"{'Probabilities are averaged over four flips of each image. ' if about.flips else ''}"
+        f"{summary.images_per_second:.1f} images per second on {on.device}, with both networks on every image."
     )
-    for warning in summary["warnings"]:
+    for warning in summary.warnings:
         page.add_text(f"Warning: {warning}.")
-    page.add_heading("The operating point")
-    if about.tuned:
-        on = about.tuned.chosen_on
-        page.add_text(
-            f"Chosen for {about.tuned.aim.name} on {on.num_images:,} images in {on.num_groups:,} groups: {on.part} of "
-            f"{on.root} (data {on.data}, split {on.split})."
-        )
-        for warning in about.tuned.warnings:
-            page.add_text(f"Warning when it was chosen: {warning}.")
-    else:
-        page.add_text("Not tuned: gate and pixels at 0.5, nothing too small. `steel tune` chooses one on validation.")
-    page.add_table(tabulate_point(point, classes), f"Gate {point.gate:.4f}; sizes in pixels")
-    if summary["promises"]:
-        page.add_table(pd.DataFrame(summary["promises"]), "What was promised, and what came")
-    page.add_heading("Scores")
-    page.add_table(tabulate_scores(summary), "Both stages together; 95 % intervals")
-    page.add_text(
-        "Kaggle Dice counts a clean pair of image and class as 1 when nothing is predicted, so predicting nothing "
-        "scores high. Dice on defects counts only the pairs that have truth, and false alarms only images without any."
-    )
-    page.add_table(tabulate_classes(summary, classes), "By class, with 95 % intervals")
-    page.add_heading("Defective or not")
-    page.add_picture(
-        "confusion",
-        plots.plot_confusion(np.array(summary["confusion"]), VERDICTS, f"by the gate at {point.gate:.3f}"),
-        "Truth down, decision across",
-    )
-    if (curves := _draw_curves(judged, point.gate)) is not None:
-        page.add_picture("curves", curves, "What other gates would do")
-    known = judged.decided
-    probabilities, labels = judged.probabilities[known], judged.labels[known]
-    bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(classes))]
-    brier, ece = summary["calibration"]["brier"], summary["calibration"]["ece"]
-    page.add_picture(
-        "calibration", plots.plot_reliability({"classifier": bins}, classes), f"Brier score {brier:.4f}, ECE {ece:.4f}"
-    )
-    page.add_heading("What went wrong")
-    errors = pd.DataFrame(summary["errors"])
-    if len(errors):
-        shown = errors.assign(loss=errors["loss"].map("{:.2f}".format), share=errors["share"].map("{:.1%}".format))
-        page.add_table(
-            shown, "Each lost pair of image and class for one cause; the losses, 1 - Dice, add up to the total"
-        )
-    page.add_table(pd.DataFrame(summary["spots"]).round(4), "Spots by class and size in pixels")
-    page.add_heading("Pictures: truth in green, prediction in red")
-    chosen = choose_pictures(judged, num_pictures)
-    for row, why in track(chosen, "drawing", len(chosen)):
-        name = str(annotations.names[judged.indices[row]])
-        page.add_picture(f"pictures/{name}", _draw(judged, row, annotations, classes, point.gate), f"{why}: {name}")
-    page.write()
 
 
 def _name_weights(networks: Sequence[TrainedNetwork]) -> str:
     names = ", ".join(dict.fromkeys(network.init["weights"] or "random weights" for network in networks))
     return names if len(networks) == 1 else f"{names} (mean of {len(networks)} networks)"
+
+
+def _add_point(page: Page, summary: Summary, about: About) -> None:
+    page.add_heading("Operating point")
+    if about.tuned:
+        on = about.tuned.chosen_on
+        page.add_text(
+            f"Chosen for the aim {about.tuned.aim.name} on {on.num_images:,} images in {on.num_groups:,} groups: "
+            f"{on.part} of {on.root} (data {on.data}, split {on.split})."
+        )
+        for warning in about.tuned.warnings:
+            page.add_text(f"Warning when it was chosen: {warning}.")
+    else:
+        page.add_text(
+            "Not tuned: gate and pixel thresholds are 0.5, and no spot or area is dropped for its size. Run `steel "
+            "tune` to choose an operating point on the validation images."
+        )
+    point = about.operating_point
+    page.add_table(tabulate_point(point, about.classes), f"Gate threshold {point.gate:.4f}; sizes in pixels")
+    if summary.promises:
+        table = pd.DataFrame([check.to_row() for check in summary.promises], columns=_PROMISE_COLUMNS)
+        page.add_table(table, "Promises of the operating point, and the values observed on these images")
+
+
+def _add_scores(page: Page, summary: Summary, classes: Sequence[str]) -> None:
+    page.add_heading("Scores")
+    page.add_table(tabulate_scores(summary), "Both stages together, with 95 % confidence intervals")
+    page.add_text(
+        "Kaggle Dice is the mean over all pairs of image and class. A pair without a defect counts as 1 if nothing is "
+        "predicted, so predicting nothing scores high. Dice on defects is the mean over the pairs with a defect. The "
+        "false-alarm rate counts only images without any defect."
+    )
+    page.add_table(tabulate_classes(summary, classes), "Scores by class, with 95 % confidence intervals")
+
+
+def _add_gate(page: Page, decisions: Decisions, summary: Summary, about: About) -> None:
+    gate = about.operating_point.gate
+    page.add_heading("Clean or defective")
+    confusion = plots.plot_confusion(np.array(summary.confusion), _VERDICTS, f"gate threshold {gate:.3f}")
+    page.add_picture("confusion", confusion, "Confusion matrix: truth in rows, decision in columns")
+    if (curves := _draw_curves(decisions, gate)) is not None:
+        page.add_picture("curves", curves, "Other gate thresholds")
+    probabilities, labels = decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]
+    bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(about.classes))]
+    brier, ece = summary.calibration["brier"], summary.calibration["ece"]
+    caption = f"Calibration: Brier score {brier:.4f}, expected calibration error {ece:.4f}"
+    page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, about.classes), caption)
+
+
+def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
+    """Plot misses against false alarms and precision against recall, with the gate marked; None for one class only."""
+    decided = decisions.decided
+    probability, defective = decisions.probabilities[decided].amax(1).numpy(), decisions.labels[decided].any(1).numpy()
+    if not 0 < defective.sum() < len(defective):
+        return None
+    false_alarms, detected, _ = roc_curve(defective, probability)
+    precision, recall, _ = precision_recall_curve(defective, probability)
+    called = probability >= np.float32(gate)
+    hits = int((called & defective).sum())
+    chosen_recall = hits / defective.sum()
+    chosen_alarms = float((called & ~defective).sum() / (~defective).sum())
+    curves = {
+        ("clean images called defective", "defective images missed"): (
+            false_alarms, 1 - detected, chosen_alarms, 1 - chosen_recall,
+        ),
+        ("defective images detected (recall)", "images called defective that are defective (precision)"): (
+            recall, precision, chosen_recall, hits / max(1, called.sum()),
+        ),
+    }  # fmt: skip
+    return plots.plot_curves(curves, f"all gate thresholds; the chosen one, {gate:.3f}, is marked")
+
+
+def _add_errors(page: Page, summary: Summary) -> None:
+    page.add_heading("Errors")
+    if summary.errors:
+        rows = [(row["cause"], row["pairs"], f"{row['loss']:.2f}", f"{row['share']:.1%}") for row in summary.errors]
+        table = pd.DataFrame(rows, columns=["cause", "pairs of image and class", "loss (1 - Dice)", "share of loss"])
+        page.add_table(table, "Losses of Kaggle Dice; each pair has one cause, so the losses add up to the total")
+    spots = pd.DataFrame([row | {"class": row["class"] or "all"} for row in summary.spots])
+    for column in spots.columns.intersection(["found", "touched", "false"]):
+        spots[column] = spots[column].map(format_score)
+    page.add_table(spots.rename(columns=_SPOT_COLUMNS), "Spots (connected areas) by class and size")
+
+
+def _draw(decisions: Decisions, row: int, annotations: Annotations, about: About) -> Figure:
+    """Draw truth and prediction of one image, with its class probabilities and scores in the title."""
+    i, classes = int(decisions.indices[row]), about.classes
+    image = annotations.read_image(i)
+    truth = unpack(torch.from_numpy(annotations.draw_plane(i))[None], len(classes))[0].numpy()
+    predicted = np.stack([rle.decode(code, image.shape) for code in decisions.codes[row]]).astype(bool)
+    probability = float(decisions.probabilities[row].amax())
+    scores = dice(decisions.counts)[row].tolist()
+    details = [
+        f"{name} Dice {score:.2f}" if true.any() else f"{name} false alarm"
+        for name, score, true, found in zip(classes, scores, truth, predicted, strict=True)
+        if true.any() or found.any()
+    ]
+    verdict = _VERDICTS[probability >= about.operating_point.gate]
+    title = f"{annotations.names[i]}: called {verdict} (p = {probability:.2f})  {'  '.join(details)}"
+    captions = f"truth: {list_areas(truth, classes)}", f"prediction: {list_areas(predicted, classes)}"
+    return plots.plot_comparison(image, truth, predicted, title, captions)
+
+
+def list_areas(masks: NDArray[np.bool_], classes: Sequence[str]) -> str:
+    """Format the areas of masks `(C, H, W)`, as "1 pits 250 px, 3 scratch 1,024 px"; "clean" if all are empty."""
+    return ", ".join(f"{n} {mask.sum():,} px" for n, mask in zip(classes, masks, strict=True) if mask.any()) or "clean"

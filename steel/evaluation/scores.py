@@ -1,4 +1,4 @@
-"""Scores that only a judgement of both stages needs."""
+"""Scores used only to evaluate both stages together."""
 
 import cv2
 import numpy as np
@@ -8,43 +8,43 @@ from torch import Tensor
 
 from steel.training.metrics import Counts
 
-# A power of two, so that a probability times it is exact and its whole part is the last threshold that it reaches.
+# A power of two, so that probability * LEVELS is exact and its integer part is the last threshold that it reaches.
 LEVELS = 256
 _LANES = 4
 
 
 def sweep(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Counts pixels at every threshold k / 256 at once, from histograms.
+    """Count pixels at all thresholds k / 256 at once, from histograms.
 
     Args:
-        probabilities: float32 `(H, W)` of one class, 0 to 1.
+        probabilities: float32 `(H, W)`, probabilities of one class, 0 to 1.
         truth: bool `(H, W)`.
 
     Returns:
-        `(2, 256)`: for each k, pixels of a probability of k / 256 or more that are true, and all of them.
+        int64 `(2, 256)`: for each k, the true pixels with a probability of k / 256 or more, and all pixels with it.
     """
     scaled = probabilities * np.float32(LEVELS)
     cv2.threshold(scaled, LEVELS - 1, LEVELS - 1, cv2.THRESH_TRUNC, dst=scaled)
-    # Neighbours are mostly of one level, and a counter that is raised twice in a row waits for itself: each of four
-    # columns has its own, which halves the time. Truth has its own too.
+    # Neighbouring pixels mostly have the same level, and incrementing one counter repeatedly stalls the CPU. Separate
+    # counters for four columns halve the time. True pixels have separate counters too.
     kinds = scaled.astype(np.uint16)
     kinds += np.arange(truth.shape[1], dtype=np.uint16) % _LANES * LEVELS
     kinds += truth * np.uint16(_LANES * LEVELS)
     num_kinds = 2 * _LANES * LEVELS
-    # OpenCV counts in whole numbers and hands out float32, which holds those of an image: up to 2^24 of a kind.
+    # OpenCV returns float32, which is exact for up to 2^24 pixels of a kind.
     counts = cv2.calcHist([kinds], [0], None, [num_kinds], [0, num_kinds]).astype(np.int64)
     false, true = counts.reshape(2, _LANES, LEVELS).sum(axis=1)
     return np.stack([true, false + true])[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
 def exclusive(probabilities: Tensor) -> Tensor:
-    """One class or the background for each pixel: the argmax of 1 - max p and the p_c, so background below 0.5.
+    """Assign each pixel to one class or the background: the argmax of 1 - max p and the p_c.
 
     Args:
-        probabilities: `(N, C, H, W)`, the segmenter's.
+        probabilities: `(N, C, H, W)`, probabilities of the segmenter.
 
     Returns:
-        bool `(N, 1 + C, H, W)`, the background first; at exactly 0.5 and between equal classes the first one wins.
+        bool `(N, 1 + C, H, W)`, the background first; on ties (a probability of 0.5, equal classes) the first one wins.
     """
     highest, winner = probabilities.max(1)
     winner = torch.where(1 - highest >= highest, 0, winner + 1)
@@ -52,23 +52,26 @@ def exclusive(probabilities: Tensor) -> Tensor:
 
 
 def predict_nothing(counts: Counts) -> Counts:
-    """What the counts would be if no pixel were predicted."""
+    """Return the counts of a model that predicts no pixel."""
     nothing = torch.zeros_like(counts.truth)
     return counts._replace(hits=nothing, predicted=nothing)
 
 
 def predict_everything(counts: Counts) -> Counts:
-    """What the counts would be if every pixel were predicted as every class."""
+    """Return the counts of a model that predicts every class at every pixel."""
     return counts._replace(hits=counts.truth, predicted=counts.pixels[:, None].expand_as(counts.truth))
 
 
 def score_miou(counts: Counts) -> dict[str, float]:
-    """Mean over background and classes of the IoU over all images together.
+    """Return the mean over background and classes of the IoU, with the pixels of all images pooled.
 
-    Published tables of this field have this score, which the background lifts.
+    Published tables use this score; the large background raises it.
 
     Args:
-        counts: Of background and classes, `(n, 1 + C)`.
+        counts: Counts of n images for background and C classes, `(n, 1 + C)`.
+
+    Returns:
+        miou_with_background: The score.
     """
     hits, predicted, truth = (tensor.sum(0).double() for tensor in counts[:3])
     union = predicted + truth - hits
@@ -78,15 +81,15 @@ def score_miou(counts: Counts) -> dict[str, float]:
 def reliability(
     probabilities: Tensor, labels: Tensor, num_bins: int = 15
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """How often a label is true at each probability, in bins of equal width.
+    """Compare probabilities with observed frequencies, in bins of equal width.
 
     Args:
         probabilities: `(n,)`, 0 to 1.
-        labels: `(n,)` bool.
+        labels: bool `(n,)`.
         num_bins: B.
 
     Returns:
-        Mean probability, share of true labels and number of each bin, `(B,)`; 0 where a bin is empty.
+        Mean probability, share of true labels and number of labels per bin, each `(B,)`; 0 where a bin is empty.
     """
     p, true = probabilities.numpy(force=True).astype(float), labels.numpy(force=True)
     bins = np.minimum((p * num_bins).astype(np.int64), num_bins - 1)
@@ -96,16 +99,18 @@ def reliability(
 
 
 def score_calibration(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> dict[str, float]:
-    """How far class probabilities are from being as often true as they say.
+    """Score the calibration of class probabilities.
 
     Args:
         probabilities: `(n, C)`, 0 to 1.
-        labels: `(n, C)` bool.
-        num_bins: Of the ECE.
+        labels: bool `(n, C)`.
+        num_bins: Number of bins of the ECE.
 
     Returns:
-        brier_class_<id>: Mean of (p - label)^2 (Brier 1950). ece_class_<id>: Expected calibration error, the mean over
-            the images of |mean p - share true| of their bins (Naeini et al. 2015). brier, ece: Their means.
+        brier_class_<id>: Mean of (p - label)^2 (Brier 1950).
+        ece_class_<id>: Expected calibration error: |mean p - share of true labels| of each bin, averaged over the
+            images (Naeini et al. 2015).
+        brier, ece: Means over the classes.
     """
     brier = (probabilities.double() - labels.double()).square().mean(0).tolist()
     ece = []

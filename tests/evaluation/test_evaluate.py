@@ -1,3 +1,5 @@
+"""`steel evaluate`: scores, report and submission, and which images networks may be evaluated on."""
+
 import csv
 import json
 import shutil
@@ -16,12 +18,13 @@ from steel.data import rle
 from steel.data.annotations import read_annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import read_split
+from steel.decision.about import About
 from steel.decision.inspector import Inspector
 from steel.decision.point import OperatingPoint
 from steel.evaluation.assemble import assemble
-from steel.evaluation.evaluate import summarise
 from steel.evaluation.judging import judge_part
 from steel.evaluation.report import choose_pictures
+from steel.evaluation.summary import summarise
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def evaluated(_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def reference(trained: Trained) -> tuple[dict[str, float], dict[tuple[str, int], str]]:
-    """Accuracy, both Dice and the codes, image by image from the files."""
+    """Compute accuracy, both Dice scores and the run-length codes image by image, from the files."""
     table = read_annotations(trained.root)
     assembly = assemble(str(trained.classifier), str(trained.segmenter))
     members = assembly.classifiers[str(trained.classifier)]["data"]["members"]["val"]
@@ -57,7 +60,7 @@ def reference(trained: Trained) -> tuple[dict[str, float], dict[tuple[str, int],
     return {name: float(np.mean(values)) for name, values in scores.items()}, codes
 
 
-def test_scores_and_codes_equal_the_reference(trained: Trained, evaluated: Path) -> None:
+def test_scores_and_codes_equal_a_reference(trained: Trained, evaluated: Path) -> None:
     scores, codes = reference(trained)
     report = json.loads((evaluated / "evaluation.json").read_text())
     for name, value in scores.items():
@@ -66,7 +69,7 @@ def test_scores_and_codes_equal_the_reference(trained: Trained, evaluated: Path)
     assert {(row["ImageId"], int(row["ClassId"])): row["EncodedPixels"] for row in rows} == codes
 
 
-def test_the_report_says_what_it_judged(trained: Trained, evaluated: Path) -> None:
+def test_report_names_data_weights_and_baselines(trained: Trained, evaluated: Path) -> None:
     report = json.loads((evaluated / "evaluation.json").read_text())
     assert report["part"] == "val"
     assert report["data"]["digest"] == read_annotations(trained.root).digest
@@ -75,8 +78,8 @@ def test_the_report_says_what_it_judged(trained: Trained, evaluated: Path) -> No
     assert report["predict_everything"]["false_alarm_rate"] == 1
     assert report["flips"] is False
     text = (evaluated / "index.html").read_text()
-    assert "started from: classifier random weights; segmenter random weights." in text
-    assert "Not tuned: gate and pixels at 0.5" in text
+    assert "classifier random weights; segmenter random weights." in text
+    assert "Not tuned" in text
     low, high = report["intervals"]["kaggle_dice"]
     assert low <= report["kaggle_dice"] <= high
     assert f"{report['kaggle_dice']:.4f} ({low:.3f} to {high:.3f})" in text
@@ -100,23 +103,30 @@ def evaluate_args(trained: Trained, root: Path, out: Path) -> list[str]:
     return ["evaluate", *args, f"--out={out}", "--num_workers=0", "--num_pictures=1"]
 
 
-def test_another_split_than_that_of_training_is_refused(
+def test_a_split_other_than_the_training_split_is_refused(
     trained: Trained, root: Path, tmp_path: Path, refused: Refused
 ) -> None:
     assert main(["split", str(root), "--seed=3"]) == 0
-    assert "is not the split that" in refused(*evaluate_args(trained, root, tmp_path / "out"))
+    message = refused(*evaluate_args(trained, root, tmp_path / "out"))
+    assert str(root / "splits.csv") in message
+    assert str(trained.classifier) in message
 
 
-def test_images_seen_in_training_do_not_judge(trained: Trained, root: Path, tmp_path: Path, refused: Refused) -> None:
+def test_training_images_are_refused(trained: Trained, root: Path, tmp_path: Path, refused: Refused) -> None:
     lines = (root / "train.csv").read_text().splitlines()
     (root / "train.csv").write_text("\n".join(lines[:-1]) + "\n")
-    assert "is not the data set that" in refused(*evaluate_args(trained, root, tmp_path / "out"))
+    message = refused(*evaluate_args(trained, root, tmp_path / "out"))
+    assert read_annotations(root).digest in message
+    assert read_annotations(trained.root).digest in message
     names = sorted(path.name for path in (root / "train_images").iterdir())
     (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names))
-    assert "were trained with by" in refused(*evaluate_args(trained, root, tmp_path / "out"))
+    num = len(members_of(trained)["train"])
+    message = refused(*evaluate_args(trained, root, tmp_path / "out"))
+    assert f"{num} images" in message
+    assert str(trained.classifier) in message
 
 
-def test_new_images_with_a_split_of_their_own_can_judge(trained: Trained, root: Path, tmp_path: Path) -> None:
+def test_new_images_with_their_own_split_are_accepted(trained: Trained, root: Path, tmp_path: Path) -> None:
     for path in (root / "train_images").iterdir():
         shutil.move(path, path.with_name(f"new_{path.name}"))
     text = (root / "train.csv").read_text().replace("synthetic_", "new_synthetic_")
@@ -127,8 +137,8 @@ def test_new_images_with_a_split_of_their_own_can_judge(trained: Trained, root: 
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
 
 
-def put_elsewhere(checkpoint: Path, path: Path, **members: list[str]) -> Path:
-    """The checkpoint as if it had been trained with other parts of the same data."""
+def change_split(checkpoint: Path, path: Path, **members: list[str]) -> Path:
+    """Write a copy of the checkpoint that claims to be trained with another split of the same dataset."""
     saved = torch.load(checkpoint, weights_only=True)
     saved["steel"]["data"]["members"] |= members
     torch.save(saved, path)
@@ -144,37 +154,37 @@ def test_networks_trained_with_different_splits_are_refused(
     trained: Trained, root: Path, tmp_path: Path, refused: Refused
 ) -> None:
     parts = members_of(trained)
-    other = put_elsewhere(trained.segmenter, tmp_path / "b.ckpt", train=parts["test"], test=parts["train"])
+    other = change_split(trained.segmenter, tmp_path / "b.ckpt", train=parts["test"], test=parts["train"])
     args = [f"--classifier={trained.classifier}", f"--root={root}", f"--out={tmp_path / 'out'}"]
-    assert "different splits" in refused("evaluate", *args, f"--segmenter={other}")
+    message = refused("evaluate", *args, f"--segmenter={other}")
+    assert all(part in message for part in (str(trained.classifier), str(other), "different splits"))
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_that_one_of_several_has_trained_with_does_not_judge(
+def test_an_image_that_one_of_several_networks_was_trained_on_is_refused(
     trained: Trained, root: Path, tmp_path: Path, refused: Refused
 ) -> None:
     parts = members_of(trained)
     seen = parts["test"][-1]
-    other = put_elsewhere(
-        trained.segmenter, tmp_path / "b.ckpt", train=[*parts["train"], seen], test=parts["test"][:-1]
-    )
+    other = change_split(trained.segmenter, tmp_path / "b.ckpt", train=[*parts["train"], seen], test=parts["test"][:-1])
     args = [f"--classifier={trained.classifier}", f"--root={root}", f"--out={tmp_path / 'out'}"]
     for listed in (f"[{trained.segmenter},{other}]", f"[{other},{trained.segmenter}]"):
         sentence = refused("evaluate", *args, f"--segmenter={listed}")
-        assert f"{seen} is in test of the one, but in train of the other" in sentence
-        assert sentence.startswith(f"steel: {trained.classifier} and {other} were trained with different splits")
-        assert "new images with a splits.csv" in sentence
+        assert sentence.startswith(f"steel: {trained.classifier} and {other} ")
+        assert all(part in sentence for part in (f"{seen} is in test", "in train", "new images", "splits.csv"))
 
 
-def test_different_training_images_are_no_matter_where_the_judges_are_the_same(
+def test_different_training_images_are_accepted_if_the_test_images_are_equal(
     trained: Trained, root: Path, tmp_path: Path, refused: Refused
 ) -> None:
     parts = members_of(trained)
     swapped = {"train": parts["train"][2:] + parts["val"], "val": parts["train"][:2]}
-    other = put_elsewhere(trained.segmenter, tmp_path / "b.ckpt", **swapped)
+    other = change_split(trained.segmenter, tmp_path / "b.ckpt", **swapped)
     args = [f"--classifier={trained.classifier}", f"--segmenter=[{trained.segmenter},{other}]", f"--root={root}"]
     args += [f"--out={tmp_path / 'out'}", "--num_workers=0", "--num_pictures=1", "--flips"]
-    assert "in val of the one, but in train of the other" in refused("evaluate", *args, "--split=val")
+    message = refused("evaluate", *args, "--split=val")
+    assert "is in val" in message
+    assert "in train" in message
     assert main(["evaluate", *args]) == 0
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert report["num_images"] == len(parts["test"])
@@ -182,10 +192,10 @@ def test_different_training_images_are_no_matter_where_the_judges_are_the_same(
     assert report["flips"] is True
     text = (tmp_path / "out" / "index.html").read_text()
     assert "segmenter random weights (mean of 2 networks)" in text
-    assert "four probabilities averaged" in text
+    assert "averaged over four flips" in text
 
 
-def test_networks_of_folds_are_judged_by_new_images(
+def test_networks_of_several_folds_need_new_images(
     trained: Trained, root: Path, tmp_path: Path, refused: Refused
 ) -> None:
     digest = read_annotations(root).digest
@@ -200,9 +210,9 @@ def test_networks_of_folds_are_judged_by_new_images(
             torch.save(saved, paths[task, fold])
     args = [f"--{task}=[{paths[task, 0]},{paths[task, 1]}]" for task in ("classifier", "segmenter")]
     args += [f"--root={root}", f"--out={tmp_path / 'out'}", "--num_workers=0", "--num_pictures=1"]
-    assert "different folds have no test images in common" in refused("evaluate", *args)
+    assert "folds share no test images" in refused("evaluate", *args)
 
-    # The networks of one fold have its test images in common.
+    # The networks of one fold share its test images.
     one = [f"--{task}={paths[task, 1]}" for task in ("classifier", "segmenter")]
     assert main(["evaluate", *one, *args[2:]]) == 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == len(members[1]["test"])
@@ -217,13 +227,13 @@ def test_networks_of_folds_are_judged_by_new_images(
 
 
 def answer(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities and masks that depend on nothing but the image's first pixels."""
+    """Return class probabilities and masks that depend only on the first pixels of the image."""
     rng = np.random.default_rng(int(image[:8, :8].sum()))
     return rng.random(4).astype(np.float32) * 0.7, rng.random((4, *image.shape)) < 0.1
 
 
 class Oracle(torch.nn.Module):
-    """A network that gives one part of the answers, as logits."""
+    """A network that returns one part of `answer` as logits."""
 
     def __init__(self, part: int) -> None:
         super().__init__()
@@ -235,7 +245,7 @@ class Oracle(torch.nn.Module):
 
 
 def write_unknown(root: Path) -> None:
-    """Regions of all sizes: an image's whole, all that is labelled on one and more, parts of others."""
+    """Mark as unlabelled a whole clean image, a whole defective image, and parts of other images."""
     table = read_annotations(root)
     width = int(table.sizes[0, 1])
     codes = {}
@@ -249,15 +259,15 @@ def write_unknown(root: Path) -> None:
     (root / "unknown.csv").write_text(f"ImageId,EncodedPixels\n{rows}")
 
 
-def test_what_nobody_has_labelled_counts_in_no_score(root: Path) -> None:
+def test_unlabelled_regions_count_in_no_score(root: Path) -> None:
     write_unknown(root)
     data = SteelDataModule(str(root), batch_size=3, num_workers=0, fractions=(0.0, 0.0, 1.0))
     point = OperatingPoint.untuned(4)
-    judged = judge_part(Inspector(Oracle(0), Oracle(1), point), data, "test", torch.device("cpu"), tolerance=3)
-    summary = summarise(judged, point)
+    decisions = judge_part(Inspector(Oracle(0), Oracle(1), point), data, "test", torch.device("cpu"), tolerance=3)
+    summary = summarise(decisions, About(data.annotations.classes, point))
 
     table = data.annotations
-    assert len(judged.indices) == len(table) == 40
+    assert len(decisions.indices) == len(table) == 40
     kaggle, on_defects, everything, alarms, right = [], [], [], [], []
     claimed, true = [[] for _ in range(4)], [[] for _ in range(4)]  # type: ignore[var-annotated]
     for i in range(len(table)):
@@ -269,13 +279,13 @@ def test_what_nobody_has_labelled_counts_in_no_score(root: Path) -> None:
         )
         known = ~unknown
         for c in range(4):
-            said, is_true = masks[c][known], truth[c][known]
-            total = int(said.sum() + is_true.sum())
-            kaggle.append(2 * int((said & is_true).sum()) / total if total else 1.0)
+            predicted, is_true = masks[c][known], truth[c][known]
+            total = int(predicted.sum() + is_true.sum())
+            kaggle.append(2 * int((predicted & is_true).sum()) / total if total else 1.0)
             if is_true.any():
                 on_defects.append(kaggle[-1])
                 everything.append(2 * int(is_true.sum()) / int(is_true.sum() + is_true.size))
-            # What is not seen may lie where nobody has looked.
+            # A class that is not visible may be in the unlabelled region.
             if truth[c].any() or not unknown.any():
                 claimed[c].append(probabilities[c] >= 0.5)
                 true[c].append(truth[c].any())
@@ -283,22 +293,22 @@ def test_what_nobody_has_labelled_counts_in_no_score(root: Path) -> None:
             alarms.append(bool(masks[:, known].any()))
         if any(mask.any() for mask in truth) or not unknown.any():
             right.append((probabilities.max() >= 0.5) == any(mask.any() for mask in truth))
-    assert summary["kaggle_dice"] == pytest.approx(np.mean(kaggle))
-    assert summary["dice_on_defects"] == pytest.approx(np.mean(on_defects))
-    assert summary["predict_everything"]["dice_on_defects"] == pytest.approx(np.mean(everything))
-    assert summary["scores"]["false_alarm_rate"] == pytest.approx(np.mean(alarms))
-    assert len(right) == np.sum(summary["confusion"]) == 39
-    assert summary["accuracy"] == pytest.approx(np.mean(right))
-    assert summary["num_defective"] == int(table.labels.any(1).sum())
-    # An alarm on an image that may have a defect is none to show as false.
-    (undecided,) = (~judged.decided).nonzero().flatten().tolist()
-    assert undecided not in [row for row, _ in choose_pictures(judged, 100)]
+    assert summary.scores["kaggle_dice"] == pytest.approx(np.mean(kaggle))
+    assert summary.scores["dice_on_defects"] == pytest.approx(np.mean(on_defects))
+    assert summary.predict_everything["dice_on_defects"] == pytest.approx(np.mean(everything))
+    assert summary.scores["false_alarm_rate"] == pytest.approx(np.mean(alarms))
+    assert len(right) == np.sum(summary.confusion) == 39
+    assert summary.scores["accuracy"] == pytest.approx(np.mean(right))
+    assert summary.num_defective == int(table.labels.any(1).sum())
+    # An alarm on an image that may have a defect is not shown as a false alarm.
+    (undecided,) = (~decisions.decided).nonzero().flatten().tolist()
+    assert undecided not in [row for row, _ in choose_pictures(decisions, 100)]
     for c in range(4):
-        assert summary["scores"][f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
+        assert summary.scores[f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
 
 
-def test_a_report_on_partly_labelled_images_equals_its_submission(trained: Trained, root: Path, tmp_path: Path) -> None:
-    # New images, since the regions make another data set of it.
+def test_scores_of_partly_labelled_images_equal_a_reference(trained: Trained, root: Path, tmp_path: Path) -> None:
+    # The unlabelled regions make it another dataset, so its images have to be new.
     for path in (root / "train_images").iterdir():
         path.rename(path.with_name(f"new_{path.name}"))
     (root / "train.csv").write_text((root / "train.csv").read_text().replace("synthetic_", "new_synthetic_"))
@@ -312,10 +322,10 @@ def test_a_report_on_partly_labelled_images_equals_its_submission(trained: Train
     for row in codes:
         i, c = names.index(row["ImageId"]), int(row["ClassId"]) - 1
         known = slice(64 if i < 6 else 0, None)  # the left half of an image is 64 columns of 64 pixels
-        said = rle.decode(row["EncodedPixels"], (64, 128)).astype(bool)[:, known]
+        predicted = rle.decode(row["EncodedPixels"], (64, 128)).astype(bool)[:, known]
         true = table.draw_masks(i)[c][:, known]
-        total = int(said.sum() + true.sum())
-        scores.append(2 * int((said & true).sum()) / total if total else 1.0)
+        total = int(predicted.sum() + true.sum())
+        scores.append(2 * int((predicted & true).sum()) / total if total else 1.0)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert len(scores) == 32
     assert report["kaggle_dice"] == pytest.approx(np.mean(scores))

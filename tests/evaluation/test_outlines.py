@@ -1,4 +1,4 @@
-"""Spots and outlines beside SciPy and brute force."""
+"""Spots and outlines compared with SciPy and with brute force."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ Mask = NDArray[np.bool_]
 
 
 def draw(seed: int, c: int = 2, size: tuple[int, int] = (24, 40)) -> Mask:
-    """Blobs, some cut off by the border; the last class empty."""
+    """Return masks of blobs, some cut off by the border; the last class is empty."""
     noise = np.random.default_rng(seed).standard_normal((c, *size))
     masks = np.stack([ndimage.gaussian_filter(plane, 2) for plane in noise]) > 0.12
     masks[-1] = False
@@ -19,7 +19,7 @@ def draw(seed: int, c: int = 2, size: tuple[int, int] = (24, 40)) -> Mask:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_spots_equal_scipy(seed: int) -> None:
+def test_match_spots_equals_scipy(seed: int) -> None:
     predicted, truth = draw(seed, 3), draw(seed + 10, 3)
     expected = []
     for c in range(3):
@@ -30,11 +30,11 @@ def test_spots_equal_scipy(seed: int) -> None:
     assert sorted(map(tuple, match_spots(predicted, truth).to_numpy().tolist())) == sorted(expected)
 
 
-def test_spots_are_scored_by_class_and_size() -> None:
+def test_score_spots_by_class_and_size() -> None:
     truth, predicted = np.zeros((2, 1, 30, 30), bool)
-    truth[0, 0:4, 0:5] = True  # 20 pixels, half of it outlined
+    truth[0, 0:4, 0:5] = True  # 20 pixels, half of them predicted
     predicted[0, 0:2, 0:5] = True
-    truth[0, 10:12, 0:10] = True  # 20 pixels, one of them outlined, by a spot of 1
+    truth[0, 10:12, 0:10] = True  # 20 pixels, one of them predicted, by a spot of one pixel
     predicted[0, 10, 0] = True
     truth[0, 15:30, 10:30] = True  # 300 pixels, missed
     predicted[0, 20:22, 0:2] = True  # false
@@ -48,7 +48,7 @@ def test_spots_are_scored_by_class_and_size() -> None:
 
 
 def outline(mask: Mask) -> list[tuple[int, int]]:
-    """Pixels of the mask with one of four neighbours outside it but within the image."""
+    """Return the pixels of a mask with one of four neighbours outside the mask but inside the image."""
     height, width = mask.shape
     found = []
     for y, x in np.argwhere(mask):
@@ -59,7 +59,7 @@ def outline(mask: Mask) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 5])
-def test_outlines_equal_brute_force(tolerance: int) -> None:
+def test_count_boundaries_equals_brute_force(tolerance: int) -> None:
     for seed in range(2):
         predicted, truth = draw(seed), draw(seed + 10)
         counts = count_boundaries(predicted, truth, tolerance)
@@ -76,7 +76,7 @@ def test_outlines_equal_brute_force(tolerance: int) -> None:
         assert np.isnan(scores["boundary_dice_class_2"])
 
 
-def test_an_outline_within_the_tolerance_is_met() -> None:
+def test_boundary_dice_of_equal_and_of_empty_masks() -> None:
     truth, nothing = draw(0), np.zeros_like(draw(0))
     assert score_boundaries(count_boundaries(truth, truth, 0)[None])["boundary_dice"] == 1
     assert score_boundaries(count_boundaries(nothing, truth, 3)[None])["boundary_dice"] == 0

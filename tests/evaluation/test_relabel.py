@@ -1,4 +1,4 @@
-"""Damaged labels come first, and every image is judged by networks that have not learnt it."""
+"""Damaged labels are ranked first, and images are compared with networks that were not trained on them."""
 
 import csv
 import re
@@ -25,13 +25,13 @@ from steel.decision.inspector import Ensemble, Inspector
 from steel.decision.point import OperatingPoint
 from steel.evaluation import relabel
 from steel.evaluation.assemble import Assembly, assemble
-from steel.evaluation.relabel import Kind, ask, choose_judges
+from steel.evaluation.suspects import Kind, Predictions, choose_networks, find_suspects, predict
 
 Masks = NDArray[np.bool_]
 
 
 def damage(root: Path, share: float = 0.05, seed: int = 0) -> dict[str, Kind]:
-    """Spoils the labels of a share of the images, every kind as often, and says of which."""
+    """Damage the labels of a share of the images, equally often in each way; return the damage by image."""
     table, rng = read_annotations(root), np.random.default_rng(seed)
     masks = [table.draw_masks(i) for i in range(len(table))]
     defective = rng.permutation(np.flatnonzero(table.labels.any(axis=1))).tolist()
@@ -50,7 +50,7 @@ def damage(root: Path, share: float = 0.05, seed: int = 0) -> dict[str, Kind]:
             if kind == Kind.CLASS:
                 masks[i][other] = mask
             elif kind == Kind.RAGGED:
-                # As if drawn beside it.
+                # The mask is drawn next to the defect.
                 masks[i][c] = np.roll(mask, (mask.shape[0] // 5, mask.shape[1] // 12), (0, 1))
         damaged[str(table.names[i])] = kind
     rows = [
@@ -64,7 +64,7 @@ def damage(root: Path, share: float = 0.05, seed: int = 0) -> dict[str, Kind]:
 
 
 class Knowing(nn.Module):
-    """Knows the true masks of the images, but is sometimes unsure, and sometimes wrong."""
+    """A network that knows the true masks of the images, with random confidence and small errors."""
 
     def __init__(self, truth: dict[bytes, Masks], seed: int, gives_pixels: bool) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Knowing(nn.Module):
 
 
 def know(root: Path) -> Assembly:
-    """Networks that know the labels as they are in a data set now, and have trained on no image of it."""
+    """Return networks that know the present labels of a dataset without having been trained on it."""
     table = read_annotations(root)
     truth = {table.read_image(i).tobytes(): table.draw_masks(i) for i in range(len(table))}
     point = OperatingPoint.untuned(table.num_classes)
@@ -103,7 +103,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_damaged_labels_come_first(
+def test_damaged_labels_are_ranked_first(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(drawn, tmp_path / "data"))
@@ -131,10 +131,10 @@ def test_damaged_labels_come_first(
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-def test_each_kind_by_hand() -> None:
+def test_kinds_of_suspects_by_hand() -> None:
     nan = np.full(2, np.nan)
     clear = [0.99, 0.01]
-    opinion = relabel.Opinion(
+    predictions = Predictions(
         classes=np.array([clear, clear, [0.01, 0.99], [0.01, 0.01], clear]),
         spots=np.array([clear, clear, [0.01, 0.99], [0.01, 0.01], clear]),
         agreement=np.array([[0.9, np.nan], [np.nan, np.nan], [0.05, np.nan], [0.02, np.nan], [0.4, np.nan]]),
@@ -142,7 +142,7 @@ def test_each_kind_by_hand() -> None:
         codes=[],
     )
     labels = np.array([[1, 0], [0, 0], [1, 0], [1, 0], [1, 0]], bool)
-    suspects = relabel.find_suspects(opinion, labels, np.ones_like(labels), ("dent", "crack"))
+    suspects = find_suspects(predictions, labels, np.ones_like(labels), ("dent", "crack"))
     assert {suspect.row: suspect.kind for suspect in suspects[:-1]} == {
         1: Kind.MISSING, 2: Kind.CLASS, 3: Kind.BASELESS, 4: Kind.RAGGED,
     }  # fmt: skip
@@ -152,14 +152,14 @@ def test_each_kind_by_hand() -> None:
     assert swapped.c == 0
     assert "1 dent" in swapped.reason
     assert "2 crack" in swapped.reason
-    # Where nobody has looked a class may be missing.
+    # A class that may be in an unlabelled region is not missing.
     known = np.ones_like(labels)
     known[1, 0] = False
-    unknown = next(s for s in relabel.find_suspects(opinion, labels, known, ("dent", "crack")) if s.row == 1)
+    unknown = next(s for s in find_suspects(predictions, labels, known, ("dent", "crack")) if s.row == 1)
     assert unknown.score > 0.95
 
 
-def test_an_image_is_judged_by_the_networks_that_did_not_train_on_it(trained: Trained) -> None:
+def test_choose_networks_that_were_not_trained_on_the_image(trained: Trained) -> None:
     assembly = assemble(str(trained.classifier), str(trained.segmenter))
     names = read_annotations(trained.root).names
 
@@ -168,15 +168,14 @@ def test_an_image_is_judged_by_the_networks_that_did_not_train_on_it(trained: Tr
 
     a, b, c = np.array_split(names, 3)
     both = join([*a, *b], [*b, *c])
-    judges, is_learnt = choose_judges(assembly._replace(classifiers=both, segmenters=join([*a, *b])), names)
-    assert judges[: len(a)].tolist() == [[False, True, True]] * len(a)
-    assert judges[len(a) : len(a) + len(b)].tolist() == [[True, True, True]] * len(b)  # none is left
-    assert judges[-len(c) :].tolist() == [[True, False, True]] * len(c)
+    is_used, is_learnt = choose_networks(assembly._replace(classifiers=both, segmenters=join([*a, *b])), names)
+    assert is_used[: len(a)].tolist() == [[False, True, True]] * len(a)
+    assert is_used[len(a) : len(a) + len(b)].tolist() == [[True, True, True]] * len(b)  # all were trained on it
+    assert is_used[-len(c) :].tolist() == [[True, False, True]] * len(c)
     assert is_learnt.tolist() == [True] * (len(a) + len(b)) + [False] * len(c)
 
 
-def test_several_networks_give_what_each_gives_alone(root: Path) -> None:
-    """An image that only the second may judge is answered as by the second alone."""
+def test_each_image_uses_only_its_chosen_networks(root: Path) -> None:
     first, second = know(root), know(root)
     second.inspector.classifier.seed = 7
     about = {str(k): {"data": {"members": {"train": []}}} for k in range(2)}
@@ -186,29 +185,31 @@ def test_several_networks_give_what_each_gives_alone(root: Path) -> None:
     )
     data = SteelDataModule(str(root), num_workers=0)
     device, n = torch.device("cpu"), len(data.annotations)
-    alone = ask(second, data, np.ones((n, 2), bool), device)
-    judges = np.ones((n, 3), bool)
-    judges[::2, 0] = False
-    judges[1::2, 1] = False
-    mixed = ask(both, data, judges, device)
+    alone = predict(second, data, np.ones((n, 2), bool), device)
+    is_used = np.ones((n, 3), bool)
+    is_used[::2, 0] = False
+    is_used[1::2, 1] = False
+    mixed = predict(both, data, is_used, device)
     np.testing.assert_allclose(mixed.classes[::2], alone.classes[::2], rtol=1e-5)
     assert not np.allclose(mixed.classes[1::2], alone.classes[1::2])
     np.testing.assert_array_equal(mixed.agreement, alone.agreement)
 
 
-def test_what_the_networks_learnt_is_said(
+def test_images_that_all_networks_were_trained_on_are_reported(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     networks = [f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}"]
     out = tmp_path / "out"
-    # Labels that were mended since training can be judged again.
+    # Labels that changed since training can be checked.
     root = Path(shutil.copytree(trained.root, tmp_path / "data"))
     damage(root)
     assert main(["relabel", str(root), *networks, f"--out={out}", "--num_pictures=1", "--num_workers=0"]) == 0
     members = assemble(str(trained.classifier), str(trained.segmenter)).classifiers[str(trained.classifier)]
     num = len(members["data"]["members"]["train"])
-    assert f"warning: {num} of 40 images are judged by networks that trained on them" in capsys.readouterr().out
-    assert (out / "suspects.csv").read_text().count("the networks trained on it") == num
+    assert f"warning: {num} of 40 images" in capsys.readouterr().out
+    assert (out / "suspects.csv").read_text().count("the networks were trained on it") == num
     assert "Warning: " in (out / "index.html").read_text()
     (root / "classes.csv").write_text("ClassId,name\n1,a\n2,b\n3,c\n4,d\n")
-    assert "knows the classes" in refused("relabel", root, *networks, f"--out={out}")
+    message = refused("relabel", root, *networks, f"--out={out}")
+    assert str(trained.classifier) in message
+    assert "a, b, c, d" in message

@@ -1,0 +1,232 @@
+"""The numbers of an evaluation report: scores with intervals, baselines, warnings, and promises beside observations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steel.decision.about import About
+from steel.decision.point import OperatingPoint
+from steel.decision.tuning import Promise, Tuning, to_plain
+from steel.evaluation.judging import Decisions, explain
+from steel.evaluation.outlines import score_boundaries, score_spots
+from steel.evaluation.promises import measure
+from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
+from steel.evaluation.search import Outcome
+from steel.intervals import Interval, bootstrap, rate
+from steel.training.metrics import confusion, dice, score_labels, score_masks
+
+
+@dataclass(frozen=True)
+class PromiseCheck:
+    """A promise of the operating point beside the value observed on the evaluated images.
+
+    Attributes:
+        promise: The promise.
+        observed: The observed value; NaN if undefined.
+        num: Number of images or defects that the value is observed on.
+    """
+
+    promise: Promise
+    observed: float
+    num: int
+
+    def to_row(self) -> list[Any]:
+        """Return table cells: name, expected, 95 % prediction interval, observed, number, and whether it is within."""
+        name, (low, high) = self.promise.name, self.promise.prediction
+        expected = format_score(self.promise.value, self.promise.interval)
+        within = "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
+        return [
+            name, expected, f"{low:.3f} to {high:.3f} (of {self.promise.num_new})", format_score(self.observed),
+            self.num, "-" if math.isnan(self.observed) else within,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of an evaluation. Attributes have the names of the keys in evaluation.json.
+
+    Attributes:
+        num_images: Number of images.
+        num_groups: Number of groups.
+        num_defective: Number of images with a defect.
+        num_defects: Number of images with each class.
+        scores: Scores of both stages together, from `score_masks`, `score_labels` and `score_boundaries`.
+        intervals: 95 % confidence interval of each score.
+        predict_nothing: Scores of a model that predicts no pixel.
+        predict_everything: Scores of a model that predicts every class at every pixel.
+        segmenter_alone: Scores without gate and label thresholds, and the mIoU with background.
+        accuracy_calling_all_clean: Accuracy of calling every image clean.
+        accuracy_calling_all_defective: Accuracy of calling every image defective.
+        confusion: 2 x 2 confusion matrix of the gate; see `training.metrics.confusion`.
+        calibration: Brier scores and calibration errors; see `score_calibration`.
+        spots: Scores of spots by class and size; see `score_spots`.
+        errors: Losses of Kaggle Dice by cause; see `explain`.
+        images_per_second: Throughput with both networks on every image.
+        promises: The promises of the operating point; empty if it was not tuned.
+    """
+
+    num_images: int
+    num_groups: int
+    num_defective: int
+    num_defects: list[int]
+    scores: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    predict_nothing: Mapping[str, float]
+    predict_everything: Mapping[str, float]
+    segmenter_alone: Mapping[str, float]
+    accuracy_calling_all_clean: float
+    accuracy_calling_all_defective: float
+    confusion: list[list[int]]
+    calibration: Mapping[str, float]
+    spots: list[dict[str, float | int | str]]
+    errors: list[dict[Any, Any]]
+    images_per_second: float
+    promises: tuple[PromiseCheck, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about scores that are no better than those of a baseline that ignores the image."""
+        warnings = []
+        for name, text in (("kaggle_dice", "Kaggle Dice"), ("dice_on_defects", "Dice on defects")):
+            for blind, other in (("nothing", self.predict_nothing), ("everything", self.predict_everything)):
+                if self.scores[name] < other[name]:
+                    warnings.append(
+                        f"{text} is {self.scores[name]:.4f}, lower than {other[name]:.4f} for predicting {blind}"
+                    )
+        accuracy = self.scores["accuracy"]
+        constant = max(self.accuracy_calling_all_clean, self.accuracy_calling_all_defective)
+        if accuracy <= constant:
+            warnings.append(
+                f"accuracy is {accuracy:.4f}, no higher than {constant:.4f} for giving every image the same answer"
+            )
+        if self.scores["auroc"] < 0.5:
+            warnings.append(f"AUROC is {self.scores['auroc']:.4f}, lower than 0.5 for random guessing")
+        return warnings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the types and keys of evaluation.json, the headline scores first."""
+        headlines = {name: self.scores[name] for name in ("accuracy", "kaggle_dice", "dice_on_defects")}
+        keys = ("", "expected", "95 % on new images", "came", "of", "held")
+        promises = [dict(zip(keys, check.to_row(), strict=True)) for check in self.promises]
+        numbers = asdict(self)
+        del numbers["promises"]
+        plain: dict[str, Any] = to_plain(headlines | numbers | {"warnings": self.warnings, "promises": promises})
+        return plain
+
+
+@dataclass(frozen=True)
+class EvaluatedOn:
+    """The images and the machine of an evaluation.
+
+    Attributes:
+        part: train, val or test.
+        root: Folder of the dataset.
+        data: Hash of the labels.
+        split: Hash of the split.
+        device: The device that the networks ran on.
+        versions: Versions of the packages.
+    """
+
+    part: str
+    root: str
+    data: str
+    split: str
+    device: str
+    versions: Mapping[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the types and keys of evaluation.json."""
+        data = {"digest": self.data, "split": self.split}
+        return {"part": self.part, "root": self.root, "data": data, "device": self.device, "versions": self.versions}
+
+
+def summarise(decisions: Decisions, about: About) -> Summary:
+    """Compute the numbers of a report; `about` provides classes, operating point and promises."""
+    point, decided = about.operating_point, decisions.decided
+    called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
+    return Summary(
+        num_images=len(decisions.indices),
+        num_groups=len(np.unique(decisions.groups)),
+        num_defective=int(defective.sum()),
+        num_defects=decisions.labels.sum(0).tolist(),
+        scores=_score(decisions, point, np.arange(len(decisions.indices))),
+        intervals=_find_intervals(decisions, point),
+        predict_nothing=score_masks(predict_nothing(decisions.counts)),
+        predict_everything=score_masks(predict_everything(decisions.counts)),
+        segmenter_alone=score_masks(decisions.ungated) | score_miou(decisions.exclusive),
+        accuracy_calling_all_clean=float((~defective).double().mean()),
+        accuracy_calling_all_defective=float(defective.double().mean()),
+        confusion=confusion(called, defective).tolist(),
+        calibration=score_calibration(decisions.probabilities[decided], decisions.labels[decided]),
+        spots=score_spots(decisions.spots, decisions.labels.shape[1]),
+        errors=explain(decisions).drop(columns="worst").to_dict("records"),
+        images_per_second=len(decisions.indices) / decisions.seconds,
+        promises=_check_promises(decisions, about.tuned, about.classes) if about.tuned else (),
+    )
+
+
+def _score(decisions: Decisions, point: OperatingPoint, rows: NDArray[np.int64]) -> dict[str, float]:
+    """Return all scores for some of the images."""
+    decided = torch.from_numpy(rows)[decisions.decided[rows]]
+    probabilities, labels, known = (
+        tensor[decided] for tensor in (decisions.probabilities, decisions.labels, decisions.known)
+    )
+    label_thresholds = torch.tensor([value or point.gate for value in point.label])
+    return (
+        score_masks(decisions.counts.take(rows))
+        | score_labels(probabilities, labels, point.gate, known, label_thresholds)
+        | score_boundaries(decisions.boundaries[rows])
+    )
+
+
+def _find_intervals(decisions: Decisions, point: OperatingPoint) -> dict[str, Interval]:
+    """Return Wilson intervals for rates, with a design effect for groups, and bootstrap intervals for other scores."""
+    every = np.arange(len(decisions.indices))
+    ends = bootstrap(lambda rows: np.array(list(_score(decisions, point, rows).values())), len(every), decisions.groups)
+    # The ends are clipped to the range of the score; only area errors have no upper bound.
+    intervals = {
+        name: Interval(*np.clip(pair, 0, np.inf if name.startswith("area_error") else 1).tolist())
+        for name, pair in zip(_score(decisions, point, every), ends, strict=True)
+    }
+    called = decisions.probabilities.amax(1) >= point.gate
+    drawn, clean = decisions.counts.predicted > 0, ~(decisions.counts.truth > 0).any(1)
+    defective, decided = decisions.labels.any(1), decisions.decided
+    rates = {
+        "accuracy": (called == defective, decided),
+        "recall": (called, defective & decided),
+        "precision": (defective, called & decided),
+        "false_alarm_rate": (drawn.any(1), clean),
+    }
+    for c in range(drawn.shape[1]):
+        is_likely = decisions.probabilities[:, c] >= (point.label[c] or point.gate)
+        rates[f"false_alarm_rate_class_{c + 1}"] = drawn[:, c], clean
+        rates[f"recall_class_{c + 1}"] = called & is_likely, decisions.labels[:, c]
+    for name, (hits, selected) in rates.items():
+        intervals[name] = rate(hits[selected].numpy(), decisions.groups[selected.numpy()])
+    return intervals
+
+
+def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str]) -> tuple[PromiseCheck, ...]:
+    """Observe the promised numbers on the evaluated images."""
+    hits, predicted, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
+    outcome = Outcome(decisions.passed.numpy(), predicted, hits, dice(decisions.counts).numpy())
+    clean = decisions.known.all(1).numpy() & ~truth.any(1)
+    observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
+    checks = []
+    for promise in tuned.promises:
+        values = observed[promise.name][0]
+        checks.append(PromiseCheck(promise, float(values.mean()) if len(values) else math.nan, len(values)))
+    return tuple(checks)
+
+
+def format_score(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+    """Format a score as "0.8123 (0.780 to 0.845)"; NaN and None as "-", an end that is None as infinity."""
+    if value is None or math.isnan(value):
+        return "-"
+    low, high = (math.inf if end is None else end for end in interval or (math.nan, math.nan))
+    return f"{value:.4f}" if math.isnan(low) else f"{value:.4f} ({low:.3f} to {high:.3f})"
