@@ -139,9 +139,9 @@ def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
     left, right = pixels.margins.T
     if pixels.margins.any():
         sentences.append(
-            f"{np.mean(left > 0):.1%} of them have a black margin at the left, {np.mean(right > 0):.1%} at the right, and "
-            f"{np.mean((left == 0) & (right == 0)):.1%} have none. A margin is a range of columns at the edge with a "
-            f"mean grey value below {BLACK} and at least {MIN_MARGIN:.0%} of the width."
+            f"{np.mean(left > 0):.1%} of them have a black margin at the left, {np.mean(right > 0):.1%} at the right, "
+            f"and {np.mean((left == 0) & (right == 0)):.1%} have none. A margin is a range of columns at the edge with "
+            f"a mean grey value below {BLACK} and at least {MIN_MARGIN:.0%} of the width."
         )
         values, names = [100 * left[left > 0], 100 * right[right > 0]], ["left", "right"]
         label = "width of the margin in % of the image, images with a margin only"
