@@ -57,7 +57,7 @@ class Assignment:
 
     Attributes:
         parts: The parts in order: train, val, test, then others.
-        members: The rows of the table that belong to each part.
+        members: The rows of the table that belong to each part, in this order.
         unknown: Names that are not in the dataset, by part.
     """
 
@@ -161,14 +161,8 @@ def find_leaks(assignment: Assignment, annotations: Annotations, pairs: Sequence
 def _find_twin(
     own: Sequence[int], seen: Sequence[Mapping[int, int]], near: Mapping[int, list[tuple[int, Pair]]]
 ) -> tuple[int, str, float, str] | None:
-    """Return the worst match of an image among those seen: its index, kind, score and description.
-
-    Args:
-        own: The image's clusters by pixels, group and scene.
-        seen: For each kind of cluster, an image of every cluster in an earlier part.
-        near: The near-duplicate pairs of each cluster by pixels, each with the other cluster.
-    """
-    by_pixels, by_group, by_scene = seen
+    """Return the worst match of an image in an earlier part: its index, kind, score and description."""
+    by_pixels, by_group, by_scene = seen  # cluster -> an image in an earlier part
     pixels, group, scene = own
     if (twin := by_pixels.get(pixels)) is not None:
         return twin, "same pixels", 1.0, "the same pixels"
@@ -209,7 +203,7 @@ def tabulate_sets(assignment: Assignment, annotations: Annotations) -> pd.DataFr
 
 def tabulate_shares(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
     """Count images by part, with the deviation of each class from the part's share of images in percent."""
-    table = _count_parts(assignment, annotations)
+    table = tabulate_parts(assignment.members, annotations)
     share = table["images"] / table["images"].sum()
     for name in annotations.classes:
         expected = share * table[name].sum()
@@ -218,10 +212,6 @@ def tabulate_shares(assignment: Assignment, annotations: Annotations) -> pd.Data
         table[name] = [f"{n}" if np.isnan(o) else f"{n} ({t})" for n, o, t in zip(table[name], off, texts, strict=True)]
     sizes = [len(np.unique(annotations.sizes[assignment.members[part]], axis=0)) for part in assignment.parts]
     return table.assign(sizes=sizes)
-
-
-def _count_parts(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    return tabulate_parts({part: assignment.members[part] for part in assignment.parts}, annotations)
 
 
 def audit(root: str, *, splits: str | None = None, out: str | None = None) -> int:
@@ -254,8 +244,7 @@ def audit(root: str, *, splits: str | None = None, out: str | None = None) -> in
         print(f"  {ends}: {leak.kind}, {leak.score:.2f}, {leak.how}")
     if out:
         with new_folder(Path(out)) as folder:
-            page = _write_page(folder, source, annotations, assignment, leaks)
-            _write_json(folder / "audit.json", source, annotations, assignment, leaks)
+            page = _write_report(folder, source, annotations, assignment, leaks)
         print(f"page: {Path(out) / page.name}")
     return 1 if leaks else 0
 
@@ -275,7 +264,7 @@ def _describe_leaks(assignment: Assignment, leaks: Sequence[Leak]) -> str:
     )
 
 
-def _write_page(
+def _write_report(
     folder: Path, source: Path, annotations: Annotations, assignment: Assignment, leaks: Sequence[Leak]
 ) -> Path:
     page = Page(f"Audit of {source}", folder)
@@ -295,6 +284,14 @@ def _write_page(
         for k, leak in enumerate(leaks[:NUM_PICTURES]):
             page.add_picture(f"leak_{k + 1}", _plot_leak(leak, annotations), f"{leak.kind}: {leak.how}")
         page.add_table(pd.DataFrame([vars(leak) for leak in leaks]), f"All {len(leaks):,} leaking images")
+    content = {
+        "data": annotations.digest,
+        "splits": str(source),
+        "parts": tabulate_parts(assignment.members, annotations).to_dict("records"),
+        "unknown": dict(assignment.unknown),
+        "leaks": [vars(leak) for leak in leaks],
+    }
+    write_atomic(folder / "audit.json", json.dumps(content, indent=1))
     return page.write()
 
 
@@ -306,16 +303,3 @@ def _plot_leak(leak: Leak, annotations: Annotations) -> Figure:
         [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"],
         f"{leak.kind}, {leak.score:.2f}",
     )
-
-
-def _write_json(
-    path: Path, source: Path, annotations: Annotations, assignment: Assignment, leaks: Sequence[Leak]
-) -> None:
-    content = {
-        "data": annotations.digest,
-        "splits": str(source),
-        "parts": _count_parts(assignment, annotations).to_dict("records"),
-        "unknown": dict(assignment.unknown),
-        "leaks": [vars(leak) for leak in leaks],
-    }
-    write_atomic(path, json.dumps(content, indent=1))

@@ -12,19 +12,12 @@ from steel.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of an image in training, which determines its augmentation.
+    """The place of an image in training, which determines its augmentation."""
 
-    Attributes:
-        index: The image's row in the table.
-        epoch: The epoch, from 0.
-        position: Its position in the epoch's order.
-        focus: The class (from 0) that the image was drawn for; -1 for none.
-    """
-
-    index: int
+    index: int  # row of the image in the table
     epoch: int
-    position: int
-    focus: int = -1
+    position: int  # in the order of the epoch
+    focus: int = -1  # class (from 0) that the image was drawn for; -1 for none
 
 
 class ShuffledBatches:
@@ -43,8 +36,7 @@ class ShuffledBatches:
         seed: Seed of the order.
         progress: Called when an epoch starts; returns its number and how many of its batches are already done, so that
             a resumed run continues where it stopped.
-        rank: This process's rank.
-        world: Number of processes.
+        ranks: This process's rank and the number of processes.
         labels: bool `(N, C)`, which classes are visible on each image of the table; None to ignore classes.
         shares: `(1 + C,)`, the shares of clean images and of each class in an epoch, which sum to 1; "even" for half
             clean images and half defective ones, spread evenly over the classes that occur.
@@ -60,17 +52,15 @@ class ShuffledBatches:
         seed: int,
         progress: Callable[[], tuple[int, int]],
         *,
-        rank: int = 0,
-        world: int = 1,
+        ranks: tuple[int, int] = (0, 1),
         labels: NDArray[np.bool_] | None = None,
         shares: Sequence[float] | Literal["even"] | None = None,
     ) -> None:
         self._indices = indices
-        self._batch_size = min(batch_size, max(1, len(indices) // world))
+        self._rank, self._world = ranks
+        self._batch_size = min(batch_size, max(1, len(indices) // self._world))
         self._seed = seed
         self._progress = progress
-        self._rank = rank
-        self._world = world
         labels = np.zeros((len(indices), 1), bool) if labels is None else labels[indices]
         rarest = np.where(labels, labels.sum(axis=0), len(labels) + 1).argmin(axis=1)
         self._focus = np.where(labels.any(axis=1), rarest, -1)
@@ -134,8 +124,10 @@ def _compute_quotas(
     return [(c - 1, images, quota) for c, (images, quota) in enumerate(pairs) if quota]
 
 
-class SizedBatches:
-    """Evaluation batches: every image once, with images of equal size only, so that no score depends on padding.
+def build_sized_batches(
+    indices: NDArray[np.int64], sizes: NDArray[np.int32], batch_size: int, ranks: tuple[int, int] = (0, 1)
+) -> list[list[Place]]:
+    """Return evaluation batches: every image once, only images of equal size, so that no score depends on padding.
 
     Ranks take turns batch by batch. No batch is repeated to make them even, so no image counts twice.
 
@@ -143,24 +135,11 @@ class SizedBatches:
         indices: int64 `(n,)`, the rows of the table to read.
         sizes: int32 `(N, 2)`, height and width of every image of the table.
         batch_size: Maximum number of images per batch.
-        rank: This process's rank.
-        world: Number of processes.
+        ranks: This process's rank and the number of processes.
     """
-
-    def __init__(
-        self, indices: NDArray[np.int64], sizes: NDArray[np.int32], batch_size: int, *, rank: int = 0, world: int = 1
-    ) -> None:
-        batches: list[list[Place]] = []
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for i in indices.tolist():
-            by_size.setdefault((int(sizes[i, 0]), int(sizes[i, 1])), []).append(i)
-        for same in by_size.values():
-            starts = range(0, len(same), batch_size)
-            batches += [[Place(i, 0, 0) for i in same[start : start + batch_size]] for start in starts]
-        self._batches = batches[rank::world]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return iter(self._batches)
+    by_size: dict[tuple[int, ...], list[Place]] = {}
+    for i in indices.tolist():
+        by_size.setdefault(tuple(sizes[i].tolist()), []).append(Place(i, 0, 0))
+    batches = [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+    rank, world = ranks
+    return batches[rank::world]

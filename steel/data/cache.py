@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ _HEADER = 64  # bytes before the pixels: the key
 
 
 def cache_folder() -> Path:
-    """Return the project's folder in the user's cache folder; it may not exist yet."""
+    """Return the project's folder in the user's cache folder; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steel"
 
 
@@ -47,9 +48,7 @@ def hash_file(path: Path) -> str:
 
 
 class DecodedImages:
-    """All images of a dataset, decoded; calling it with a row of the table returns that image without a copy.
-
-    Images are read-only uint8 `(H, W)`.
+    """The decoded images of a dataset; a call with a row of the table returns a view, uint8 `(H, W)`, to be read only.
 
     Args:
         pixels: uint8, the grey values of all images, one after another.
@@ -90,7 +89,7 @@ def open_images(
         def store(i: int) -> None:
             pixels[starts[i] : starts[i + 1]] = read(i).reshape(-1)
 
-        _decode_all(store, len(paths))
+        deque(map_on_all_cores(store, range(len(paths)), "decoding"), 0)
         return DecodedImages(pixels, sizes)
     file = cache_folder() / f"images-{hashlib.sha256(bytes(paths[0].parent.resolve())).hexdigest()[:16]}"
     key = _compute_key(paths, sizes)
@@ -110,11 +109,6 @@ def open_images(
 def _compute_starts(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the start of each image in the flat array, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
-
-
-def _decode_all(store: Callable[[int], None], num: int) -> None:
-    for _ in map_on_all_cores(store, range(num), "decoding"):
-        pass
 
 
 def _require_memory(size: int) -> None:
@@ -168,4 +162,4 @@ def _write(file: Path, key: bytes, starts: NDArray[np.int64], read: Callable[[in
             if os.pwrite(opened.fileno(), image.data, _HEADER + int(starts[i])) < image.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        _decode_all(store, len(starts) - 1)
+        deque(map_on_all_cores(store, range(len(starts) - 1), "decoding"), 0)

@@ -1,6 +1,7 @@
 """`SteelDataModule`: the train, val and test loaders of a dataset, the same for both tasks."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from steel.data.annotations import Annotations, read_annotations
-from steel.data.batches import ShuffledBatches, SizedBatches
+from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.loader import Batch, Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
@@ -83,12 +84,10 @@ class SteelDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self._num_classes = num_classes
-        self._crop = crop
-        self._defect_share = defect_share
+        self._build_augmentation = partial(Augmentation, crop, defect_share, blackout=blackout, paste=paste)
+        self._has_paste = paste > 0
+        self._pipeline = augmentation
         self._shares = shares
-        self._blackout = blackout
-        self._paste = paste
-        self._augmentation = augmentation
         self._fractions = fractions
         self._split_seed = split_seed
         self._fold = fold
@@ -101,32 +100,20 @@ class SteelDataModule(LightningDataModule):
 
     @property
     def annotations(self) -> Annotations:
-        """The table of labels, read on first access.
-
-        Raises:
-            InputError: The dataset has an error.
-        """
+        """The table of labels, read on first access; an error in the dataset raises InputError."""
         if self._annotations is None:
             self._annotations = read_annotations(self.root, self._num_classes)
         return self._annotations
 
     @property
     def split(self) -> Split:
-        """The split: that of `recall`, or else of splits.csv, or else a new one.
-
-        Raises:
-            InputError: The dataset or its splits.csv has an error.
-        """
+        """The split of `recall`, or else of splits.csv, or else a new one; see `splits.choose_split`."""
         if self._split is None:
             self._split = choose_split(self.annotations, self._fractions, self._split_seed, self._fold)
         return self._split
 
     def recall(self, data: Mapping[str, Any], source: Path) -> None:
-        """Use the split of a checkpoint; see `splits.recall_split`.
-
-        Args:
-            data: The result of `describe` in the checkpoint.
-            source: The checkpoint, for error messages.
+        """Use the split of a checkpoint (`source`) with this result of `describe`; see `splits.recall_split`.
 
         Raises:
             InputError: The checkpoint's classes or split do not fit the dataset.
@@ -135,11 +122,7 @@ class SteelDataModule(LightningDataModule):
         self._split = recall_split(self.annotations, data, source, self._fold)
 
     def require_classes(self, data: Mapping[str, Any], source: Path) -> None:
-        """Refuse a checkpoint with other classes.
-
-        Args:
-            data: The result of `describe` in the checkpoint.
-            source: The checkpoint, for error messages.
+        """Check that the dataset has the classes of a checkpoint (`source`) with this result of `describe`.
 
         Raises:
             InputError: The classes differ.
@@ -178,25 +161,12 @@ class SteelDataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Return the loader of shuffled, augmented batches; after a resume it starts where the run stopped."""
         annotations, train = self.annotations, self.split.indices("train")
-        augmentation = Augmentation(
-            self._crop,
-            self._defect_share,
-            blackout=self._blackout,
-            paste=self._paste,
-            num_classes=annotations.num_classes,
-            pipeline=Pipeline(self._augmentation) if self._augmentation else None,
-        )
-        donors = [train[annotations.labels[train, c]] for c in range(annotations.num_classes)] if self._paste else []
-        rank, world = self._rank_and_world()
+        pipeline = Pipeline(self._pipeline) if self._pipeline else None
+        augmentation = self._build_augmentation(num_classes=annotations.num_classes, pipeline=pipeline)
+        donors = [train[has_class[train]] for has_class in annotations.labels.T] if self._has_paste else []
+        progress, ranks, labels = self._progress, self._ranks(), annotations.labels
         batches = ShuffledBatches(
-            train,
-            self.batch_size,
-            self.seed,
-            self._progress,
-            rank=rank,
-            world=world,
-            labels=annotations.labels,
-            shares=self._shares,
+            train, self.batch_size, self.seed, progress, ranks=ranks, labels=labels, shares=self._shares
         )
         return self._build_loader(batches, augmentation, donors)
 
@@ -214,14 +184,11 @@ class SteelDataModule(LightningDataModule):
 
     def images_dataloader(self, indices: NDArray[np.int64]) -> Loader:
         """Return a loader of whole images without augmentation, by rows of the table; a batch has one image size."""
-        rank, world = self._rank_and_world()
-        return self._build_loader(
-            SizedBatches(indices, self.annotations.sizes, self.batch_size, rank=rank, world=world)
-        )
+        return self._build_loader(build_sized_batches(indices, self.annotations.sizes, self.batch_size, self._ranks()))
 
     def _build_loader(
         self,
-        batches: ShuffledBatches | SizedBatches,
+        batches: ShuffledBatches | Sequence[list[Place]],
         augmentation: Augmentation | None = None,
         donors: Sequence[NDArray[np.int64]] = (),
     ) -> Loader:
@@ -233,10 +200,9 @@ class SteelDataModule(LightningDataModule):
         return Loader(samples, batches, self._num_workers, self._pin_memory)
 
     def _progress(self) -> tuple[int, int]:
-        """Return the epoch that starts, and how many of its batches are done."""
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _rank_and_world(self) -> tuple[int, int]:
+    def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,7 +1,6 @@
-"""Finds images of the same scene: identical pixels, or re-encoded, brightened, rotated, mirrored or shifted copies.
+"""Search for images of the same scene: identical, re-encoded, brightened, rotated, mirrored or shifted copies.
 
-Each image is reduced to a thumbnail of about 6,400 pixels, without shading, bands and contrast. The search has two
-steps:
+Images are reduced to thumbnails of about 6,400 pixels, without shading, bands and contrast. The search has two steps:
 
 1. Candidates. The magnitude spectrum of a thumbnail is invariant to shifts and, with its two halves added, to
    mirroring. Divided by its local mean it is a speckle pattern that identifies the scene and not the kind of steel:
@@ -70,14 +69,12 @@ class _Fingerprint(NamedTuple):
 
 
 def find_duplicates(paths: Sequence[Path], folder: Path | None = None) -> list[Pair]:
-    """Find all images that show the same scene.
-
-    Most of the time is spent decoding, on all cores. Memory use is a few KB per image.
+    """Find all images that show the same scene. Memory use is a few KB per image.
 
     Args:
         paths: The images; their order defines the indices.
-        folder: Cache folder for the result, by default the user's. The key is the content of the images, so renaming
-            or reordering them reuses the result.
+        folder: Cache folder for the result, by default the user's. The key is the content of the images, so the result
+            is reused after they are renamed or reordered.
 
     Returns:
         Pairs, sorted by index. Identical images form a cluster: its first member is paired with each other member, and
@@ -94,7 +91,9 @@ def find_duplicates(paths: Sequence[Path], folder: Path | None = None) -> list[P
     file = folder / f"duplicates-{key}.json"
     pairs = _read_cached(file)
     if pairs is None:
-        reduction = _choose_reduction([images.read_size(path) for path in paths])
+        # One factor for all images, because scenes reduced by different factors do not match.
+        areas = [math.prod(images.read_size(path)) for path in paths] or [1]
+        reduction = max(1, round(math.sqrt(float(np.median(areas)) / _THUMBNAIL_PIXELS)))
         read = partial(_read_fingerprint, reduction=reduction)
         fingerprints = list(map_on_all_cores(read, [paths[i] for i in order], "comparing images"))
         pairs = _match(fingerprints, reduction)
@@ -152,21 +151,12 @@ def _swap(pair: Pair) -> Pair:
     return pair._replace(first=pair.second, second=pair.first, how=how)
 
 
-def _choose_reduction(sizes: Sequence[tuple[int, int]]) -> int:
-    """Return one factor for all images, because scenes reduced by different factors do not match."""
-    pixels = float(np.median([height * width for height, width in sizes])) if sizes else 1.0
-    return max(1, round(math.sqrt(pixels / _THUMBNAIL_PIXELS)))
-
-
 def _read_fingerprint(path: Path, reduction: int) -> _Fingerprint:
-    return _compute_fingerprint(images.read_grey(path), reduction)
-
-
-def _compute_fingerprint(image: NDArray[np.uint8], reduction: int) -> _Fingerprint:
+    image = images.read_grey(path)
     digest = hashlib.sha256(np.array(image.shape, np.int32).tobytes())
     digest.update(np.ascontiguousarray(image).data)
     is_upright = image.shape[0] > image.shape[1]
-    image = cv2.transpose(image) if is_upright else image  # type: ignore[assignment]
+    image = image.T.copy() if is_upright else image
     height, width = (max(1, side // reduction) for side in image.shape)
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     # Remove shading, then the horizontal and vertical bands that all images of a coil share.
@@ -179,7 +169,6 @@ def _compute_fingerprint(image: NDArray[np.uint8], reduction: int) -> _Fingerpri
 
 
 def _match(fingerprints: Sequence[_Fingerprint], reduction: int) -> list[Pair]:
-    """Find all pairs among fingerprints."""
     first_with: dict[bytes, int] = {}
     pairs = []
     for i, fingerprint in enumerate(fingerprints):
@@ -262,8 +251,9 @@ def _verify(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[flo
         view = b.T if transposed else b
         canvas = [_even(max(sides)) for sides in zip(a.shape, view.shape, strict=True)]
         views = np.stack([view[::flip_y, ::flip_x] for flip_y, flip_x in _FLIPS]).astype(np.float32)
-        agreement = _compute_phases(a.astype(np.float32), canvas) * _compute_phases(views, canvas).conj()
-        surfaces.append(scipy.fft.irfft2(agreement, canvas))
+        spectra = [scipy.fft.rfft2(pixels, canvas) for pixels in (a.astype(np.float32), views)]
+        phases = [spectrum / (np.abs(spectrum) + 1e-3) for spectrum in spectra]
+        surfaces.append(scipy.fft.irfft2(phases[0] * phases[1].conj(), canvas))
     best = max(range(len(surfaces)), key=lambda i: float(surfaces[i].max()))
     surface = surfaces[best]
     way, *peak = np.unravel_index(int(surface.argmax()), surface.shape)
@@ -271,7 +261,7 @@ def _verify(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[flo
     y, x = (int((p + side // 2) % side - side // 2) for p, side in zip(peak, surface.shape[1:], strict=True))
     if one.is_upright:
         y, x = x, y
-    # The other image in the first one's frame, as what happens to the corners of a square.
+    # The operation, applied to the corners of a square.
     square = np.arange(4).reshape(2, 2)
     flip_y, flip_x = _FLIPS[int(way)]
     moved = (square.T if other.is_upright != (best == 1) else square)[::flip_y, ::flip_x]
@@ -283,14 +273,7 @@ def _verify(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[flo
 
 
 def _is_nearly_square(thumbnail: NDArray[np.int8]) -> bool:
-    height, width = thumbnail.shape
-    return float(width) < _NEARLY_SQUARE * float(height)
-
-
-def _compute_phases(thumbnails: Float, canvas: Sequence[int]) -> NDArray[np.complex64]:
-    spectrum = scipy.fft.rfft2(thumbnails, canvas)
-    phases: NDArray[np.complex64] = spectrum / (np.abs(spectrum) + 1e-3)
-    return phases
+    return bool(thumbnail.shape[1] < _NEARLY_SQUARE * thumbnail.shape[0])
 
 
 _FLIPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))

@@ -6,8 +6,8 @@ All labels are counted, which takes seconds for Severstal's 12,568 images; pixel
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,23 +25,48 @@ from steel.progress import track
 
 NUM_EXAMPLES = 4  # of each class
 NUM_BROKEN = 5  # unreadable images named on the page
-_GREY, _CLEAN, _DEFECTIVE = (130, 130, 130), (70, 130, 180), (200, 80, 60)
+# Names and colours of the rows of figures.
+_CLEAN_AND_DEFECTIVE = ["clean", "defective"], [(70, 130, 180), (200, 80, 60)]
+_LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
 
 
-class Picture(NamedTuple):
-    """A figure and its caption."""
-
-    figure: Figure
-    caption: str
+_CAPTIONS = {
+    "defective_or_clean": "Defective and clean images. A network that always gives the more frequent answer has this "
+    "accuracy.",
+    "defects_per_image": "Number of defect classes per image. If images with 2 or more classes are rare, little can be "
+    "learnt from them.",
+    "images_per_class": "Images with each class. Classes with few images are the hardest to learn, and their scores "
+    "are the least certain.",
+    "together": "Images with the classes of both row and column; the grey diagonal shows all images of a class. Look "
+    "for pairs that always or never occur together.",
+    "areas": "Labelled pixels of each defect. The left end shows which minimum area is reasonable. A single bar far "
+    "from the others is often a labelling mistake.",
+    "spots": "Separate spots (8-connected components) of each defect: one for a patch, many for scattered pits.",
+    "runs": "Runs (start and length, down the columns) in the code of each defect. A wide or ragged defect has many, a "
+    "narrow one has one or two.",
+    "positions": "Positions of each class in the frame: the labelled share of each cell, averaged over the images with "
+    "the class. Each map has its own scale. A class without a preferred position has an even map; a stripe or an edge "
+    "indicates a cause in the mill or in the labelling.",
+    "brightness": "Mean grey value of each image without its black margins. If the two rows differ, a network may "
+    "learn the brightness instead of the defects. Two peaks indicate two cameras or kinds of steel.",
+    "black_margins": "Width of the black margins. The images at the right end show little steel.",
+    "sizes": "Width and height of all images. Validation uses batches of one size, so many sizes make it slower.",
+    "image_and_mask": "The image with the largest labelled area, and its mask.",
+    "darkest_and_brightest": "The darkest and the brightest of the measured images, in order of brightness. Check "
+    "whether they show steel, and whether a defect would be visible.",
+    "examples": "Random images with {}. Each class has its own colour. Check whether the outlines are correct.",
+    "extremes": "The smallest and the largest defect of {}, and the one with most spots. Small ones are framed. "
+    "Labelling mistakes and confused classes are most visible here.",
+}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: a heading, paragraphs, and pictures by file name."""
+    """A section of the page: a heading, paragraphs, and figures by file name."""
 
     heading: str
     sentences: Sequence[str]
-    pictures: dict[str, Picture]
+    figures: dict[str, Figure]
 
 
 def _name_classes(annotations: Annotations) -> list[str]:
@@ -63,32 +88,19 @@ def summarise(annotations: Annotations, defects: Defects) -> pd.DataFrame:
 
 def _show_counts(annotations: Annotations) -> Section:
     labels, classes, n = annotations.labels, _name_classes(annotations), len(annotations)
-    num_classes = labels.sum(axis=1)
     defective = int(labels.any(axis=1).sum())
-    halves = pd.Series({"defective": defective, "clean": n - defective})
-    per_class = pd.Series(labels.sum(axis=0), classes)
-    pictures = {
-        "defective_or_clean": Picture(
-            plots.plot_bars(halves, f"{n:,} images", "images"),
-            "Defective and clean images. A network that always gives the more frequent answer has this accuracy.",
-        ),
-        "defects_per_image": Picture(
-            plots.plot_bars(pd.Series(np.bincount(num_classes)), "classes per image", "images"),
-            "Number of defect classes per image. If images with 2 or more classes are rare, little can be learnt from "
-            "them.",
-        ),
-        "images_per_class": Picture(
-            plots.plot_bars(per_class, "images per class", "images", CLASS_COLOURS[: len(classes)]),
-            "Images with each class. Classes with few images are the hardest to learn, and their scores are the least "
-            "certain.",
-        ),
-        "together": Picture(
-            plots.plot_together(labels.T.astype(np.int64) @ labels, classes, "images with both classes"),
-            "Images with the classes of both row and column; the grey diagonal shows all images of a class. Look for "
-            "pairs that always or never occur together.",
-        ),
+    halves, numbers = (
+        pd.Series({"defective": defective, "clean": n - defective}),
+        pd.Series(labels.sum(axis=0), classes),
+    )
+    num_classes, together = pd.Series(np.bincount(labels.sum(axis=1))), labels.T.astype(np.int64) @ labels
+    figures = {
+        "defective_or_clean": plots.plot_bars(halves, f"{n:,} images", "images"),
+        "defects_per_image": plots.plot_bars(num_classes, "classes per image", "images"),
+        "images_per_class": plots.plot_bars(numbers, "images per class", "images", CLASS_COLOURS[: len(classes)]),
+        "together": plots.plot_together(together, classes, "images with both classes"),
     }
-    return Section("Counts", [], pictures)
+    return Section("Counts", [], figures)
 
 
 def _show_defects(annotations: Annotations, defects: Defects) -> Section:
@@ -97,44 +109,25 @@ def _show_defects(annotations: Annotations, defects: Defects) -> Section:
 
     def plot(table: NDArray[np.int64], title: str, label: str) -> Figure:
         values = [table[labels[:, c], c] for c in range(len(classes))]
-        return plots.plot_distributions(values, classes, CLASS_COLOURS[: len(classes)], title, label)
+        return plots.plot_distributions(values, classes, CLASS_COLOURS[: len(classes)], title, f"{label} (log scale)")
 
-    pictures = {
-        "areas": Picture(
-            plot(annotations.areas, "area of a defect", "labelled pixels of the class on an image (log scale)"),
-            "Labelled pixels of each defect. The left end shows which minimum area is reasonable. A single bar far "
-            "from the others is often a labelling mistake.",
-        ),
-        "spots": Picture(
-            plot(defects.spots, "spots of a defect", "connected spots of the class on an image (log scale)"),
-            "Separate spots (8-connected components) of each defect: one for a patch, many for scattered pits.",
-        ),
-        "runs": Picture(
-            plot(defects.runs, "runs of a code", "runs in the code of a defect (log scale)"),
-            "Runs (start and length, down the columns) in the code of each defect. A wide or ragged defect has many, a "
-            "narrow one has one or two.",
-        ),
-        "positions": Picture(
-            plots.plot_maps(defects.maps, classes, aspect, "position of each class"),
-            "Positions of each class in the frame: the labelled share of each cell, averaged over the images with the "
-            "class. Each map has its own scale. A class without a preferred position has an even map; a stripe or an "
-            "edge indicates a cause in the mill or in the labelling.",
-        ),
+    figures = {
+        "areas": plot(annotations.areas, "area of a defect", "labelled pixels of the class on an image"),
+        "spots": plot(defects.spots, "spots of a defect", "connected spots of the class on an image"),
+        "runs": plot(defects.runs, "runs of a code", "runs in the code of a defect"),
+        "positions": plots.plot_maps(defects.maps, classes, aspect, "position of each class"),
     }
-    return Section("Sizes and positions of defects", [], pictures)
+    return Section("Sizes and positions of defects", [], figures)
 
 
 def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
     m = len(pixels.indices)
-    sentences, pictures = [f"Measured on {m:,} of {len(annotations):,} images."], {}
+    sentences, figures = [f"Measured on {m:,} of {len(annotations):,} images."], {}
     if m:
         is_defective = annotations.labels[pixels.indices].any(axis=1)
         values = [pixels.brightness[~is_defective], pixels.brightness[is_defective]]
-        names, colours, label = ["clean", "defective"], [_CLEAN, _DEFECTIVE], "mean grey value of the steel"
-        pictures["brightness"] = Picture(
-            plots.plot_distributions(values, names, colours, "brightness of an image", label, (0, 255)),
-            "Mean grey value of each image without its black margins. If the two rows differ, a network may learn the "
-            "brightness instead of the defects. Two peaks indicate two cameras or kinds of steel.",
+        figures["brightness"] = plots.plot_distributions(
+            values, *_CLEAN_AND_DEFECTIVE, "brightness of an image", "mean grey value of the steel", (0, 255)
         )
     left, right = pixels.margins.T
     if pixels.margins.any():
@@ -143,32 +136,25 @@ def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
             f"and {np.mean((left == 0) & (right == 0)):.1%} have none. A margin is a range of columns at the edge with "
             f"a mean grey value below {BLACK} and at least {MIN_MARGIN:.0%} of the width."
         )
-        values, names = [100 * left[left > 0], 100 * right[right > 0]], ["left", "right"]
-        label = "width of the margin in % of the image, images with a margin only"
-        pictures["black_margins"] = Picture(
-            plots.plot_distributions(values, names, [_GREY, _GREY], "black margins", label, (0, 100)),
-            "Width of the black margins. The images at the right end show little steel.",
+        figures["black_margins"] = plots.plot_distributions(
+            [100 * left[left > 0], 100 * right[right > 0]],
+            *_LEFT_AND_RIGHT,
+            "black margins",
+            "% of the width that is black, on images with a margin",
+            (0, 100),
         )
     elif m:
         sentences.append("None of them has a black margin beside the strip.")
-    _add_sizes(annotations, sentences, pictures)
-    return Section("Pixels", sentences, pictures)
-
-
-def _add_sizes(annotations: Annotations, sentences: list[str], pictures: dict[str, Picture]) -> None:
     unique, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
     height, width = unique[int(np.argmax(counts))].tolist()
+    size = f"{width} x {height} pixels (width x height)"
     if len(unique) == 1:
-        sentences.append(f"All {len(annotations):,} images are {width} x {height} pixels (width x height).")
-        return
-    sentences.append(
-        f"The images have {len(unique):,} different sizes. The most frequent is {width} x {height} pixels (width x "
-        f"height), with {counts.max():,} images."
-    )
-    pictures["sizes"] = Picture(
-        plots.plot_sizes(annotations.sizes, f"{len(unique):,} sizes"),
-        "Width and height of all images. Validation uses batches of one size, so many sizes make it slower.",
-    )
+        sentences.append(f"All {len(annotations):,} images are {size}.")
+    else:
+        most = f"The most frequent is {size}, with {counts.max():,} images."
+        sentences.append(f"The images have {len(unique):,} different sizes. {most}")
+        figures["sizes"] = plots.plot_sizes(annotations.sizes, f"{len(unique):,} sizes")
+    return Section("Pixels", sentences, figures)
 
 
 def _plot_examples(
@@ -182,47 +168,38 @@ def _plot_examples(
 
 def _find_small(mask: NDArray[np.bool_]) -> plots.Box | None:
     """Return the bounding box (top, left, bottom, right) of a mask if it is less than 2 % of the frame."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
-    return (top, left, bottom, right) if (bottom - top + 1) * (right - left + 1) < mask.size / 50 else None
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return (top, left, top + height - 1, left + width - 1) if height * width < mask.size / 50 else None
 
 
 def _show_examples(reader: Reader, seed: int) -> Section:
     annotations = reader.annotations
     labels, classes, names = annotations.labels, _name_classes(annotations), annotations.names
     rng = np.random.default_rng(seed)
-    pictures = {}
+    figures = {}
     by_area = np.argsort(-annotations.areas.sum(axis=1), kind="stable")[: int(labels.any(axis=1).sum())]
     for i, image in reader.read_first(by_area.tolist(), 1).items():
-        pictures["image_and_mask"] = Picture(
-            plots.plot_image_and_mask(image, annotations.draw_masks(i), classes, str(names[i])),
-            "The image with the largest labelled area, and its mask.",
-        )
+        masks = annotations.draw_masks(i)
+        figures["image_and_mask"] = plots.plot_image_and_mask(image, masks, classes, str(names[i]))
     for c, name in enumerate(classes):
         members = np.flatnonzero(labels[:, c])
         shown = dict(sorted(reader.read_first(rng.permutation(members).tolist(), NUM_EXAMPLES).items()))
         if shown:
             captions = [f"{names[i]}: {', '.join(classes[k] for k in np.flatnonzero(labels[i]))}" for i in shown]
-            pictures[f"examples_class_{c + 1}"] = Picture(
-                _plot_examples(annotations, shown, captions, f"{name}: {len(members):,} images"),
-                f"Random images with {name}. Each class has its own colour. Check whether the outlines are correct.",
-            )
-    return Section("Examples", [], pictures)
+            title = f"{name}: {len(members):,} images"
+            figures[f"examples_class_{c + 1}"] = _plot_examples(annotations, shown, captions, title)
+    return Section("Examples", [], figures)
 
 
 def _show_extremes(reader: Reader, defects: Defects, pixels: Pixels) -> Section:
     annotations = reader.annotations
     names, areas = annotations.names, annotations.areas
-    pictures = {}
+    figures = {}
     order = pixels.indices[np.argsort(pixels.brightness, kind="stable")].tolist()
     if shown := reader.read_first(dict.fromkeys([*order[:2], *order[-2:]]), 4):
         grey = dict(zip(pixels.indices.tolist(), pixels.brightness.tolist(), strict=True))
         captions = [f"{names[i]}: grey {grey[i]:.0f}" for i in shown]
-        pictures["darkest_and_brightest"] = Picture(
-            _plot_examples(annotations, shown, captions, "darkest and brightest"),
-            "The darkest and the brightest of the measured images, in order of brightness. Check whether they show "
-            "steel, and whether a defect would be visible.",
-        )
+        figures["darkest_and_brightest"] = _plot_examples(annotations, shown, captions, "darkest and brightest")
     for c, name in enumerate(_name_classes(annotations)):
         members = np.flatnonzero(annotations.labels[:, c])
         words: dict[int, list[str]] = {}
@@ -235,12 +212,8 @@ def _show_extremes(reader: Reader, defects: Defects, pixels: Pixels) -> Section:
         if shown:
             counts = [f"{names[i]}, {areas[i, c]:,} px, spots: {defects.spots[i, c]:,}" for i in shown]
             captions = [f"{' and '.join(words[i])}: {text}" for i, text in zip(shown, counts, strict=True)]
-            pictures[f"extremes_class_{c + 1}"] = Picture(
-                _plot_examples(annotations, shown, captions, f"extremes of {name}", c),
-                f"The smallest and the largest defect of {name}, and the one with most spots. Small ones are framed. "
-                f"Labelling mistakes and confused classes are most visible here.",
-            )
-    return Section("Extremes", [], pictures)
+            figures[f"extremes_class_{c + 1}"] = _plot_examples(annotations, shown, captions, f"extremes of {name}", c)
+    return Section("Extremes", [], figures)
 
 
 def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) -> tuple[pd.DataFrame, list[Section]]:
@@ -305,6 +278,7 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
 
 
 def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequence[Section], folder: Path) -> Path:
+    classes = _name_classes(annotations)
     page = Page(f"Contents of {annotations.root}", folder)
     page.add_text(
         f"{len(annotations):,} images in {len(np.unique(annotations.groups)):,} groups, with "
@@ -316,6 +290,9 @@ def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequenc
         page.add_heading(section.heading)
         for sentence in section.sentences:
             page.add_text(sentence)
-        for name, picture in section.pictures.items():
-            page.add_picture(name, picture.figure, picture.caption)
+        for name, figure in section.figures.items():
+            # Figures of one class are named <kind>_class_<number> and share a caption.
+            kind, _, number = name.partition("_class_")
+            caption = _CAPTIONS[kind].format(classes[int(number) - 1]) if number else _CAPTIONS[kind]
+            page.add_picture(name, figure, caption)
     return page.write()

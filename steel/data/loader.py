@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steel.data.annotations import Annotations
-from steel.data.batches import Place, ShuffledBatches, SizedBatches
+from steel.data.batches import Place, ShuffledBatches
 from steel.data.transforms import Augmentation, pad_to
 from steel.data.transplant import Donor, Plane
 
@@ -69,7 +69,7 @@ class Samples:
         self._donor_probabilities = weights / max(weights.sum(), 1e-12)
 
     def read(self, place: Place, out: tuple[Plane, Plane] | None = None) -> tuple[Plane, Plane]:
-        """Return image and bit plane of a sample, uint8 `(H, W)` each.
+        """Return image and bit plane of a sample, uint8 `(H, W)`.
 
         Args:
             place: The sample.
@@ -81,15 +81,10 @@ class Samples:
         image, plane = self._read(place.index)
         if self._augmentation is None:
             return image, plane
-        fits = out is not None and out[0].shape == (self._augmentation.crop or image.shape)
-        return self._augmentation(
-            image,
-            plane,
-            (self._seed, place.epoch, place.position),
-            focus=place.focus,
-            donate=self._donate if self._donor_probabilities.any() else None,
-            out=out if fits else None,
-        )
+        seed = self._seed, place.epoch, place.position
+        donate = self._donate if self._donor_probabilities.any() else None
+        out = out if out is not None and out[0].shape == (self._augmentation.crop or image.shape) else None
+        return self._augmentation(image, plane, seed, focus=place.focus, donate=donate, out=out)
 
     def write(self, place: Place, image_out: Plane, plane_out: Plane) -> None:
         """Write a sample into a batch; a smaller one is padded by reflection at the right and bottom.
@@ -181,7 +176,7 @@ class Loader:
     def __init__(
         self,
         samples: Samples,
-        batches: ShuffledBatches | SizedBatches | Sequence[list[Place]],
+        batches: ShuffledBatches | Sequence[list[Place]],
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:

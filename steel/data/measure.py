@@ -81,7 +81,6 @@ class Reader:
     """Reads images and records the unreadable ones, so that a page can be made without them.
 
     Attributes:
-        annotations: The dataset.
         broken: The error messages of unreadable images, by file name.
     """
 
@@ -109,13 +108,7 @@ class Reader:
 
 
 def measure_pixels(reader: Reader, sample: int, seed: int) -> Pixels:
-    """Measure brightness and margins on a random sample, without unreadable images.
-
-    Args:
-        reader: Reads the images.
-        sample: Maximum number of images.
-        seed: Seed of the sample.
-    """
+    """Measure brightness and margins on a random sample of at most `sample` images; unreadable ones are skipped."""
     n = len(reader.annotations)
     chosen = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False)).tolist()
 

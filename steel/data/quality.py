@@ -36,9 +36,7 @@ class Report:
     Attributes:
         findings: Errors and information, sorted by file and line.
         num_images: Number of image files.
-        num_rows: Number of rows in train.csv; every row is either used or reported.
-        num_used: Number of rows that are used.
-        num_reported: Number of rows with an error.
+        num_rows: Number of rows in train.csv, which is the sum of `num_used` and `num_reported` (those with an error).
     """
 
     findings: list[Finding]
@@ -147,8 +145,8 @@ def _find_sizes(annotations: Annotations) -> Iterator[Finding]:
     if count < _ONE_SIZE * len(sizes):
         low, high = annotations.sizes.min(axis=0), annotations.sizes.max(axis=0)
         spans = f"width {low[1]} to {high[1]}, height {low[0]} to {high[0]}"
-        message = f"the images have {len(others) + 1:,} different sizes: {spans}"
-        yield Finding(annotations.root / "train_images", None, "sizes", f"{message}; {remedy}", is_error=False)
+        message = f"the images have {len(others) + 1:,} different sizes: {spans}; {remedy}"
+        yield Finding(annotations.root / "train_images", None, "sizes", message, is_error=False)
         return
     for i, (height, width) in enumerate(sizes):
         if (height, width) != common:
@@ -167,20 +165,16 @@ def _find_duplicates(paths: Sequence[Path], annotations: Annotations | None) -> 
     row = {} if annotations is None else {name: i for i, name in enumerate(annotations.names.tolist())}
     for pair in find_duplicates(paths):
         one, other = paths[pair.first], paths[pair.second]
-        i, j = row.get(one.name), row.get(other.name)
+        rows = [row[path.name] for path in (one, other) if path.name in row]
         if pair.kind == "near":
             message = f"shows the same scene as {one.name} ({pair.how}; score {pair.score:.2f}); {_KEEP_TOGETHER}"
             yield Finding(other, None, "near-duplicate", message, is_error=False)
-        elif annotations and i is not None and j is not None and _differ(annotations, i, j):
+        elif annotations and len(rows) == 2 and np.any(np.not_equal(*map(annotations.draw_plane, rows))):
             message = f"has the same pixels as {one.name}, but another mask; decide which is right and remove the other"
             yield Finding(other, None, "duplicate with another mask", message)
         else:
             message = f"has the same pixels as {one.name}; remove one of them, or {_KEEP_TOGETHER}"
             yield Finding(other, None, "duplicate image", message, is_error=False)
-
-
-def _differ(annotations: Annotations, i: int, j: int) -> bool:
-    return not np.array_equal(annotations.draw_plane(i), annotations.draw_plane(j))
 
 
 def check(root: str, *, out: str | None = None) -> int:

@@ -56,9 +56,8 @@ def make_split(annotations: Annotations, fractions: Sequence[float] = DEFAULT_FR
     """Divide a dataset into train, val and test.
 
     Groups are assigned one by one, those with the rarest content first. Each goes to the part that lacks most of what
-    the group holds: images, classes and sets of classes. The result depends on names, labels, groups and seed only, and
-    not on the order of files or rows. If every group is a single image, the shares are met to the image. scikit-learn's
-    StratifiedGroupKFold only makes equal folds and would need 20 of them for 70/15/15.
+    the group holds: images, classes and sets of classes. The result depends on names, labels, groups and seed only.
+    scikit-learn's StratifiedGroupKFold only makes equal folds and would need 20 of them for 70/15/15.
 
     Args:
         annotations: The dataset.
@@ -78,16 +77,11 @@ def make_split(annotations: Annotations, fractions: Sequence[float] = DEFAULT_FR
 def make_folds(annotations: Annotations, num_folds: int, seed: int = 0) -> NDArray[np.int64]:
     """Divide a dataset into folds of equal size, by the method of `make_split`.
 
-    Args:
-        annotations: The dataset.
-        num_folds: K, at least 3, since one fold is test and one is val.
-        seed: Another seed gives other folds.
-
     Returns:
-        `(n,)`, the fold of each image, 0 to K - 1.
+        `(n,)`, the fold of each image, 0 to `num_folds` - 1.
 
     Raises:
-        InputError: K is less than 3 or more than the number of groups, or the seed is negative.
+        InputError: There are fewer than 3 folds or more than groups, or the seed is negative.
     """
     require_at_least(0, seed=seed)
     require_at_least(3, folds=num_folds)
@@ -141,8 +135,7 @@ def read_split(path: Path, annotations: Annotations, fold: int | None = None) ->
         fold: The fold to test on, if the file has folds.
 
     Raises:
-        InputError: Columns or values are wrong, an image is unknown or named twice, a group is divided, or `fold` does
-            not fit the file.
+        InputError: The file has an error or divides a group, or `fold` does not fit the file.
     """
     parts, is_folds, findings = read_parts(path, annotations)
     raise_first(findings)
@@ -182,22 +175,17 @@ def read_parts(path: Path, annotations: Annotations) -> tuple[NDArray[np.str_], 
 
 
 def _find_divided_groups(path: Path, parts: NDArray[np.str_], annotations: Annotations) -> Iterator[Finding]:
-    names, first_of, reported = annotations.names, dict[int, int](), set()
-    for i, (group, part) in enumerate(zip(annotations.groups.tolist(), parts.tolist(), strict=True)):
-        if not part or group in reported:
-            continue
-        first = first_of.setdefault(group, i)
-        if parts[first] != part:
-            reported.add(group)
-            where = f"{names[first]} is in {parts[first]}, {names[i]} in {part}"
-            message = f"a group of groups.csv is divided: {where}; put all its images into one part"
-            yield Finding(path, None, "divided group", message)
+    table = pd.DataFrame({"group": annotations.groups, "name": annotations.names, "part": parts})[parts != ""]
+    firsts = table.drop_duplicates(["group", "part"])
+    for _, rows in firsts[firsts.duplicated("group", keep=False)].groupby("group"):
+        (name, part), (other_name, other_part), *_ = zip(rows["name"], rows["part"], strict=True)
+        where = f"{name} is in {part}, {other_name} in {other_part}"
+        message = f"a group of groups.csv is divided: {where}; put all its images into one part"
+        yield Finding(path, None, "divided group", message)
 
 
 def recall_split(annotations: Annotations, data: Mapping[str, object], source: Path, fold: int | None = None) -> Split:
-    """Return the split to evaluate a trained network on.
-
-    This is the split that the network was trained with, or for another dataset the split in its `splits.csv`.
+    """Return the split that a network was trained with, or for another dataset the split in its `splits.csv`.
 
     Args:
         annotations: The dataset to evaluate on.
@@ -206,14 +194,13 @@ def recall_split(annotations: Annotations, data: Mapping[str, object], source: P
         fold: The fold to test on, if `splits.csv` has folds; by default the checkpoint's.
 
     Raises:
-        InputError: The dataset or its `splits.csv` has changed since training, or images that the network was trained
-            on are in val or test.
+        InputError: The data has changed, or images that the network was trained on are in val or test.
     """
     path = annotations.root / "splits.csv"
     given = None
     if path.is_file():
         is_folds = read_parts(path, annotations)[1]
-        # The checkpoint's fold means nothing for a file with parts.
+        # The checkpoint's fold does not apply to a file with parts.
         test_fold: Any = data.get("fold") if fold is None and is_folds else fold
         given = read_split(path, annotations, test_fold)
     members: Mapping[str, Sequence[str]] = data["members"]  # type: ignore[assignment]
@@ -243,16 +230,10 @@ def recall_split(annotations: Annotations, data: Mapping[str, object], source: P
 
 
 def choose_split(annotations: Annotations, fractions: Sequence[float], seed: int, fold: int | None = None) -> Split:
-    """Return the split in the dataset's `splits.csv`, or else a new one.
-
-    Args:
-        annotations: The dataset.
-        fractions: Shares of train, val and test of a new split.
-        seed: Seed of a new split.
-        fold: The fold to test on, if `splits.csv` has folds.
+    """Return the split in the dataset's `splits.csv`, or else a new one; see `read_split` and `make_split`.
 
     Raises:
-        InputError: See `read_split` and `make_split`.
+        InputError: The file or an argument is invalid.
     """
     path = annotations.root / "splits.csv"
     if path.is_file():
@@ -273,12 +254,7 @@ def _write(names: NDArray[np.str_], column: str, parts: NDArray[np.str_], path: 
 
 
 def tabulate_parts(members: Mapping[str, NDArray[np.int64]], annotations: Annotations) -> pd.DataFrame:
-    """Count images, groups, clean images and images of each class, with one row per part.
-
-    Args:
-        members: The rows of the table that belong to each part.
-        annotations: The dataset.
-    """
+    """Count images, groups, clean images and images of each class; `members` are the rows of each part."""
     rows = []
     for part, i in members.items():
         labels = annotations.labels[i]
@@ -336,7 +312,7 @@ def split(
 
 
 def join_near_duplicates(annotations: Annotations) -> Annotations:
-    """Return the dataset with groups merged if their images show the same scene, and print how many were merged."""
+    """Merge the groups whose images show the same scene, and print how many pairs there are."""
     pairs = find_duplicates([annotations.path(i) for i in range(len(annotations))])
     groups = join(annotations.groups, pairs)
     before, after = len(np.unique(annotations.groups)), len(np.unique(groups))

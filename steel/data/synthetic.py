@@ -20,20 +20,9 @@ from steel.progress import map_on_all_cores
 
 NUM_CLASSES = 4
 
-# Number of images by set of classes (from 0) in Severstal's train.csv, which has 12,568 images.
-_FREQUENCIES: dict[tuple[int, ...], int] = {
-    (): 5902,
-    (2,): 4759,
-    (0,): 769,
-    (3,): 516,
-    (1,): 195,
-    (2, 3): 284,
-    (0, 2): 91,
-    (0, 1): 35,
-    (1, 2): 14,
-    (0, 1, 2): 2,
-    (1, 3): 1,
-}
+# The sets of classes (from 0) on Severstal's 12,568 images, and the number of images with each.
+_SETS: list[tuple[int, ...]] = [(), (2,), (0,), (3,), (1,), (2, 3), (0, 2), (0, 1), (1, 2), (0, 1, 2), (1, 3)]
+_NUM_IMAGES = [5902, 4759, 769, 516, 195, 284, 91, 35, 14, 2, 1]
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.uint8]
@@ -180,16 +169,16 @@ def _add_patches(rng: np.random.Generator, image: Image, first: int, last: int) 
 
 def _assign_classes(num_images: int, seed: int) -> list[tuple[int, ...]]:
     """Return the classes on each image: Severstal's shares, but each class alone on min(4, num_images // 10) images."""
-    sets = list(_FREQUENCIES)
-    quota = np.array(list(_FREQUENCIES.values())) / sum(_FREQUENCIES.values()) * num_images
+    quota = np.array(_NUM_IMAGES) / sum(_NUM_IMAGES) * num_images
     counts = np.floor(quota).astype(int)
     counts[np.argsort(counts - quota, kind="stable")[: num_images - counts.sum()]] += 1
     for c in range(NUM_CLASSES):
-        num_missing = min(4, num_images // 10) - counts[sets.index((c,))]
+        alone = _SETS.index((c,))
+        num_missing = min(4, num_images // 10) - counts[alone]
         if num_missing > 0:
-            counts[sets.index((c,))] += num_missing
+            counts[alone] += num_missing
             counts[int(np.argmax(counts))] -= num_missing
-    assigned = [classes for classes, count in zip(sets, counts, strict=True) for _ in range(count)]
+    assigned = [classes for classes, count in zip(_SETS, counts, strict=True) for _ in range(count)]
     return [assigned[i] for i in np.random.default_rng(seed).permutation(num_images)]
 
 

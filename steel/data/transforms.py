@@ -9,6 +9,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _MAX_CHANGE = 0.2  # of contrast, and of brightness as a share of white
 _ROUNDING = 2e-4  # grey values; the float32 error up to 360 is less than half of it
 
 
+@dataclass(frozen=True)
 class Augmentation:
     """Random crop, flips, brightness and contrast; optionally removed and pasted defects and a custom pipeline.
 
@@ -41,22 +43,13 @@ class Augmentation:
         pipeline: Applied after everything else.
     """
 
-    def __init__(
-        self,
-        crop: tuple[int, int] | None,
-        defect_share: float = 1.0,
-        *,
-        blackout: float = 0.0,
-        paste: float = 0.0,
-        num_classes: int = 8,
-        pipeline: "Pipeline | None" = None,
-    ) -> None:
-        self.crop = crop
-        self._defect_share = defect_share
-        self._blackout = blackout
-        self._paste = paste
-        self._num_classes = num_classes
-        self._pipeline = pipeline
+    crop: tuple[int, int] | None
+    defect_share: float = 1.0
+    _: KW_ONLY
+    blackout: float = 0.0
+    paste: float = 0.0
+    num_classes: int = 8
+    pipeline: "Pipeline | None" = None
 
     def __call__(
         self,
@@ -87,20 +80,20 @@ class Augmentation:
         rng = np.random.default_rng(np.random.SeedSequence(seed))
         # All three are drawn in any case, and painting and pasting have their own generators, so that changing one
         # setting does not change the random numbers of another.
-        has_blackout, has_paste, has_defect = rng.random(3) < (self._blackout, self._paste, self._defect_share)
+        has_blackout, has_paste, has_defect = rng.random(3) < (self.blackout, self.paste, self.defect_share)
         if has_blackout or has_paste:
             blackout_rng, paste_rng = rng.spawn(2)
             if has_blackout:
-                image, plane = paint_over(image, plane, self._num_classes, blackout_rng)
+                image, plane = paint_over(image, plane, self.num_classes, blackout_rng)
             if has_paste and donate:
                 image, plane = paste(image, plane, donate(paste_rng), paste_rng)
         if self.crop:
             targets = self._find_targets(plane, focus) if has_defect else np.zeros(0, np.int64)
             image, plane = _crop(image, plane, self.crop, targets, rng)
         number = int(rng.integers(2**32))
-        if not self._pipeline:
+        if not self.pipeline:
             return _flip_and_brighten(image, plane, random.Random(number), out)
-        image, plane = self._pipeline(*_flip_and_brighten(image, plane, random.Random(number)), number)
+        image, plane = self.pipeline(*_flip_and_brighten(image, plane, random.Random(number)), number)
         if out is None:
             return image, plane
         out[0][...], out[1][...] = image, plane
@@ -112,7 +105,7 @@ class Augmentation:
             return np.zeros(0, np.int64)
         # flatnonzero is many times faster on bool than on integers.
         pixels = np.flatnonzero(plane & np.uint8(1 << focus) != 0) if focus >= 0 else np.zeros(0, np.int64)
-        return pixels if len(pixels) else np.flatnonzero(plane & np.uint8((1 << self._num_classes) - 1) != 0)
+        return pixels if len(pixels) else np.flatnonzero(plane & np.uint8((1 << self.num_classes) - 1) != 0)
 
 
 class Pipeline:
@@ -132,8 +125,7 @@ class Pipeline:
         try:
             pipeline = albumentations.load(path, data_format="yaml")
         except Exception as error:  # transforms raise exceptions of any type
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path} holds no albumentations pipeline ({reason}); save the pipeline again") from error
+            raise InputError(f"{path} holds no albumentations pipeline ({_shorten(error)}); save it again") from error
         if not isinstance(pipeline, albumentations.Compose):
             raise InputError(f"{path} must hold a Compose, got {type(pipeline).__name__}; wrap it in a Compose")
         self._path = path
@@ -153,8 +145,9 @@ class Pipeline:
         try:
             result: dict[str, Any] = self._local.pipeline(image=image, mask=plane)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"the pipeline in {self._path} fails on a grey image ({reason}); fix it") from error
+            raise InputError(
+                f"the pipeline in {self._path} fails on a grey image ({_shorten(error)}); fix it"
+            ) from error
         new_image, new_plane = result["image"], result["mask"]
         if new_image.shape != image.shape or new_plane.shape != plane.shape or new_image.dtype != np.uint8:
             raise InputError(
@@ -162,6 +155,10 @@ class Pipeline:
                 f"{new_image.shape} from uint8 {image.shape}; crop with data.crop"
             )
         return new_image, new_plane
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _import_albumentations() -> Any:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 Plane = NDArray[np.uint8]
 Donor = tuple[Plane, Plane, int]  # image, bit plane and the class to copy
 
-_HALO = 4  # pixels around a label that still look defective
+# Pixels around a label that still look defective, and those of the soft edge around them.
+_HALO, _EDGE = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)) for size in (9, 5))
 _MARGIN = 9  # pixels around label and halo, for comparing the surroundings and for the soft edge
 _NUM_ATTEMPTS = 32  # random places to try for suitable steel
 _MAX_GAIN = 3.5  # a larger difference in brightness means another surface, such as the background beside the strip
@@ -20,19 +21,16 @@ def paint_over(image: Plane, plane: Plane, num_classes: int, rng: np.random.Gene
     with its label, if no unlabelled steel of its size is found.
 
     Args:
-        image: uint8 `(H, W)`.
-        plane: uint8 `(H, W)`, bit c set where class c is.
+        image: uint8 `(H, W)`; not modified.
+        plane: uint8 `(H, W)`, bit c set where class c is; not modified.
         num_classes: C; higher bits of the plane are no defects.
         rng: Draws the class and the steel.
-
-    Returns:
-        Image and plane, copied if anything changes.
     """
     present = np.flatnonzero([(plane & np.uint8(1 << c)).any() for c in range(num_classes)])
     if len(present) == 0:
         return image, plane
     bit = np.uint8(1 << int(rng.choice(present)))
-    grown = cv2.dilate((plane & bit != 0).view(np.uint8), _build_disc(_HALO))
+    grown = cv2.dilate((plane & bit != 0).view(np.uint8), _HALO)
     num_spots, spots = cv2.connectedComponents(grown, connectivity=8)
     image, plane, labelled = image.copy(), plane.copy(), plane
     for spot in range(1, num_spots):
@@ -54,13 +52,10 @@ def paste(image: Plane, plane: Plane, donor: Donor, rng: np.random.Generator) ->
     """Blend one random spot of the donor's class into an image, with its labels, unless it fits nowhere.
 
     Args:
-        image: uint8 `(H, W)`.
-        plane: uint8 `(H, W)`, bit c set where class c is.
+        image: uint8 `(H, W)`; not modified.
+        plane: uint8 `(H, W)`, bit c set where class c is; not modified.
         donor: The image to copy from, its plane and the class; of any size.
         rng: Draws the spot and its place.
-
-    Returns:
-        Image and plane, copied if anything changes.
     """
     donor_image, donor_plane, c = donor
     num_spots, spots = cv2.connectedComponents((donor_plane & (1 << c) != 0).view(np.uint8), connectivity=8)
@@ -69,7 +64,7 @@ def paste(image: Plane, plane: Plane, donor: Donor, rng: np.random.Generator) ->
     whole = np.setdiff1d(np.arange(1, num_spots), at_border)
     if len(whole) == 0:
         return image, plane
-    grown = cv2.dilate((spots == rng.choice(whole)).view(np.uint8), _build_disc(_HALO)) != 0
+    grown = cv2.dilate((spots == rng.choice(whole)).view(np.uint8), _HALO) != 0
     source = _find_box(grown)
     region, labels = grown[source], donor_plane[source]
     if region.shape[0] > plane.shape[0] or region.shape[1] > plane.shape[1]:
@@ -93,7 +88,7 @@ def _blend(old: Plane, new: Plane, region: NDArray[np.bool_], old_plane: Plane, 
     gain = _compute_gain(old, new, ~region & (old_plane == 0) & (new_plane == 0))
     if gain is None:
         return None
-    soft = cv2.GaussianBlur(cv2.dilate(region.view(np.uint8), _build_disc(2)).astype(np.float32), (0, 0), 1.5)
+    soft = cv2.GaussianBlur(cv2.dilate(region.view(np.uint8), _EDGE).astype(np.float32), (0, 0), 1.5)
     alpha = np.where(region, np.float32(1), np.where(old_plane == 0, soft, np.float32(0)))
     blended: Plane = np.clip(np.rint(alpha * gain * new + (1 - alpha) * old), 0, 255).astype(np.uint8)
     return blended
@@ -134,10 +129,5 @@ def _draw_window(shape: tuple[int, ...], room: tuple[int, ...], rng: np.random.G
 
 def _find_box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
     """Return the bounding box of a mask, extended by `_MARGIN` within the image."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    top, left = max(0, int(rows[0]) - _MARGIN), max(0, int(columns[0]) - _MARGIN)
-    return slice(top, int(rows[-1]) + _MARGIN + 1), slice(left, int(columns[-1]) + _MARGIN + 1)
-
-
-def _build_disc(radius: int) -> Plane:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))  # type: ignore[return-value]
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return slice(max(0, top - _MARGIN), top + height + _MARGIN), slice(max(0, left - _MARGIN), left + width + _MARGIN)

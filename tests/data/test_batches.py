@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steel.data.batches import Place, ShuffledBatches, SizedBatches
+from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.errors import InputError
 
 INDICES = np.array([3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377])
@@ -17,7 +17,7 @@ INDICES = np.array([3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377])
 def shuffle(
     epoch: int = 0, done: int = 0, seed: int = 0, batch_size: int = 2, rank: int = 0, world: int = 1
 ) -> list[list[Place]]:
-    return list(ShuffledBatches(INDICES, batch_size, seed, lambda: (epoch, done), rank=rank, world=world))
+    return list(ShuffledBatches(INDICES, batch_size, seed, lambda: (epoch, done), ranks=(rank, world)))
 
 
 def images_of(batches: list[list[Place]]) -> list[int]:
@@ -96,16 +96,15 @@ SIZES = np.array([(8, 8), (8, 9), (8, 8), (9, 8), (8, 8), (8, 9), (8, 8), (8, 8)
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_sized_batches_hold_one_size_and_every_image_once(batch_size: int, world: int) -> None:
     indices = np.array([0, 1, 2, 3, 4, 5, 7])
-    ranks = [SizedBatches(indices, SIZES, batch_size, rank=rank, world=world) for rank in range(world)]
-    batches = [batch for sampler in ranks for batch in sampler]
-    assert sum(len(sampler) for sampler in ranks) == len(batches)
+    ranks = [build_sized_batches(indices, SIZES, batch_size, (rank, world)) for rank in range(world)]
+    batches = [batch for own in ranks for batch in own]
+    assert sum(len(own) for own in ranks) == len(batches)
     assert sorted(images_of(batches)) == indices.tolist()
     for batch in batches:
         assert 1 <= len(batch) <= batch_size
         assert len({tuple(SIZES[place.index]) for place in batch}) == 1
     # As few batches as the sizes allow, for any number of ranks.
     assert len(batches) == sum(-(-count // batch_size) for count in (4, 2, 1))
-    assert list(ranks[0]) == list(ranks[0])
 
 
 # Without row 0, which is never drawn: 3 clean images, class 0 on 9, class 1 on 4, class 2 on 2; two have two classes.
@@ -117,9 +116,13 @@ ROWS = np.arange(1, 17)
 
 
 def deal(
-    shares: list[float] | Literal["even"] | None, epoch: int = 0, done: int = 0, seed: int = 0, **ranks: int
+    shares: list[float] | Literal["even"] | None,
+    epoch: int = 0,
+    done: int = 0,
+    seed: int = 0,
+    ranks: tuple[int, int] = (0, 1),
 ) -> list[list[Place]]:
-    return list(ShuffledBatches(ROWS, 2, seed, lambda: (epoch, done), labels=LABELS, shares=shares, **ranks))
+    return list(ShuffledBatches(ROWS, 2, seed, lambda: (epoch, done), labels=LABELS, shares=shares, ranks=ranks))
 
 
 def flatten(batches: list[list[Place]]) -> list[Place]:
@@ -227,7 +230,7 @@ def test_resume_with_shares_continues_where_the_run_stopped(done: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_divide_an_epoch_with_shares(world: int) -> None:
-    ranks = [deal(SHARES, epoch=1, rank=rank, world=world) for rank in range(world)]
+    ranks = [deal(SHARES, epoch=1, ranks=(rank, world)) for rank in range(world)]
     together = sorted((place for rank in ranks for place in flatten(rank)), key=lambda place: place.position)
     assert together == flatten(deal(SHARES, epoch=1))
 

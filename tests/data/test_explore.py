@@ -36,7 +36,7 @@ PICTURES = {
 
 def draw_all(table: Annotations, seed: int = 0, sample: int = 1000) -> dict[str, Figure]:
     _, sections = build_sections(table, seed, sample)
-    return {name: picture.figure for section in sections for name, picture in section.pictures.items()}
+    return {name: figure for section in sections for name, figure in section.figures.items()}
 
 
 class Explored(NamedTuple):
@@ -53,7 +53,7 @@ def explored(_drawn: Path) -> Explored:
     """Build the page once, since figures take most of the time."""
     table = read_annotations(_drawn)
     summary, sections = build_sections(table)
-    figures = {name: picture.figure for section in sections for name, picture in section.pictures.items()}
+    figures = {name: figure for section in sections for name, figure in section.figures.items()}
     return Explored(table, summary, sections, figures)
 
 
@@ -211,10 +211,10 @@ def test_different_sizes_are_plotted_and_missing_margins_are_described(root: Pat
     pixels = find_section(sections, "Pixels")
     (sentence,) = (text for text in pixels.sentences if "2 different sizes" in text)
     assert "128 x 64 pixels (width x height), with 40 images" in sentence
-    dots = pixels.pictures["sizes"].figure.axes[0].collections[0].get_offsets()
+    dots = pixels.figures["sizes"].axes[0].collections[0].get_offsets()
     assert {tuple(map(int, dot)) for dot in dots} == {(50, 30), (128, 64)}
     assert "None of them has a black margin beside the strip." in pixels.sentences
-    assert "black_margins" not in pixels.pictures
+    assert "black_margins" not in pixels.figures
 
 
 def test_examples_show_their_class(explored: Explored) -> None:
@@ -300,10 +300,10 @@ def test_unreadable_images_are_named_and_skipped(root: Path) -> None:
     assert "Measured on 38 of 40 images." in find_section(sections, "Pixels").sentences
     names = [str(table.names[i]) for i in broken]
     for section in sections[1:]:
-        for picture in section.pictures.values():
-            texts = [picture.figure.get_suptitle(), *(axes.get_title() for axes in picture.figure.axes)]
+        for figure in section.figures.values():
+            texts = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
             assert not [text for text in texts if any(name in text for name in names)]
-    assert len(find_section(sections, "Examples").pictures) == 5
+    assert len(find_section(sections, "Examples").figures) == 5
 
 
 def test_only_the_first_unreadable_images_are_named(root: Path) -> None:
@@ -314,7 +314,7 @@ def test_only_the_first_unreadable_images_are_named(root: Path) -> None:
     broken = sections[0]
     assert "40 images could not be read" in broken.sentences[0]
     assert [str(table.path(i)) in line for i, line in enumerate(broken.sentences[1:])] == [True] * 5
-    figures = {name for section in sections for name in section.pictures}
+    figures = {name for section in sections for name in section.figures}
     assert figures == {
         *("defective_or_clean", "defects_per_image", "images_per_class", "together"),
         *("areas", "spots", "runs", "positions"),
@@ -364,6 +364,6 @@ def test_any_class_names_can_be_shown(root: Path) -> None:
     (root / "classes.csv").write_text("ClassId,name\n1,scale/rust\n2,dent\n3,dent\n4,<b>$_$\n")
     table, sections = build_sections(read_annotations(root))
     assert table["class"].tolist()[2:] == ["scale/rust", "dent", "dent", "<b>$_$"]
-    assert {name for section in sections for name in section.pictures} == PICTURES
-    bars = find_section(sections, "Counts").pictures["images_per_class"].figure.axes[0]
+    assert {name for section in sections for name in section.figures} == PICTURES
+    bars = find_section(sections, "Counts").figures["images_per_class"].axes[0]
     assert [label.get_text() for label in bars.get_xticklabels()] == ["scale/rust", "dent", "dent", "<b>$_$"]
