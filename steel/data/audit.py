@@ -36,8 +36,7 @@ class Leak:
         part: Its part.
         twin: The image in the earlier part.
         twin_part: The earlier part.
-        kind: "same image" if it is named in both parts, "same pixels", "near-duplicate", "same group", or "chain" if
-            other images connect the two.
+        kind: One of `_KINDS`: "same image" is named in both parts; a "chain" of other images connects the two.
         score: 0..1, the similarity; 1 if it is certain, 0 for a chain.
         how: How one image was made from the other, in words.
     """
@@ -78,25 +77,24 @@ def read_assignment(path: Path, annotations: Annotations) -> Assignment:
         InputError: The file is missing or invalid, has fewer than two parts, or names no image of the dataset.
     """
     index = {name: i for i, name in enumerate(annotations.names.tolist())}
-    stems: dict[str, int] = {}
-    for name, i in index.items():
-        stems[PurePosixPath(name).stem] = -1 if PurePosixPath(name).stem in stems else i
+    num_same = Counter(PurePosixPath(name).stem for name in index)
+    index |= {stem: i for name, i in index.items() if num_same[stem := PurePosixPath(name).stem] == 1} | index
     members: dict[str, list[int]] = {}
     unknown: dict[str, list[str]] = {}
     for label, text in _read_lists(path) if path.is_dir() else _read_rows(path):
         lower = _ALIASES.get(label.lower(), label.lower())
         part = lower if lower in PARTS else label
         name = PurePosixPath(text.replace("\\", "/")).name
-        i = index.get(name, stems.get(name, -1))
         rows = members.setdefault(part, [])
-        if i < 0:
-            unknown.setdefault(part, []).append(text)
+        if name in index:
+            rows.append(index[name])
         else:
-            rows.append(i)
+            unknown.setdefault(part, []).append(text)
     if len(members) < 2:
         raise InputError(f"{path} must have at least two parts, got {len(members)}; name all parts of the split")
     if not any(members.values()):
-        raise InputError(f"{path} names no image of {annotations.root} such as {annotations.names[0]}; check the root")
+        example = f"no image of {annotations.root} such as {annotations.names[0]}"
+        raise InputError(f"{path} names {example}; give a split of this dataset")
     order = [part for part in PARTS if part in members] + sorted(set(members).difference(PARTS))
     return Assignment(tuple(order), {part: np.unique(np.array(members[part], np.int64)) for part in order}, unknown)
 
@@ -177,10 +175,7 @@ def _find_twin(
 
 
 def tabulate_claims(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    """Tabulate the recall that each part but the first can demonstrate for each class.
-
-    The last columns are Wilson's 95 % intervals if all images of the class are found, or all but one.
-    """
+    """Tabulate Wilson's 95 % intervals of the recall that the parts can demonstrate, for all parts but the first."""
     rows = []
     for part in assignment.parts[1:]:
         counts = annotations.labels[assignment.members[part]].sum(axis=0).tolist()

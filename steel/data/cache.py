@@ -1,8 +1,7 @@
 """The user's cache folder, and decoded images kept in memory or in that folder for later runs.
 
-Decoded images are stored one after another in one flat array of grey values, so that they may differ in size. On disk
-the key is a hash over the image files. Names, sizes and modification times do not suffice, because a file that is
-rewritten within a second keeps all three; hashing takes a tenth of the time of decoding.
+Decoded images of any size are stored one after another in a flat array. On disk the key is a hash over the image files,
+since names, sizes and times miss files that are rewritten within a second. Hashing takes a tenth of decoding.
 """
 
 import errno
@@ -69,8 +68,7 @@ def open_images(
 ) -> DecodedImages:
     """Decode the images of a dataset, or reuse the images that an earlier run decoded.
 
-    On disk each folder of images has one file. It is written atomically, by one process while others wait, and
-    rewritten when any image file changes.
+    On disk there is one file per image folder, written by one process while others wait, and again after any change.
 
     Args:
         where: "memory" for this process only, or "disk".
@@ -142,11 +140,10 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _is_valid(file: Path, key: bytes, size: int) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(_HEADER) == key and os.fstat(opened.fileno()).st_size == _HEADER + size
-    except FileNotFoundError:
+    if not file.exists() or file.stat().st_size != _HEADER + size:
         return False
+    with file.open("rb") as opened:
+        return opened.read(_HEADER) == key
 
 
 def _write(file: Path, key: bytes, starts: NDArray[np.int64], read: Callable[[int], Plane]) -> None:

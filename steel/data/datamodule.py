@@ -153,8 +153,7 @@ class SteelDataModule(LightningDataModule):
         Raises:
             InputError: A part is empty, or the dataset has an error.
         """
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
-        for part in needed:
+        for part in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if len(self.split.indices(part)) == 0:
                 raise InputError(f"the part {part} of {self.root} has no image; add some in splits.csv")
 

@@ -6,10 +6,10 @@ Images are reduced to thumbnails of about 6,400 pixels, without shading, bands a
    mirroring. Divided by its local mean it is a speckle pattern that identifies the scene and not the kind of steel:
    unrelated images correlate by 0 +- 0.03, copies by 0.3 and more. One matrix product compares all images.
 2. Verification. The thumbnails are phase-correlated in every orientation. The peak is about the share of frequencies
-   that agree on one shift: copies reach 0.45 to 1, unrelated images stay below 0.1. Repeated patterns such as tread
-   plate, where all images look alike, agree in few frequencies only (0.15 on Severstal).
+   that agree on one shift: copies reach 0.45 to 1, unrelated images stay below 0.1, and repeated patterns such as
+   tread plate reach 0.15.
 
-The figures were measured on synthetic steel, Severstal images and magnetic tiles with known scenes.
+Measured on synthetic steel, Severstal images and magnetic tiles with known scenes.
 """
 
 import hashlib
@@ -103,15 +103,7 @@ def find_duplicates(paths: Sequence[Path], folder: Path | None = None) -> list[P
 
 
 def join(groups: NDArray[np.int64], pairs: Iterable[Pair]) -> NDArray[np.int64]:
-    """Merge the groups that pairs of images connect, directly or through other images.
-
-    Args:
-        groups: `(n,)`, the group of each image.
-        pairs: Images that belong together.
-
-    Returns:
-        `(n,)`, the merged group of each image.
-    """
+    """Merge groups `(n,)` that pairs of images connect, directly or through others; return the new groups `(n,)`."""
     names, dense = np.unique(groups, return_inverse=True)
     ends = dense[np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)]
     graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))

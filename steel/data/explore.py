@@ -31,19 +31,15 @@ _LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
 
 
 _CAPTIONS = {
-    "defective_or_clean": "Defective and clean images. A network that always gives the more frequent answer has this "
-    "accuracy.",
-    "defects_per_image": "Number of defect classes per image. If images with 2 or more classes are rare, little can be "
-    "learnt from them.",
-    "images_per_class": "Images with each class. Classes with few images are the hardest to learn, and their scores "
-    "are the least certain.",
+    "defective_or_clean": "Defective and clean images. Always giving the more frequent answer has this accuracy.",
+    "defects_per_image": "Defect classes per image. Little can be learnt about combinations if 2 or more are rare.",
+    "images_per_class": "Images with each class. Few images make a class hard to learn and its score uncertain.",
     "together": "Images with the classes of both row and column; the grey diagonal shows all images of a class. Look "
     "for pairs that always or never occur together.",
     "areas": "Labelled pixels of each defect. The left end shows which minimum area is reasonable. A single bar far "
     "from the others is often a labelling mistake.",
     "spots": "Separate spots (8-connected components) of each defect: one for a patch, many for scattered pits.",
-    "runs": "Runs (start and length, down the columns) in the code of each defect. A wide or ragged defect has many, a "
-    "narrow one has one or two.",
+    "runs": "Runs (start and length) in the code of each defect: many if it is wide or ragged, one or two if narrow.",
     "positions": "Positions of each class in the frame: the labelled share of each cell, averaged over the images with "
     "the class. Each map has its own scale. A class without a preferred position has an even map; a stripe or an edge "
     "indicates a cause in the mill or in the labelling.",
@@ -52,8 +48,7 @@ _CAPTIONS = {
     "black_margins": "Width of the black margins. The images at the right end show little steel.",
     "sizes": "Width and height of all images. Validation uses batches of one size, so many sizes make it slower.",
     "image_and_mask": "The image with the largest labelled area, and its mask.",
-    "darkest_and_brightest": "The darkest and the brightest of the measured images, in order of brightness. Check "
-    "whether they show steel, and whether a defect would be visible.",
+    "darkest_and_brightest": "The darkest and the brightest measured images. Check whether a defect would be visible.",
     "examples": "Random images with {}. Each class has its own colour. Check whether the outlines are correct.",
     "extremes": "The smallest and the largest defect of {}, and the one with most spots. Small ones are framed. "
     "Labelling mistakes and confused classes are most visible here.",
@@ -217,15 +212,12 @@ def _show_extremes(reader: Reader, defects: Defects, pixels: Pixels) -> Section:
 
 
 def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) -> tuple[pd.DataFrame, list[Section]]:
-    """Measure the dataset and plot all figures of the page.
+    """Return the table of `summarise` and the sections of the page.
 
     Args:
         annotations: The dataset.
         seed: Seed of the choice of sample and examples.
         sample: Number of images to measure pixels on.
-
-    Returns:
-        The table of `summarise`, and the sections of the page.
 
     Raises:
         InputError: The dataset has no defect.
@@ -242,8 +234,7 @@ def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) 
         _show_extremes(reader, defects, pixels),
     ]
     if broken := sorted(reader.broken.values()):
-        count = "1 image" if len(broken) == 1 else f"{len(broken):,} images"
-        sentence = f"{count} could not be read and are missing from the figures. The first ones:"
+        sentence = f"Missing from the figures, because they could not be read: {len(broken):,} images. The first ones:"
         sections.insert(0, Section("Unreadable images", [sentence, *broken[:NUM_BROKEN]], {}))
     return summarise(annotations, defects), sections
 
@@ -252,8 +243,7 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
     """Show what is in a dataset on one page of figures.
 
     The page shows counts of images and classes, sizes and positions of defects, brightness and black margins, examples
-    of each class with their masks, and extremes. It is written to index.html, which contains all figures; each figure
-    is also written as a PNG file.
+    of each class with their masks, and extremes. It is written to index.html; each figure is also a PNG file.
 
     Args:
         root: Folder with train.csv and train_images.

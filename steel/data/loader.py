@@ -1,7 +1,6 @@
 """Batch loading: threads read and augment a few batches ahead, into memory blocks that are reused.
 
-Threads suffice instead of worker processes because decoding, OpenCV and NumPy release the interpreter lock. They start
-immediately and hand over batches without a copy.
+Threads suffice because decoding, OpenCV and NumPy release the interpreter lock; they hand over batches without a copy.
 """
 
 import math
@@ -42,8 +41,7 @@ class Samples:
     """Single samples: images with their labels, augmented if requested.
 
     Args:
-        annotations: The dataset.
-        augmentation: Applied to every sample; None for none.
+        augmentation: Applied to every sample, if any.
         seed: Seed of the augmentation.
         donors: For each class, the rows of the table that defects may be copied from.
         read_image: Returns the image of a row; by default it decodes the image file.
@@ -69,11 +67,7 @@ class Samples:
         self._donor_probabilities = weights / max(weights.sum(), 1e-12)
 
     def read(self, place: Place, out: tuple[Plane, Plane] | None = None) -> tuple[Plane, Plane]:
-        """Return image and bit plane of a sample, uint8 `(H, W)`.
-
-        Args:
-            place: The sample.
-            out: Where an augmented sample of the same size is written to save a copy; a hint that may be ignored.
+        """Return image and bit plane of a sample, uint8 `(H, W)`; an augmented one is written to `out` if it fits.
 
         Raises:
             InputError: See `Annotations.read_image`.
@@ -87,12 +81,7 @@ class Samples:
         return self._augmentation(image, plane, seed, focus=place.focus, donate=donate, out=out)
 
     def write(self, place: Place, image_out: Plane, plane_out: Plane) -> None:
-        """Write a sample into a batch; a smaller one is padded by reflection at the right and bottom.
-
-        Args:
-            place: The sample.
-            image_out: uint8 `(H, W)`, at least as large as the sample.
-            plane_out: The same for its bit plane.
+        """Write image and bit plane of a sample to uint8 arrays `(H, W)`, padded to their size by reflection.
 
         Raises:
             InputError: See `Annotations.read_image`.
@@ -118,10 +107,9 @@ class Samples:
 
 
 class Memory:
-    """Memory blocks for batches; a block is reused once nothing refers to the batch in it.
+    """Memory blocks for batches; a block is reused once no tensor, view or NumPy array refers to it.
 
-    Fresh memory costs a page fault per 4 KB, in total more than decoding. A batch, a view of it or a NumPy array over
-    it keeps its block alive, so a reader's data is never overwritten.
+    Fresh memory costs a page fault per 4 KB, in total more than decoding.
 
     Args:
         pinned: Whether the memory is page-locked. torch then does the reuse itself, and waits for copies to the GPU.

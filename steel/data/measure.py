@@ -22,10 +22,9 @@ class Defects:
     """Measurements of the labels.
 
     Attributes:
-        runs: int64 `(n, C)`, runs in the code of class c on image i; 0 if it is absent.
+        runs: int64 `(n, C)`, runs in the code of each class on each image.
         spots: int64 `(n, C)`, 8-connected components.
-        maps: `(C, MAP_ROWS, columns)`, the labelled share of each cell of the frame, averaged over the images with the
-            class.
+        maps: `(C, MAP_ROWS, columns)`, the labelled share of each cell, averaged over the images with the class.
     """
 
     runs: NDArray[np.int64]

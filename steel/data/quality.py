@@ -22,7 +22,7 @@ from steel.errors import InputError
 from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 
-# First bytes of the formats that `images` reads.
+# First bytes of the readable formats.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 _KEEP_TOGETHER = "keep them together with steel split --near_duplicates"
 _NUM_SHOWN = 8  # findings of each kind on the screen; the file has all of them
@@ -104,9 +104,7 @@ def _find_other_files(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
             message = "this is a link to a file that does not exist; restore the image or remove the link"
             yield Finding(path, None, "no file", message)
         else:
-            message = (
-                f"ignored, because its suffix is not one of {', '.join(images.SUFFIXES)}; nothing needs to be done"
-            )
+            message = f"ignored, since its suffix is not one of {', '.join(images.SUFFIXES)}; nothing needs to be done"
             yield Finding(path, None, "not an image", message, is_error=False)
 
 
@@ -115,9 +113,8 @@ def _examine_image(path: Path) -> list[Finding]:
     try:
         images.read_grey(path)
     except InputError as error:
-        message = f"the image {str(error).removeprefix(f'{path} ')}"
-        kind = "not 8 bits" if re.search("more than 8.bit", message) else "truncated image"
-        return [Finding(path, None, kind, message)]
+        kind = "not 8 bits" if re.search("more than 8.bit", str(error)) else "truncated image"
+        return [Finding(path, None, kind, f"the image {str(error).removeprefix(f'{path} ')}")]
     colours = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if colours is None or colours.ndim == 2:
         return []
@@ -139,8 +136,6 @@ def _examine_splits(path: Path, annotations: Annotations, unreadable: Collection
 def _find_sizes(annotations: Annotations) -> Iterator[Finding]:
     sizes = [tuple(size) for size in annotations.sizes.tolist()]
     (common, count), *others = Counter(sizes).most_common()
-    if not others:
-        return
     remedy = "nothing needs to be done"
     if count < _ONE_SIZE * len(sizes):
         low, high = annotations.sizes.min(axis=0), annotations.sizes.max(axis=0)
@@ -148,9 +143,9 @@ def _find_sizes(annotations: Annotations) -> Iterator[Finding]:
         message = f"the images have {len(others) + 1:,} different sizes: {spans}; {remedy}"
         yield Finding(annotations.root / "train_images", None, "sizes", message, is_error=False)
         return
-    for i, (height, width) in enumerate(sizes):
-        if (height, width) != common:
-            message = f"this image has {width} x {height} pixels, most others have {common[1]} x {common[0]}; {remedy}"
+    for i, size in enumerate(sizes):
+        if size != common:
+            message = f"this image has {size[1]} x {size[0]} pixels, most have {common[1]} x {common[0]}; {remedy}"
             yield Finding(annotations.path(i), None, "size", message, is_error=False)
 
 

@@ -1,9 +1,8 @@
 """`steel synth`: a dataset of synthetic steel in Severstal's layout, to try all commands without real images.
 
-The images show a grey strip with grain and streaks along the rolling direction (down the image), bands and drift of
-brightness, and sometimes a black margin beside the strip. The four classes of defect differ like the real ones: 1
-clusters of small pits, 2 thin dark cracks, 3 bright scratches, 4 large rough patches. Outlines are slightly too large,
-like those that people draw.
+The strip has grain, streaks along the rolling direction (down the image), bands and drift of brightness, and sometimes
+a black margin. The four classes differ like the real ones: 1 clusters of small pits, 2 thin dark cracks, 3 bright
+scratches, 4 large rough patches. Outlines are slightly too large, like those that people draw.
 """
 
 from pathlib import Path
@@ -93,7 +92,6 @@ def _draw_place(rng: np.random.Generator, image: Image, first: int, last: int) -
 
 
 def _create_layers(image: Image) -> tuple[Image, Mask]:
-    """Return an empty layer of grey values to add to the image, and an empty mask."""
     return np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
 
 

@@ -1,8 +1,4 @@
-"""Augmentation of training images and their labels. The only module that imports albumentations.
-
-Images and bit planes stay uint8. The network converts images to float and to three channels on the device, and the loss
-unpacks the masks.
-"""
+"""Augmentation of training images and their labels, which stay uint8. Only this module imports albumentations."""
 
 import copy
 import os
@@ -30,8 +26,7 @@ _ROUNDING = 2e-4  # grey values; the float32 error up to 360 is less than half o
 class Augmentation:
     """Random crop, flips, brightness and contrast; optionally removed and pasted defects and a custom pipeline.
 
-    Randomness depends on the sample's seed only. Results are therefore the same in any thread, for any number of
-    threads, and after a resume.
+    The result depends on the sample and its seed only, so it is the same in any thread and after a resume.
 
     Args:
         crop: Height and width of the crop in pixels; None for whole images. Smaller images are padded by reflection.
@@ -78,8 +73,7 @@ class Augmentation:
             InputError: The custom pipeline fails.
         """
         rng = np.random.default_rng(np.random.SeedSequence(seed))
-        # All three are drawn in any case, and painting and pasting have their own generators, so that changing one
-        # setting does not change the random numbers of another.
+        # Always three numbers, and separate generators below, so that one setting does not affect the others.
         has_blackout, has_paste, has_defect = rng.random(3) < (self.blackout, self.paste, self.defect_share)
         if has_blackout or has_paste:
             blackout_rng, paste_rng = rng.spawn(2)

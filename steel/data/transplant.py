@@ -17,8 +17,7 @@ _MAX_GAIN = 3.5  # a larger difference in brightness means another surface, such
 def paint_over(image: Plane, plane: Plane, num_classes: int, rng: np.random.Generator) -> tuple[Plane, Plane]:
     """Replace every spot of one random class by steel of the same image, and remove the labels there.
 
-    Steel is copied and not interpolated, because a smooth patch would tell the network where to look. A spot stays,
-    with its label, if no unlabelled steel of its size is found.
+    Steel is copied, since an interpolated patch would show the network where to look. Spots without a match are kept.
 
     Args:
         image: uint8 `(H, W)`; not modified.
@@ -95,10 +94,9 @@ def _blend(old: Plane, new: Plane, region: NDArray[np.bool_], old_plane: Plane, 
 
 
 def _compute_gain(old: Plane, new: Plane, around: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-    """Return the ratio of brightness of old to new steel at every pixel, measured on the pixels `around`.
+    """Return the brightness of old relative to new steel, measured on the pixels `around`; None beyond `_MAX_GAIN`.
 
-    Light falls off across an image, so a single ratio would leave a visible edge. The ratio is smooth, so an eighth of
-    the resolution suffices. Returns None if it exceeds `_MAX_GAIN` anywhere.
+    It varies over the image, since light falls off, but so smoothly that an eighth of the resolution suffices.
     """
     small = -(-old.shape[1] // 8), -(-old.shape[0] // 8)
     if not around.any():

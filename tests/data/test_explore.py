@@ -295,7 +295,7 @@ def test_unreadable_images_are_named_and_skipped(root: Path) -> None:
         table.path(i).write_bytes(table.path(i).read_bytes()[:-200])
     _, sections = build_sections(table)
     first, *named = sections[0].sentences
-    assert "2 images could not be read" in first
+    assert "could not be read: 2 images" in first
     assert [line.partition(" is truncated")[0] for line in named] == [str(table.path(i)) for i in sorted(broken)]
     assert "Measured on 38 of 40 images." in find_section(sections, "Pixels").sentences
     names = [str(table.names[i]) for i in broken]
@@ -312,7 +312,7 @@ def test_only_the_first_unreadable_images_are_named(root: Path) -> None:
         table.path(i).write_bytes(table.path(i).read_bytes()[:-200])
     _, sections = build_sections(table)
     broken = sections[0]
-    assert "40 images could not be read" in broken.sentences[0]
+    assert "could not be read: 40 images" in broken.sentences[0]
     assert [str(table.path(i)) in line for i, line in enumerate(broken.sentences[1:])] == [True] * 5
     figures = {name for section in sections for name in section.figures}
     assert figures == {

@@ -328,7 +328,7 @@ def test_few_different_sizes_are_reported_individually_and_many_together(root: P
     odd = {(f"train_images/{name}", None, "size", False) for name in clean[:4]}
     report = examine(root)
     assert describe(report, root) == odd
-    assert "90 x 50 pixels, most others have 128 x 64" in report.findings[0].message
+    assert "90 x 50 pixels, most have 128 x 64" in report.findings[0].message
     write_speckle(folder / clean[4], (64, 300), seed=9)
     report = examine(root)
     assert describe(report, root) == {("train_images", None, "sizes", False)}
