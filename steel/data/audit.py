@@ -52,7 +52,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The parts of a split that may name an image more than once.
+    """The parts of a split, which may name an image more than once.
 
     Attributes:
         parts: The parts in order: train, val, test, then others.
@@ -81,6 +81,7 @@ def read_assignment(path: Path, annotations: Annotations) -> Assignment:
     index |= {stem: i for name, i in index.items() if num_same[stem := PurePosixPath(name).stem] == 1} | index
     members: dict[str, list[int]] = {}
     unknown: dict[str, list[str]] = {}
+    # Labels of parts, each with the name of an image.
     for label, text in _read_lists(path) if path.is_dir() else _read_rows(path):
         lower = _ALIASES.get(label.lower(), label.lower())
         part = lower if lower in PARTS else label
@@ -100,7 +101,6 @@ def read_assignment(path: Path, annotations: Annotations) -> Assignment:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield part and name of each row."""
     table = read_table(path, *(("ImageId", column) for column in _COLUMNS))
     raise_first(table.findings)
     names, parts = table.columns.values()
@@ -108,7 +108,6 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_lists(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield part and name of each line."""
     lists = sorted(folder.glob("*.txt"))
     if not lists:
         raise InputError(f"no list such as train.txt in {folder}; add one for each part, or give a CSV file")
@@ -121,15 +120,12 @@ def _read_lists(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def find_leaks(assignment: Assignment, annotations: Annotations, pairs: Sequence[Pair]) -> list[Leak]:
-    """Find the images of each part whose scene is also in an earlier part.
+    """Return the worst leak of each image whose scene is also in an earlier part, worst first.
 
     Args:
         assignment: The split.
         annotations: The dataset; images of one group count as one scene.
         pairs: Its images of the same scene; see `duplicates.find_duplicates`.
-
-    Returns:
-        The worst leak of each such image, worst first.
     """
     # In near-duplicate pairs one image represents all with the same pixels, so they are looked up by cluster.
     pixels = join(np.arange(len(annotations)), [pair for pair in pairs if pair.kind == "exact"])
@@ -175,7 +171,7 @@ def _find_twin(
 
 
 def tabulate_claims(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    """Tabulate Wilson's 95 % intervals of the recall that the parts can demonstrate, for all parts but the first."""
+    """Tabulate Wilson's 95 % intervals of the recall that each part but the first can demonstrate."""
     rows = []
     for part in assignment.parts[1:]:
         counts = annotations.labels[assignment.members[part]].sum(axis=0).tolist()
@@ -188,12 +184,10 @@ def tabulate_claims(assignment: Assignment, annotations: Annotations) -> pd.Data
 
 def tabulate_sets(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
     """Count images with each set of classes, with one row per set and one column per part."""
-    sets = ["+".join(np.array(annotations.classes)[row]) or "clean" for row in annotations.labels]
-    table = pd.DataFrame({"set of classes": pd.unique(pd.Series(sets)[np.argsort(annotations.labels.sum(axis=1))])})
-    for part in assignment.parts:
-        counts = Counter(sets[i] for i in assignment.members[part].tolist())
-        table[part] = [counts[name] for name in table["set of classes"]]
-    return table
+    sets = np.array(["+".join(np.array(annotations.classes)[row]) or "clean" for row in annotations.labels])
+    order = pd.unique(sets[np.argsort(annotations.labels.sum(axis=1))])
+    counts = {part: [(sets[members] == name).sum() for name in order] for part, members in assignment.members.items()}
+    return pd.DataFrame({"set of classes": order} | counts)
 
 
 def tabulate_shares(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
@@ -248,10 +242,10 @@ def _describe_leaks(assignment: Assignment, leaks: Sequence[Leak]) -> str:
     total = sum(len(assignment.members[part]) for part in assignment.parts[1:])
     later = ", ".join(assignment.parts[1:])
     num_unknown = sum(len(names) for names in assignment.unknown.values())
-    ignored = f" {num_unknown:,} names are not in the dataset and were ignored." if num_unknown else ""
+    ignored = f" Ignored, because they are not in the dataset: {num_unknown:,} names." if num_unknown else ""
     if not leaks:
         return f"No leak: none of the {total:,} images of {later} is in an earlier part.{ignored}"
-    kinds = Counter(f"{leak.kind} ({leak.part} in {leak.twin_part})" for leak in leaks)
+    kinds = Counter(f"{leak.kind} ({leak.part} and {leak.twin_part})" for leak in leaks)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     return (
         f"LEAKS: {len(leaks):,} of {total:,} images of {later} are also in an earlier part: {listed}. Scores on them "
@@ -292,9 +286,6 @@ def _write_report(
 
 def _plot_leak(leak: Leak, annotations: Annotations) -> Figure:
     indices = np.searchsorted(annotations.names, [leak.image, leak.twin]).tolist()  # names are sorted
-    return plots.plot_examples(
-        [annotations.read_image(i) for i in indices],
-        [annotations.draw_masks(i) for i in indices],
-        [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"],
-        f"{leak.kind}, {leak.score:.2f}",
-    )
+    images, masks = zip(*((annotations.read_image(i), annotations.draw_masks(i)) for i in indices), strict=True)
+    captions = [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"]
+    return plots.plot_examples(images, masks, captions, f"{leak.kind}, {leak.score:.2f}")

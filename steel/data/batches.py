@@ -23,19 +23,15 @@ class Place:
 class ShuffledBatches:
     """Training batches of equal length, in an order that depends on seed and epoch only.
 
-    An epoch has as many images as there are rows. By default it holds every image once, for its rarest class. With
-    shares, it holds the requested share of each class and of clean images. A share is filled with the images of its
-    class, each once before any is repeated.
-
-    Ranks take turns in the same order. The incomplete batch at the end of an epoch is dropped, because batch
-    normalisation suffers from small batches; which images it holds changes with the epoch.
+    An epoch has as many images as there are rows: by default every image once, for its rarest class; with shares, the
+    requested share of each class and of clean images, where each image comes once before any is repeated. Ranks take
+    turns. The incomplete last batch is dropped, because batch normalisation suffers from small batches.
 
     Args:
         indices: int64 `(n,)`, the rows of the table to draw from.
         batch_size: Images per batch and rank.
         seed: Seed of the order.
-        progress: Called when an epoch starts; returns its number and how many of its batches are already done, so that
-            a resumed run continues where it stopped.
+        progress: Called when an epoch starts; returns its number and how many of its batches a resumed run has done.
         ranks: This process's rank and the number of processes.
         labels: bool `(N, C)`, which classes are visible on each image of the table; None to ignore classes.
         shares: `(1 + C,)`, the shares of clean images and of each class in an epoch, which sum to 1; "even" for half

@@ -52,12 +52,13 @@ class DecodedImages:
     Args:
         pixels: uint8, the grey values of all images, one after another.
         sizes: int32 `(n, 2)`, their heights and widths in pixels.
+        starts: int64 `(n + 1,)`, the position of each image in `pixels`, and the end of the last one.
     """
 
-    def __init__(self, pixels: Plane, sizes: NDArray[np.int32]) -> None:
+    def __init__(self, pixels: Plane, sizes: NDArray[np.int32], starts: NDArray[np.int64]) -> None:
         self._pixels = pixels
         self._sizes = [(height, width) for height, width in sizes.tolist()]
-        self._starts = _compute_starts(sizes).tolist()
+        self._starts = starts.tolist()
 
     def __call__(self, index: int) -> Plane:
         return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(self._sizes[index])
@@ -79,7 +80,7 @@ def open_images(
     Raises:
         InputError: An image cannot be read, or the decoded images do not fit into the memory or on the disk.
     """
-    starts = _compute_starts(sizes)
+    starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
     if where == "memory":
         _require_memory(int(starts[-1]))
         pixels = np.empty(starts[-1], np.uint8)
@@ -88,7 +89,7 @@ def open_images(
             pixels[starts[i] : starts[i + 1]] = read(i).reshape(-1)
 
         deque(map_on_all_cores(store, range(len(paths)), "decoding"), 0)
-        return DecodedImages(pixels, sizes)
+        return DecodedImages(pixels, sizes, starts)
     file = cache_folder() / f"images-{hashlib.sha256(bytes(paths[0].parent.resolve())).hexdigest()[:16]}"
     key = _compute_key(paths, sizes)
     try:
@@ -101,12 +102,7 @@ def open_images(
             f"cannot write {starts[-1] / 1e9:.1f} GB of decoded images to {file.parent} ({error.strerror}); "
             f"set XDG_CACHE_HOME to a folder with enough space, or data.cache to memory"
         ) from error
-    return DecodedImages(pixels, sizes)
-
-
-def _compute_starts(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return the start of each image in the flat array, and the end of the last one."""
-    return np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(axis=1))])
+    return DecodedImages(pixels, sizes, starts)
 
 
 def _require_memory(size: int) -> None:

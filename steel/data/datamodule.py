@@ -31,14 +31,12 @@ class SteelDataModule(LightningDataModule):
         crop: Height and width in pixels of the random crops for training; by default whole images.
         defect_share: Share (0 to 1) of the crops of defective images that are certain to hold a defect of the class
             that the image was drawn for, by default its rarest class.
-        shares: Shares of clean images and of each class in an epoch, which sum to 1, for example
-            [0.4,0.2,0.2,0.1,0.1]; or even, for half clean images and half defective ones with equal classes. By default
-            every image comes once.
+        shares: Shares of clean images and of each class in an epoch, which sum to 1, as [0.4,0.2,0.2,0.1,0.1]; or even,
+            for half clean images and half defective ones in equal classes. By default every image comes once.
         blackout: Share of training images (0 to 1) in which the defects of one class are painted over with steel.
-        paste: Share of training images (0 to 1) into which a defect of another image is blended; rare classes are
-            preferred.
-        augmentation: File with an albumentations pipeline (saved with albumentations.save as YAML) for training images,
-            applied after crop, flips, brightness and contrast.
+        paste: Share of training images (0 to 1) into which a defect of another image is blended, preferably a rare one.
+        augmentation: File with an albumentations pipeline (albumentations.save as YAML) for training images, applied
+            after crop, flips, brightness and contrast.
         batch_size: Images per batch and device.
         fractions: Shares of train, val and test; used if there is no splits.csv.
         split_seed: Seed of the split; used if there is no splits.csv.

@@ -120,7 +120,7 @@ def _read_cached(file: Path) -> list[Pair] | None:
 
 
 def _renumber(pairs: Iterable[Pair], order: Sequence[int]) -> list[Pair]:
-    """Translate indices into `order` to image indices; the smallest index represents a cluster of identical images."""
+    """Replace positions in `order` by image indices; the smallest one represents a cluster of identical images."""
     clusters: dict[int, list[int]] = {}
     renumbered = []
     for pair in pairs:

@@ -1,7 +1,4 @@
-"""`steel explore`: one page of figures about a dataset's counts, defect areas, positions, pixels and examples.
-
-All labels are counted, which takes seconds for Severstal's 12,568 images; pixels are measured on a sample.
-"""
+"""`steel explore`: one page of figures about a dataset. Labels are counted in full, pixels measured on a sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +29,8 @@ _LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
 
 _CAPTIONS = {
     "defective_or_clean": "Defective and clean images. Always giving the more frequent answer has this accuracy.",
-    "defects_per_image": "Defect classes per image. Little can be learnt about combinations if 2 or more are rare.",
-    "images_per_class": "Images with each class. Few images make a class hard to learn and its score uncertain.",
+    "defects_per_image": "Defect classes per image. If 2 and more are rare, combinations are hard to learn.",
+    "images_per_class": "Images with each class. A class with few images is hard to learn, and its score is uncertain.",
     "together": "Images with the classes of both row and column; the grey diagonal shows all images of a class. Look "
     "for pairs that always or never occur together.",
     "areas": "Labelled pixels of each defect. The left end shows which minimum area is reasonable. A single bar far "
@@ -48,7 +45,7 @@ _CAPTIONS = {
     "black_margins": "Width of the black margins. The images at the right end show little steel.",
     "sizes": "Width and height of all images. Validation uses batches of one size, so many sizes make it slower.",
     "image_and_mask": "The image with the largest labelled area, and its mask.",
-    "darkest_and_brightest": "The darkest and the brightest measured images. Check whether a defect would be visible.",
+    "darkest_and_brightest": "The darkest and brightest measured images. Check whether a defect would be visible.",
     "examples": "Random images with {}. Each class has its own colour. Check whether the outlines are correct.",
     "extremes": "The smallest and the largest defect of {}, and the one with most spots. Small ones are framed. "
     "Labelling mistakes and confused classes are most visible here.",

@@ -80,17 +80,6 @@ class Samples:
         out = out if out is not None and out[0].shape == (self._augmentation.crop or image.shape) else None
         return self._augmentation(image, plane, seed, focus=place.focus, donate=donate, out=out)
 
-    def write(self, place: Place, image_out: Plane, plane_out: Plane) -> None:
-        """Write image and bit plane of a sample to uint8 arrays `(H, W)`, padded to their size by reflection.
-
-        Raises:
-            InputError: See `Annotations.read_image`.
-        """
-        outs = image_out, plane_out
-        for array, out in zip(self.read(place, outs), outs, strict=True):
-            if array is not out:
-                out[...] = pad_to(array, out.shape)
-
     def measure(self, places: Sequence[Place]) -> tuple[int, int]:
         """Return the height and width in pixels that can hold all of these samples."""
         if self._augmentation and self._augmentation.crop:
@@ -150,12 +139,11 @@ class Memory:
 class Loader:
     """Batches in a sampler's order, loaded ahead by threads; the number of threads does not change them.
 
-    The sampler is read when the first batch is requested and not when the iterator is created, because Lightning
-    creates it before it restores a resumed run (Lightning issue 21938). An exception in a thread is raised where its
-    batch would have been. Leaving the loop ends the threads after the batches in progress.
+    The sampler is read when the first batch is requested, because Lightning creates the iterator before it restores a
+    resumed run (Lightning issue 21938). Exceptions in threads are raised in order. Leaving the loop ends the threads.
 
     Args:
-        samples: Loads single samples.
+        samples: Loads single samples; smaller ones are padded to the largest of a batch by reflection.
         batches: The places of each batch.
         num_workers: Number of threads; 0 loads in the calling thread.
         pin_memory: Whether to load into page-locked memory.
@@ -195,7 +183,9 @@ class Loader:
     def _load(self, places: Sequence[Place]) -> Batch:
         size = self._samples.measure(places)
         image, mask = self._memory.take((len(places), 1, *size)), self._memory.take((len(places), *size))
-        for place, image_out, mask_out in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
-            self._samples.write(place, image_out, mask_out)
+        for place, *outs in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
+            for array, out in zip(self._samples.read(place, (outs[0], outs[1])), outs, strict=True):
+                if array is not out:
+                    out[...] = pad_to(array, out.shape)
         index = torch.tensor([place.index for place in places], pin_memory=self._memory.pinned)
         return {"image": image, "mask": mask, "index": index}

@@ -1,7 +1,7 @@
 """Measurements of a dataset: runs, spots and positions of its defects, brightness and margins of its images."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import cv2
@@ -37,7 +37,7 @@ class Pixels:
     """Measurements of a sample of m images.
 
     Attributes:
-        indices: `(m,)`, the images' rows in the table.
+        indices: `(m,)`, rows of the table.
         brightness: `(m,)`, mean grey value of the steel, 0..255.
         margins: `(m, 2)`, shares of the width that are black at the left and at the right.
     """
@@ -76,16 +76,12 @@ def _compute_weights(num_cells: int, num_pixels: int) -> NDArray[np.float32]:
     return (overlap.clip(0) * num_cells / num_pixels).astype(np.float32)
 
 
+@dataclass
 class Reader:
-    """Reads images and records the unreadable ones, so that a page can be made without them.
+    """A reader of images that collects the error messages of unreadable ones in `broken`, by file name."""
 
-    Attributes:
-        broken: The error messages of unreadable images, by file name.
-    """
-
-    def __init__(self, annotations: Annotations) -> None:
-        self.annotations = annotations
-        self.broken: dict[str, str] = {}
+    annotations: Annotations
+    broken: dict[str, str] = field(default_factory=dict)
 
     def read(self, index: int) -> NDArray[np.uint8] | None:
         """Return an image, uint8 `(H, W)`, or None if it cannot be read."""

@@ -150,10 +150,9 @@ def _find_sizes(annotations: Annotations) -> Iterator[Finding]:
 
 
 def _find_empty_classes(annotations: Annotations) -> Iterator[Finding]:
-    for name, count in zip(annotations.classes, annotations.labels.sum(axis=0).tolist(), strict=True):
-        if count == 0:
-            message = f"no image has class {name}, so it cannot be learnt; fix the classes if this is a mistake"
-            yield Finding(annotations.root / "train.csv", None, "empty class", message, is_error=False)
+    for name in np.array(annotations.classes)[~annotations.labels.any(axis=0)]:
+        message = f"no image has class {name}, so it cannot be learnt; fix the classes if this is a mistake"
+        yield Finding(annotations.root / "train.csv", None, "empty class", message, is_error=False)
 
 
 def _find_duplicates(paths: Sequence[Path], annotations: Annotations | None) -> Iterator[Finding]:
@@ -218,7 +217,7 @@ def _show(report: Report, root: Path) -> None:
 
 
 def _escape(text: str) -> Text:
-    """Return the text without markup, with bytes of file names that are not UTF-8 escaped."""
+    """Return the text without markup and with bytes that are not UTF-8 escaped."""
     return Text(text.encode(errors="backslashreplace").decode())
 
 

@@ -113,14 +113,11 @@ def _assign(annotations: Annotations, shares: NDArray[np.float64], seed: int) ->
 
 
 def _count_content(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return counts of images, classes and sets of classes `(groups, features)`, and the group of each image `(n,)`.
-
-    Groups are numbered by their first image, so that the result does not depend on their names.
-    """
+    """Return counts of images, classes and sets of classes `(groups, features)`, and the group of each image `(n,)`."""
     labels = annotations.labels
     _, sets = np.unique(np.packbits(labels, axis=1), axis=0, return_inverse=True)
     features = np.column_stack([np.ones(len(labels)), labels, np.eye(int(sets.max()) + 1)[sets.ravel()]])
-    group_of = pd.factorize(annotations.groups)[0].astype(np.int64)
+    group_of = pd.factorize(annotations.groups)[0].astype(np.int64)  # by first image, whatever the groups are called
     content = np.zeros((int(group_of.max()) + 1, features.shape[1]))
     np.add.at(content, group_of, features)
     return content[:, content.any(axis=0)], group_of
@@ -184,7 +181,7 @@ def _find_divided_groups(path: Path, parts: NDArray[np.str_], annotations: Annot
         yield Finding(path, None, "divided group", message)
 
 
-def recall_split(annotations: Annotations, data: Mapping[str, object], source: Path, fold: int | None = None) -> Split:
+def recall_split(annotations: Annotations, data: Mapping[str, Any], source: Path, fold: int | None = None) -> Split:
     """Return the split that a network was trained with, or for another dataset the split in its `splits.csv`.
 
     Args:
@@ -201,12 +198,10 @@ def recall_split(annotations: Annotations, data: Mapping[str, object], source: P
     if path.is_file():
         is_folds = read_parts(path, annotations)[1]
         # The checkpoint's fold does not apply to a file with parts.
-        test_fold: Any = data.get("fold") if fold is None and is_folds else fold
-        given = read_split(path, annotations, test_fold)
-    members: Mapping[str, Sequence[str]] = data["members"]  # type: ignore[assignment]
+        given = read_split(path, annotations, data.get("fold") if fold is None and is_folds else fold)
     if data["digest"] == annotations.digest:
         parts = np.full(len(annotations), "", dtype="<U5")
-        for part, names in members.items():
+        for part, names in data["members"].items():
             parts[np.isin(annotations.names, names)] = part
         split = Split(annotations.names, parts)
         if given and given.digest != split.digest:
@@ -221,7 +216,7 @@ def recall_split(annotations: Annotations, data: Mapping[str, object], source: P
             f"the dataset of the training, or add a splits.csv that names the images to evaluate on"
         )
     evaluated = set(annotations.names[np.isin(given.parts, ("val", "test"))].tolist())
-    if known := evaluated.intersection(members["train"]):
+    if known := evaluated.intersection(data["members"]["train"]):
         raise InputError(
             f"{path} puts {len(known)} images into val or test that {source} was trained on, for example {min(known)}; "
             f"remove them from val and test"
@@ -243,14 +238,10 @@ def choose_split(annotations: Annotations, fractions: Sequence[float], seed: int
     return make_split(annotations, fractions, seed)
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Write a `splits.csv` with parts, sorted by file name."""
-    _write(split.names, "split", split.parts, path)
-
-
-def _write(names: NDArray[np.str_], column: str, parts: NDArray[np.str_], path: Path) -> None:
-    table = pd.DataFrame({"ImageId": names, column: parts})
-    write_atomic(path, table[parts != ""].to_csv(index=False, lineterminator="\n"))
+def write_split(split: Split, path: Path, column: str = "split") -> None:
+    """Write a `splits.csv`, sorted by file name; `column` is "fold" if the parts are folds."""
+    table = pd.DataFrame({"ImageId": split.names, column: split.parts})
+    write_atomic(path, table[split.parts != ""].to_csv(index=False, lineterminator="\n"))
 
 
 def tabulate_parts(members: Mapping[str, NDArray[np.int64]], annotations: Annotations) -> pd.DataFrame:
@@ -275,12 +266,12 @@ def split(
     """Divide a dataset into train, val and test, or into folds, and write splits.csv.
 
     The split is over images and stratified by the set of classes on an image. Groups in groups.csv are kept together.
-    Both tasks use the file if it is in the dataset's folder.
+    steel fit uses the file if it is in the dataset's folder.
 
     Args:
         root: Folder with train.csv and train_images.
         fractions: Shares of train, val and test, which sum to 1, for example [0.7,0.15,0.15].
-        folds: Number of equal folds instead. With --data.fold 2, fold 2 is test, fold 3 is val, the others are train.
+        folds: Number of equal folds to make instead; with --data.fold 2, fold 2 is test, 3 is val, others are train.
         near_duplicates: Whether to search for images of the same scene first and keep these together as well.
         out: File to write, by default splits.csv in the dataset's folder.
         seed: Another seed gives another split.
@@ -303,7 +294,7 @@ def split(
         description = f"split {result.digest}"
     else:
         fold_of = make_folds(grouped, folds, seed)
-        _write(annotations.names, "fold", fold_of.astype(str), path)
+        write_split(Split(annotations.names, fold_of.astype(str)), path, "fold")
         members = {f"fold {k}": np.flatnonzero(fold_of == k) for k in range(folds)}
         description = f"{folds} folds (select one with --data.fold)"
     print(tabulate_parts(members, grouped).to_string(index=False))

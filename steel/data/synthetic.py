@@ -91,12 +91,8 @@ def _draw_place(rng: np.random.Generator, image: Image, first: int, last: int) -
     return rng.uniform(first + 0.05 * (last - first), last - 0.05 * (last - first)), rng.uniform(0.1, 0.9) * len(image)
 
 
-def _create_layers(image: Image) -> tuple[Image, Mask]:
-    return np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
-
-
 def _add_pits(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
-    shade, mask = _create_layers(image)
+    shade, mask = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
     centre = _draw_place(rng, image, first, last)
     for _ in range(rng.integers(6, 16)):
         x = int(np.clip(rng.normal(centre[0], 70), first, last - 1))
@@ -121,7 +117,7 @@ def _draw_line(
 
 
 def _add_cracks(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
-    shade, mask = _create_layers(image)
+    shade, mask = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
     for _ in range(rng.integers(1, 4)):
         x, _ = _draw_place(rng, image, first, last)
         length = rng.uniform(0.35, 0.9) * len(image)
@@ -133,7 +129,7 @@ def _add_cracks(rng: np.random.Generator, image: Image, first: int, last: int) -
 
 
 def _add_scratches(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
-    shade, mask = _create_layers(image)
+    shade, mask = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
     for _ in range(rng.integers(1, 4)):
         is_upright = rng.random() < 0.5
         angle = np.pi / 2 + rng.normal(0, 0.08) if is_upright else rng.normal(0, 0.25)
@@ -210,7 +206,7 @@ def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple
 def synth(out: str, *, num_images: int = 200, size: tuple[int, int] = (256, 1600), seed: int = 0) -> None:
     """Write a dataset of synthetic steel in Severstal's layout.
 
-    It has four classes of defect with about Severstal's frequencies, images with several classes, and clean images. The
+    It has clean images and images with one or more of four classes of defect, with about Severstal's frequencies. The
     same seed writes the same bytes.
 
     Args:

@@ -56,7 +56,7 @@ class Augmentation:
         donate: Callable[[np.random.Generator], Donor] | None = None,
         out: tuple[Plane, Plane] | None = None,
     ) -> tuple[Plane, Plane]:
-        """Augment one sample.
+        """Return augmented image and plane of one sample.
 
         Args:
             image: uint8 `(H, W)`.
@@ -64,10 +64,7 @@ class Augmentation:
             seed: Identifies the sample: (seed, epoch, position in the epoch's order).
             focus: The class that the crop should hold; -1 for any.
             donate: Draws the image that a defect is copied from; required for `paste`.
-            out: Image and plane to write the result to, uint8 and of its size. Saves a copy.
-
-        Returns:
-            Image and plane of the crop's size; `out` if given.
+            out: Image and plane of the result's size to write it to and return, which saves a copy.
 
         Raises:
             InputError: The custom pipeline fails.
@@ -119,7 +116,8 @@ class Pipeline:
         try:
             pipeline = albumentations.load(path, data_format="yaml")
         except Exception as error:  # transforms raise exceptions of any type
-            raise InputError(f"{path} holds no albumentations pipeline ({_shorten(error)}); save it again") from error
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} holds no albumentations pipeline ({reason}); save it again") from error
         if not isinstance(pipeline, albumentations.Compose):
             raise InputError(f"{path} must hold a Compose, got {type(pipeline).__name__}; wrap it in a Compose")
         self._path = path
@@ -139,9 +137,8 @@ class Pipeline:
         try:
             result: dict[str, Any] = self._local.pipeline(image=image, mask=plane)
         except Exception as error:
-            raise InputError(
-                f"the pipeline in {self._path} fails on a grey image ({_shorten(error)}); fix it"
-            ) from error
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"the pipeline in {self._path} fails on a grey image ({reason}); fix it") from error
         new_image, new_plane = result["image"], result["mask"]
         if new_image.shape != image.shape or new_plane.shape != plane.shape or new_image.dtype != np.uint8:
             raise InputError(
@@ -149,10 +146,6 @@ class Pipeline:
                 f"{new_image.shape} from uint8 {image.shape}; crop with data.crop"
             )
         return new_image, new_plane
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _import_albumentations() -> Any:

@@ -253,8 +253,8 @@ def test_steel_audit_writes_a_report(
     assert main(["audit", str(root), f"--splits={splits}", f"--out={out}"]) == 1
     printed = capsys.readouterr().out
     assert "LEAKS: 1 of 11 images of test" in printed
-    assert "1 near-duplicate (test in train)." in printed
-    assert "1 names are not in the dataset" in printed
+    assert "1 near-duplicate (test and train)." in printed
+    assert "not in the dataset: 1 names" in printed
     assert f"page: {out / 'index.html'}" in printed
     found = json.loads((out / "audit.json").read_text())
     assert found["data"] == read_annotations(root).digest

@@ -289,6 +289,17 @@ def test_custom_pipeline_is_the_same_in_any_thread(pipeline: Pipeline) -> None:
     assert len(set(one_by_one)) > 30  # each step has probability 0.5, so a few samples are unchanged
 
 
+def test_loading_a_pipeline_restores_the_environment(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE")
+    Pipeline(str(tmp_path / "augmentation.yaml"))
+    assert "NO_ALBUMENTATIONS_UPDATE" not in os.environ
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "0")
+    Pipeline(str(tmp_path / "augmentation.yaml"))
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "0"
+
+
 def test_custom_pipeline_does_not_mix_bits(pipeline: Pipeline) -> None:
     plane = np.where(PLACES % 3 == 0, np.uint8(0b101), np.uint8(0))
     for seed in range(20):
