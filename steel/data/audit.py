@@ -36,7 +36,7 @@ class Leak:
         part: Its part.
         twin: The image in the earlier part.
         twin_part: The earlier part.
-        kind: One of `_KINDS`: "same image" is named in both parts; a "chain" of other images connects the two.
+        kind: One of `_KINDS`. A "same image" is named in both parts; a "chain" of other images connects the two.
         score: 0..1, the similarity; 1 if it is certain, 0 for a chain.
         how: How one image was made from the other, in words.
     """

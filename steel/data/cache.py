@@ -99,7 +99,7 @@ def open_images(
             pixels = np.asarray(np.memmap(file, np.uint8, "r", offset=_HEADER))
     except OSError as error:
         raise InputError(
-            f"cannot write {starts[-1] / 1e9:.1f} GB of decoded images to {file.parent} ({error.strerror}); "
+            f"cannot store {starts[-1] / 1e9:.1f} GB of decoded images in {file.parent} ({error.strerror}); "
             f"set XDG_CACHE_HOME to a folder with enough space, or data.cache to memory"
         ) from error
     return DecodedImages(pixels, sizes, starts)
@@ -143,7 +143,7 @@ def _is_valid(file: Path, key: bytes, size: int) -> bool:
 
 
 def _write(file: Path, key: bytes, starts: NDArray[np.int64], read: Callable[[int], Plane]) -> None:
-    # Gigabytes that a killed process left behind. Nobody else is writing, since the caller holds the lock.
+    # A killed process may leave gigabytes behind. No other process is writing, since the caller holds the lock.
     for stale in file.parent.glob(f"{file.name}*.part"):
         stale.unlink()
     with atomic_path(file) as draft, draft.open("wb", buffering=0) as opened:

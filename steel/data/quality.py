@@ -22,8 +22,7 @@ from steel.errors import InputError
 from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 
-# First bytes of the readable formats.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")  # first bytes of readable formats
 _KEEP_TOGETHER = "keep them together with steel split --near_duplicates"
 _NUM_SHOWN = 8  # findings of each kind on the screen; the file has all of them
 _ONE_SIZE = 0.9  # if this share of images has the same size, every other image is named

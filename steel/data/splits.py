@@ -95,8 +95,7 @@ def _assign(annotations: Annotations, shares: NDArray[np.float64], seed: int) ->
     content, group_of = _count_content(annotations)
     totals = content.sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(content))
-    # The largest share that a group holds of any feature.
-    scarcity = (content / totals).max(axis=1)
+    scarcity = (content / totals).max(axis=1)  # the largest share of any feature that a group holds
     order = order[np.argsort(-scarcity[order], kind="stable")]
 
     open_shares = np.flatnonzero(shares)
@@ -217,10 +216,8 @@ def recall_split(annotations: Annotations, data: Mapping[str, Any], source: Path
         )
     evaluated = set(annotations.names[np.isin(given.parts, ("val", "test"))].tolist())
     if known := evaluated.intersection(data["members"]["train"]):
-        raise InputError(
-            f"{path} puts {len(known)} images into val or test that {source} was trained on, for example {min(known)}; "
-            f"remove them from val and test"
-        )
+        images = f"{len(known)} images in val or test of {path}, for example {min(known)}"
+        raise InputError(f"{source} was trained on {images}; remove them from val and test")
     return given
 
 
