@@ -1,11 +1,10 @@
-"""What a given split is worth: whether it leaks, how it is balanced, and what its parts allow to be claimed."""
+"""`steel audit`: leaks and balance of any split, and the recall that its parts can demonstrate."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,25 +21,24 @@ from steel.files import new_folder, require_new_folder, write_atomic
 from steel.intervals import wilson
 from steel.pages import Page
 
-NUM_PICTURES = 8  # of the worst pairs
-_KINDS = ("same image", "same pixels", "near-duplicate", "same group", "chain")  # the worst first
+NUM_PICTURES = 8  # leaks shown on the screen and as figures
+_KINDS = ("same image", "same pixels", "near-duplicate", "same group", "chain")  # worst first
 _COLUMNS = ("split", "fold", "part", "set", "subset")
 _ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 
 @dataclass(frozen=True)
 class Leak:
-    """An image that shows what another part has seen too.
+    """An image whose scene is also in an earlier part.
 
     Attributes:
         image: The image.
         part: Its part.
-        twin: The image that it shares a scene with.
-        twin_part: The part of that one, which comes earlier.
-        kind: "same image" where it is named in both parts, "same pixels", "near-duplicate", "same group", or "chain"
-            where other images connect the two.
-        score: 0..1, how alike the two are; 1 where it is certain, 0 for a chain.
-        how: What was done to one to make the other, in words.
+        twin: The image in the earlier part.
+        twin_part: The earlier part.
+        kind: One of `_KINDS`. A "same image" is named in both parts; a "chain" of other images connects the two.
+        score: 0..1, the similarity; 1 if it is certain, 0 for a chain.
+        how: How one image was made from the other, in words.
     """
 
     image: str
@@ -54,12 +52,12 @@ class Leak:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Who is where, in a split that may name an image twice.
+    """The parts of a split, which may name an image more than once.
 
     Attributes:
-        parts: The parts in order: train, val, test and then others.
-        members: The rows of the table that belong to each.
-        unknown: Names that the data set does not have, by part.
+        parts: The parts in order: train, val, test, then others.
+        members: The rows of the table that belong to each part, in this order.
+        unknown: Names that are not in the dataset, by part.
     """
 
     parts: tuple[str, ...]
@@ -68,81 +66,68 @@ class Assignment:
 
 
 def read_assignment(path: Path, annotations: Annotations) -> Assignment:
-    """Reads any split: ours, or lists that others have made.
+    """Read a split from a table or from lists of images.
 
     Args:
-        path: A CSV with ImageId and one of split, fold, part, set, subset; or a folder with a list of images for each
-            part (`train.txt`, `val.txt`, ...: a name or path on each line, with or without its ending).
-        annotations: The data set that it divides.
+        path: A CSV file with ImageId and one of split, fold, part, set, subset; or a folder with one list per part
+            (`train.txt`, `val.txt`, ...) that has a name or path per line, with or without suffix.
+        annotations: The dataset.
 
     Raises:
-        InputError: It is neither, it has fewer than two parts, or none of its images is in the data set.
+        InputError: The file is missing or invalid, has fewer than two parts, or names no image of the dataset.
     """
-    given = list(_read_lists(path)) if path.is_dir() else list(_read_rows(path))
     index = {name: i for i, name in enumerate(annotations.names.tolist())}
-    stems: dict[str, int] = {}
-    for name, i in index.items():
-        stems[PurePosixPath(name).stem] = -1 if PurePosixPath(name).stem in stems else i
+    num_same = Counter(PurePosixPath(name).stem for name in index)
+    index |= {stem: i for name, i in index.items() if num_same[stem := PurePosixPath(name).stem] == 1} | index
     members: dict[str, list[int]] = {}
     unknown: dict[str, list[str]] = {}
-    for part, text in given:
+    # Labels of parts, each with the name of an image.
+    for label, text in _read_lists(path) if path.is_dir() else _read_rows(path):
+        lower = _ALIASES.get(label.lower(), label.lower())
+        part = lower if lower in PARTS else label
         name = PurePosixPath(text.replace("\\", "/")).name
-        i = index.get(name, stems.get(name, -1))
-        members.setdefault(part, [])
-        if i < 0:
-            unknown.setdefault(part, []).append(text)
+        rows = members.setdefault(part, [])
+        if name in index:
+            rows.append(index[name])
         else:
-            members[part].append(i)
+            unknown.setdefault(part, []).append(text)
     if len(members) < 2:
-        raise InputError(f"{path} has {len(members)} part, but a split has two or more; name them all")
+        raise InputError(f"{path} must have at least two parts, got {len(members)}; name all parts of the split")
     if not any(members.values()):
-        raise InputError(
-            f"{path} names no image of {annotations.root}, such as {annotations.names[0]}; give its own data"
-        )
+        example = f"no image of {annotations.root} such as {annotations.names[0]}"
+        raise InputError(f"{path} names {example}; give a split of this dataset")
     order = [part for part in PARTS if part in members] + sorted(set(members).difference(PARTS))
-    return Assignment(
-        tuple(order), {part: np.unique(np.array(rows, np.int64)) for part, rows in members.items()}, unknown
-    )
+    return Assignment(tuple(order), {part: np.unique(np.array(members[part], np.int64)) for part in order}, unknown)
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
     table = read_table(path, *(("ImageId", column) for column in _COLUMNS))
     raise_first(table.findings)
-    images, parts = table.columns.values()
-    for name, part in zip(images, parts, strict=True):
-        if part:
-            yield _name_part(part), name
-
-
-def _name_part(text: str) -> str:
-    name = _ALIASES.get(text.lower(), text.lower())
-    return name if name in PARTS else text
+    names, parts = table.columns.values()
+    yield from ((part, name) for name, part in zip(names, parts, strict=True) if part)
 
 
 def _read_lists(folder: Path) -> Iterator[tuple[str, str]]:
     lists = sorted(folder.glob("*.txt"))
     if not lists:
-        raise InputError(f"no list such as train.txt in {folder}; put one there for each part, or give a CSV file")
+        raise InputError(f"no list such as train.txt in {folder}; add one for each part, or give a CSV file")
     for path in lists:
         try:
             lines = path.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise InputError(f"{path} is no text in UTF-8 ({error.reason}); save it so") from error
-        yield from ((_name_part(path.stem), line.strip()) for line in lines if line.strip())
+            raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        yield from ((path.stem, line.strip()) for line in lines if line.strip())
 
 
 def find_leaks(assignment: Assignment, annotations: Annotations, pairs: Sequence[Pair]) -> list[Leak]:
-    """Finds the images of each part that an earlier part has seen.
+    """Return the worst leak of each image whose scene is also in an earlier part, worst first.
 
     Args:
-        assignment: Who is where.
-        annotations: The data set; its groups count as scenes.
-        pairs: Its images of one scene; see `duplicates.find_duplicates`.
-
-    Returns:
-        One leak, the worst, for each such image, worst first.
+        assignment: The split.
+        annotations: The dataset; images of one group count as one scene.
+        pairs: Its images of the same scene; see `duplicates.find_duplicates`.
     """
-    # Of images with the same pixels one stands for all in a pair, so twins are looked up by these clusters.
+    # In near-duplicate pairs one image represents all with the same pixels, so they are looked up by cluster.
     pixels = join(np.arange(len(annotations)), [pair for pair in pairs if pair.kind == "exact"])
     near: dict[int, list[tuple[int, Pair]]] = {}
     for pair in pairs:
@@ -151,193 +136,156 @@ def find_leaks(assignment: Assignment, annotations: Annotations, pairs: Sequence
             near.setdefault(first, []).append((second, pair))
             near.setdefault(second, []).append((first, pair))
     clusters = (pixels, annotations.groups, join(annotations.groups, pairs))
-    leaks = []
-    earlier: dict[int, str] = {}  # image -> the first part that has it
+    names, leaks = annotations.names, []
+    part_of: dict[int, str] = {}  # image -> first part that has it
     for part in assignment.parts:
-        seen = [{int(numbers[i]): i for i in earlier} for numbers in clusters]
-        for i in assignment.members[part].tolist():
+        seen = [{int(numbers[i]): i for i in part_of} for numbers in clusters]
+        members = assignment.members[part].tolist()
+        for i in members:
             own = [int(numbers[i]) for numbers in clusters]
-            if i in earlier:
-                found = _Twin(i, "same image", 1.0, "named in both parts")
-            elif known := _find_twin(own, seen, near.get(own[0], [])):
-                found = known
-            else:
-                continue
-            names = annotations.names
-            leaks.append(Leak(str(names[i]), part, str(names[found.image]), earlier[found.image], *found[1:]))
-        for i in assignment.members[part].tolist():
-            earlier.setdefault(i, part)
-    order = {kind: rank for rank, kind in enumerate(_KINDS)}
-    return sorted(leaks, key=lambda leak: (order[leak.kind], -leak.score, leak.image))
+            is_repeated = i in part_of
+            found = (i, "same image", 1.0, "named in both parts") if is_repeated else _find_twin(own, seen, near)
+            if found:
+                twin, kind, score, how = found
+                leaks.append(Leak(str(names[i]), part, str(names[twin]), part_of[twin], kind, score, how))
+        part_of |= {i: part for i in members if i not in part_of}
+    return sorted(leaks, key=lambda leak: (_KINDS.index(leak.kind), -leak.score, leak.image))
 
 
-class _Twin(NamedTuple):
-    image: int
-    kind: str
-    score: float
-    how: str
-
-
-def _find_twin(own: Sequence[int], seen: Sequence[Mapping[int, int]], near: Sequence[tuple[int, Pair]]) -> _Twin | None:
-    """The worst twin among the images seen, of an image given by its clusters of pixels, group and scene."""
-    by_pixels, by_group, by_scene = seen
+def _find_twin(
+    own: Sequence[int], seen: Sequence[Mapping[int, int]], near: Mapping[int, list[tuple[int, Pair]]]
+) -> tuple[int, str, float, str] | None:
+    """Return the worst match of an image in an earlier part: its index, kind, score and description."""
+    by_pixels, by_group, by_scene = seen  # cluster -> an image in an earlier part
     pixels, group, scene = own
     if (twin := by_pixels.get(pixels)) is not None:
-        return _Twin(twin, "same pixels", 1.0, "the same pixels")
-    if known := [(pair, by_pixels[other]) for other, pair in near if other in by_pixels]:
+        return twin, "same pixels", 1.0, "the same pixels"
+    if known := [(pair, by_pixels[other]) for other, pair in near.get(pixels, []) if other in by_pixels]:
         pair, twin = max(known, key=lambda it: it[0].score)
-        return _Twin(twin, "near-duplicate", pair.score, pair.how)
+        return twin, "near-duplicate", pair.score, pair.how
     if (twin := by_group.get(group)) is not None:
-        return _Twin(twin, "same group", 1.0, "groups.csv")
+        return twin, "same group", 1.0, "groups.csv"
     if (twin := by_scene.get(scene)) is not None:
-        return _Twin(twin, "chain", 0.0, "through other images")
+        return twin, "chain", 0.0, "through other images"
     return None
 
 
 def tabulate_claims(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    """Says what the images of each class in each judging part allow to be claimed.
-
-    A row for each part but the first and each class: how many images, and the recall that finding all of them, or all
-    but one, would show (Wilson's 95 % interval).
-    """
+    """Tabulate Wilson's 95 % intervals of the recall that each part but the first can demonstrate."""
     rows = []
     for part in assignment.parts[1:]:
         counts = annotations.labels[assignment.members[part]].sum(axis=0).tolist()
         for name, n in zip(annotations.classes, counts, strict=True):
-            rows.append([part, name, n, *(_show_interval(hits, n) for hits in (n, n - 1))])
+            intervals = [wilson(hits, n) for hits in (n, n - 1)] if n else []
+            cells = [f"recall {interval.low:.3f} to {interval.high:.3f}" for interval in intervals] or ["nothing"] * 2
+            rows.append([part, name, n, *cells])
     return pd.DataFrame(rows, columns=["part", "class", "images", "if all are found", "if one is missed"])
 
 
-def _show_interval(hits: int, n: int) -> str:
-    if n == 0:
-        return "nothing"
-    interval = wilson(hits, n)
-    return f"recall {interval.low:.3f} to {interval.high:.3f}"
-
-
 def tabulate_sets(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    """Counts the images with each set of classes, a row for each set and a column for each part."""
-    sets = ["+".join(np.array(annotations.classes)[row]) or "clean" for row in annotations.labels]
-    table = pd.DataFrame({"set of classes": pd.unique(pd.Series(sets)[np.argsort(annotations.labels.sum(axis=1))])})
-    for part in assignment.parts:
-        counts = Counter(sets[i] for i in assignment.members[part].tolist())
-        table[part] = [counts[name] for name in table["set of classes"]]
-    return table
+    """Count images with each set of classes, with one row per set and one column per part."""
+    sets = np.array(["+".join(np.array(annotations.classes)[row]) or "clean" for row in annotations.labels])
+    order = pd.unique(sets[np.argsort(annotations.labels.sum(axis=1))])
+    counts = {part: [(sets[members] == name).sum() for name in order] for part, members in assignment.members.items()}
+    return pd.DataFrame({"set of classes": order} | counts)
 
 
 def tabulate_shares(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    """The counts of each part, and how far the share of each class is off the part's share of images, in percent."""
-    table = tabulate_parts({part: assignment.members[part] for part in assignment.parts}, annotations)
+    """Count images by part, with the deviation of each class from the part's share of images in percent."""
+    table = tabulate_parts(assignment.members, annotations)
     share = table["images"] / table["images"].sum()
     for name in annotations.classes:
         expected = share * table[name].sum()
         off = 100 * (table[name] - expected) / expected.where(expected > 0)
-        table[name] = [
-            f"{count} ({o:+.0f} %)" if o == o else str(count) for count, o in zip(table[name], off, strict=True)
-        ]
+        texts = off.map("{:+.0f} %".format)
+        table[name] = [f"{n}" if np.isnan(o) else f"{n} ({t})" for n, o, t in zip(table[name], off, texts, strict=True)]
     sizes = [len(np.unique(annotations.sizes[assignment.members[part]], axis=0)) for part in assignment.parts]
     return table.assign(sizes=sizes)
 
 
 def audit(root: str, *, splits: str | None = None, out: str | None = None) -> int:
-    """Reports leaks and balance of any given split, and what its parts allow to be claimed.
+    """Report leaks and balance of any split, and the recall that its parts can demonstrate.
 
-    A leak is an image of which a part before has the same pixels, the same scene (mirrored, turned, shifted,
-    re-encoded, brightened) or another image of its group. Ends with exit status 1 where there is one.
+    An image leaks if an earlier part has the same pixels, the same scene (mirrored, rotated, shifted, re-encoded or
+    brightened) or another image of its group. The exit status is 1 if there is a leak, else 0.
 
     Args:
         root: Folder with train.csv and train_images.
-        splits: CSV with ImageId and split (or fold, part, set, subset), or a folder with train.txt, val.txt and so on,
-            which name an image on each line; by default splits.csv in the data set's folder.
-        out: Folder for the report as a page, with the worst pairs as pictures, and for audit.json; new or empty.
+        splits: CSV file with ImageId and split (or fold, part, set, subset), or folder with train.txt, val.txt and so
+            on, with an image per line; by default splits.csv in the dataset's folder.
+        out: Folder for a page with figures of the worst leaks, and for audit.json; new or empty.
 
     Example:
         steel audit data
-        steel audit data --splits theirs.csv --out audited
+        steel audit data --splits other.csv --out audited
     """
     if out:
         require_new_folder(Path(out))
     annotations = read_annotations(root)
     source = Path(splits) if splits else Path(root) / "splits.csv"
     assignment = read_assignment(source, annotations)
-    pairs = find_duplicates([annotations.path(i) for i in range(len(annotations))])
-    leaks = find_leaks(assignment, annotations, pairs)
-    headline = _describe_leaks(assignment, leaks)
-    shares = tabulate_shares(assignment, annotations)
-    print(shares.to_string(index=False))
+    leaks = find_leaks(assignment, annotations, find_duplicates([annotations.path(i) for i in range(len(annotations))]))
+    print(tabulate_shares(assignment, annotations).to_string(index=False))
     print(tabulate_claims(assignment, annotations).to_string(index=False))
-    print(headline)
+    print(_describe_leaks(assignment, leaks))
     for leak in leaks[:NUM_PICTURES]:
         ends = f"{leak.image} ({leak.part}) and {leak.twin} ({leak.twin_part})"
         print(f"  {ends}: {leak.kind}, {leak.score:.2f}, {leak.how}")
     if out:
         with new_folder(Path(out)) as folder:
-            page = _write_page(folder, source, annotations, assignment, leaks, headline)
-            _write_json(folder / "audit.json", source, annotations, assignment, leaks)
+            page = _write_report(folder, source, annotations, assignment, leaks)
         print(f"page: {Path(out) / page.name}")
     return 1 if leaks else 0
 
 
 def _describe_leaks(assignment: Assignment, leaks: Sequence[Leak]) -> str:
     total = sum(len(assignment.members[part]) for part in assignment.parts[1:])
-    unknown = sum(len(names) for names in assignment.unknown.values())
-    missing = f" {unknown:,} names are not in the data set and were not looked at." if unknown else ""
+    later = ", ".join(assignment.parts[1:])
+    num_unknown = sum(len(names) for names in assignment.unknown.values())
+    ignored = f" Ignored, because they are not in the dataset: {num_unknown:,} names." if num_unknown else ""
     if not leaks:
-        return f"No leak: none of the {total:,} images of {', '.join(assignment.parts[1:])} was seen before.{missing}"
-    kinds = Counter(f"{leak.kind} ({leak.part} in {leak.twin_part})" for leak in leaks)
+        return f"No leak: none of the {total:,} images of {later} is in an earlier part.{ignored}"
+    kinds = Counter(f"{leak.kind} ({leak.part} and {leak.twin_part})" for leak in leaks)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     return (
-        f"LEAKS: {len(leaks):,} of {total:,} images of {', '.join(assignment.parts[1:])} were seen before: {listed}. "
-        f"Scores on them say nothing of new steel; divide anew by steel split --near_duplicates.{missing}"
+        f"LEAKS: {len(leaks):,} of {total:,} images of {later} are also in an earlier part: {listed}. Scores on them "
+        f"say nothing about new steel; make a new split with steel split --near_duplicates.{ignored}"
     )
 
 
-def _write_page(
-    folder: Path,
-    source: Path,
-    annotations: Annotations,
-    assignment: Assignment,
-    leaks: Sequence[Leak],
-    headline: str,
+def _write_report(
+    folder: Path, source: Path, annotations: Annotations, assignment: Assignment, leaks: Sequence[Leak]
 ) -> Path:
     page = Page(f"Audit of {source}", folder)
-    page.add_text(headline)
-    page.add_text(f"Data {annotations.root}, {len(annotations):,} images, digest of the labels {annotations.digest}.")
+    page.add_text(_describe_leaks(assignment, leaks))
+    page.add_text(
+        f"Dataset {annotations.root}: {len(annotations):,} images, digest of the labels {annotations.digest}."
+    )
     page.add_heading("Balance")
-    caption = "Images of each part; in brackets how far a class is off the part's share of images"
+    caption = "Images of each part; in brackets the deviation of a class from the part's share of images"
     page.add_table(tabulate_shares(assignment, annotations), caption)
     page.add_table(tabulate_sets(assignment, annotations), "Images with each set of classes")
-    page.add_heading("What can be claimed")
-    caption = "The recall that a part could show at best; with few images of a class, no result can say more"
+    page.add_heading("Recall that can be demonstrated")
+    caption = "95 % confidence intervals of the best possible results; the fewer images, the wider the interval"
     page.add_table(tabulate_claims(assignment, annotations), caption)
     if leaks:
         page.add_heading("Leaks")
         for k, leak in enumerate(leaks[:NUM_PICTURES]):
             page.add_picture(f"leak_{k + 1}", _plot_leak(leak, annotations), f"{leak.kind}: {leak.how}")
-        page.add_table(pd.DataFrame([vars(leak) for leak in leaks]), f"All {len(leaks):,} images that were seen before")
+        page.add_table(pd.DataFrame([vars(leak) for leak in leaks]), f"All {len(leaks):,} leaking images")
+    content = {
+        "data": annotations.digest,
+        "splits": str(source),
+        "parts": tabulate_parts(assignment.members, annotations).to_dict("records"),
+        "unknown": dict(assignment.unknown),
+        "leaks": [vars(leak) for leak in leaks],
+    }
+    write_atomic(folder / "audit.json", json.dumps(content, indent=1))
     return page.write()
 
 
 def _plot_leak(leak: Leak, annotations: Annotations) -> Figure:
-    # Names are sorted.
-    ends = np.searchsorted(annotations.names, [leak.image, leak.twin]).tolist()
-    return plots.plot_examples(
-        [annotations.read_image(i) for i in ends],
-        [annotations.draw_masks(i) for i in ends],
-        [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"],
-        f"{leak.kind}, {leak.score:.2f}",
-    )
-
-
-def _write_json(
-    path: Path, source: Path, annotations: Annotations, assignment: Assignment, leaks: Sequence[Leak]
-) -> None:
-    shares = tabulate_parts({part: assignment.members[part] for part in assignment.parts}, annotations)
-    found = {
-        "data": annotations.digest,
-        "splits": str(source),
-        "parts": shares.to_dict("records"),
-        "unknown": dict(assignment.unknown),
-        "leaks": [vars(leak) for leak in leaks],
-    }
-    write_atomic(path, json.dumps(found, indent=1))
+    indices = np.searchsorted(annotations.names, [leak.image, leak.twin]).tolist()  # names are sorted
+    images, masks = zip(*((annotations.read_image(i), annotations.draw_masks(i)) for i in indices), strict=True)
+    captions = [f"{leak.image} ({leak.part})", f"{leak.twin} ({leak.twin_part})"]
+    return plots.plot_examples(images, masks, captions, f"{leak.kind}, {leak.score:.2f}")

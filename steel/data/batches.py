@@ -1,4 +1,4 @@
-"""Which image stands where in which batch: the orders of training, and batches of one size for judging."""
+"""Samplers: the order of images in a training epoch, and batches of equal image size for evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,33 @@ from steel.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which image stands where in which epoch, and for which class: all that decides how it is augmented."""
+    """The place of an image in training, which determines its augmentation."""
 
-    index: int
+    index: int  # row of the image in the table
     epoch: int
-    position: int
-    focus: int = -1  # the class it was drawn for, -1 for none
+    position: int  # in the order of the epoch
+    focus: int = -1  # class (from 0) that the image was drawn for; -1 for none
 
 
 class ShuffledBatches:
-    """An epoch of as many images as there are, in an order that seed and epoch decide, in batches of one size.
+    """Training batches of equal length, in an order that depends on seed and epoch only.
 
-    By default every image once, for its rarest class. With shares, each class and the clean images come as often as was
-    asked: a share is filled from the images that have the class, each once before any comes again.
+    An epoch has as many images as there are rows: by default every image once, for its rarest class; with shares, the
+    requested share of each class and of clean images, where each image comes once before any is repeated. Ranks take
+    turns. The incomplete last batch is dropped, because batch normalisation suffers from small batches.
 
-    A rank takes every `world`-th image of the same order. What is left over behind the last full batch of an epoch is
-    dropped, another remainder each time, since batch normalisation suffers from a small batch.
+    Args:
+        indices: int64 `(n,)`, the rows of the table to draw from.
+        batch_size: Images per batch and rank.
+        seed: Seed of the order.
+        progress: Called when an epoch starts; returns its number and how many of its batches a resumed run has done.
+        ranks: This process's rank and the number of processes.
+        labels: bool `(N, C)`, which classes are visible on each image of the table; None to ignore classes.
+        shares: `(1 + C,)`, the shares of clean images and of each class in an epoch, which sum to 1; "even" for half
+            clean images and half defective ones, spread evenly over the classes that occur.
+
+    Raises:
+        InputError: The shares do not fit the classes or do not sum to 1, or a share has no image.
     """
 
     def __init__(
@@ -36,54 +47,37 @@ class ShuffledBatches:
         batch_size: int,
         seed: int,
         progress: Callable[[], tuple[int, int]],
-        rank: int = 0,
-        world: int = 1,
+        *,
+        ranks: tuple[int, int] = (0, 1),
         labels: NDArray[np.bool_] | None = None,
         shares: Sequence[float] | Literal["even"] | None = None,
     ) -> None:
-        """Builds the sampler.
-
-        Args:
-            indices: The rows of the table to draw from.
-            batch_size: Images in a batch, for each rank.
-            seed: Another seed gives other orders.
-            progress: Says, each time an epoch begins, which epoch it is and how many batches of it are done already,
-                so that a resumed run goes on where it stopped.
-            rank: This process's number.
-            world: How many processes there are.
-            labels: Bool `(n, C)`, which classes stand on each image of the table; none where only the order matters.
-            shares: The share of clean images and of each class in an epoch, `(1 + C,)`, which sum to 1; "even": half
-                clean, half for the classes that there are, each as much.
-
-        Raises:
-            InputError: The shares are none, or one is of a class without an image.
-        """
         self._indices = indices
-        self._batch_size = min(batch_size, max(1, len(indices) // world))
+        self._rank, self._world = ranks
+        self._batch_size = min(batch_size, max(1, len(indices) // self._world))
         self._seed = seed
         self._progress = progress
-        self._rank = rank
-        self._world = world
         labels = np.zeros((len(indices), 1), bool) if labels is None else labels[indices]
         rarest = np.where(labels, labels.sum(axis=0), len(labels) + 1).argmin(axis=1)
         self._focus = np.where(labels.any(axis=1), rarest, -1)
-        self._quotas: list[tuple[int, NDArray[np.int64], int]] = []  # class, images, how many
+        self._quotas: list[tuple[int, NDArray[np.int64], int]] = []  # class, its images, number of images to draw
         if shares is not None:
             members = [np.flatnonzero(~labels.any(axis=1)), *(np.flatnonzero(column) for column in labels.T)]
-            self._quotas = _fill_quotas(_even(members) if shares == "even" else shares, members, len(indices))
+            shares = _compute_even_shares(members) if shares == "even" else shares
+            self._quotas = _compute_quotas(shares, members, len(indices))
 
     def __len__(self) -> int:
         return len(self._indices) // self._world // self._batch_size
 
     def __iter__(self) -> Iterator[list[Place]]:
-        epoch, done = self._progress()
+        epoch, num_done = self._progress()
         rows, focus = self._draw(epoch)
-        for batch in range(done, len(self)):
+        for batch in range(num_done, len(self)):
             positions = (np.arange(self._batch_size) + batch * self._batch_size) * self._world + self._rank
             yield [Place(int(rows[p]), epoch, int(p), int(focus[p])) for p in positions]
 
     def _draw(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of an epoch in order, and the class that each was drawn for."""
+        """Return the rows of an epoch in order, and the class that each was drawn for."""
         rng = np.random.default_rng((self._seed, epoch))
         if not self._quotas:
             order = rng.permutation(len(self._indices))
@@ -97,69 +91,51 @@ class ShuffledBatches:
         return self._indices[np.concatenate(drawn)[order]], np.concatenate(focus)[order]
 
 
-def _even(members: Sequence[NDArray[np.int64]]) -> list[float]:
-    """Half for the first of the groups of images and half for all others, of those that are not empty."""
-    there = np.array([len(images) > 0 for images in members])
-    weights = np.where(np.arange(len(there)) == 0, max(1, there[1:].sum()), 1) * there
+def _compute_even_shares(members: Sequence[NDArray[np.int64]]) -> list[float]:
+    """Return half for the first set of images (the clean ones) and the rest in equal parts for the non-empty others."""
+    exists = np.array([len(images) > 0 for images in members])
+    weights = np.where(np.arange(len(exists)) == 0, max(1, exists[1:].sum()), 1) * exists
     return (weights / weights.sum()).tolist()  # type: ignore[no-any-return]
 
 
-def _fill_quotas(
+def _compute_quotas(
     shares: Sequence[float], members: Sequence[NDArray[np.int64]], total: int
 ) -> list[tuple[int, NDArray[np.int64], int]]:
-    """How many images each share gets of a total, with whole numbers that sum to it: class, its images, how many."""
+    """Round shares to whole numbers of images that sum to `total`; return class, its images and their number."""
     asked = np.asarray(shares, float)
     if asked.shape != (len(members),) or not (asked >= 0).all() or abs(asked.sum() - 1) > 1e-6:
         raise InputError(
-            f"data.shares are {len(members)} shares that sum to 1, of clean images and of each class, "
-            f"but {list(shares)} came"
+            f"data.shares must list {len(members)} shares that sum to 1, for clean images and each class, "
+            f"got {list(shares)}"
         )
     for c, images in enumerate(members):
         if asked[c] and not len(images):
             name = f"class {c}" if c else "clean images"
-            raise InputError(f"data.shares asks for {name}, but no training image is such; set that share to 0")
+            raise InputError(f"data.shares asks for {name}, but the training images have none; set that share to 0")
     exact = asked / asked.sum() * total
     quotas = np.floor(exact).astype(int)
-    # The largest remainders get what rounding down leaves over.
+    # The largest remainders get the images that rounding down leaves over.
     quotas[np.argsort(quotas - exact, kind="stable")[: total - quotas.sum()]] += 1
     pairs = zip(members, quotas.tolist(), strict=True)
     return [(c - 1, images, quota) for c, (images, quota) in enumerate(pairs) if quota]
 
 
-class SizedBatches:
-    """Every image once, in batches that hold one size only, so that no score depends on a neighbour.
+def build_sized_batches(
+    indices: NDArray[np.int64], sizes: NDArray[np.int32], batch_size: int, ranks: tuple[int, int] = (0, 1)
+) -> list[list[Place]]:
+    """Return evaluation batches: every image once, only images of equal size, so that no score depends on padding.
 
-    A rank takes every `world`-th batch; none is padded, so none counts twice.
+    Ranks take turns batch by batch. No batch is repeated to make them even, so no image counts twice.
+
+    Args:
+        indices: int64 `(n,)`, the rows of the table to read.
+        sizes: int32 `(N, 2)`, height and width of every image of the table.
+        batch_size: Maximum number of images per batch.
+        ranks: This process's rank and the number of processes.
     """
-
-    def __init__(
-        self,
-        indices: NDArray[np.int64],
-        sizes: NDArray[np.int32],
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        """Builds the sampler.
-
-        Args:
-            indices: The rows of the table to read.
-            sizes: `(n, 2)`, height and width of every image of the table.
-            batch_size: Images in a batch at the most.
-            rank: This process's number.
-            world: How many processes there are.
-        """
-        batches: list[list[Place]] = []
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for i in indices.tolist():
-            by_size.setdefault((int(sizes[i, 0]), int(sizes[i, 1])), []).append(i)
-        for same in by_size.values():
-            starts = range(0, len(same), batch_size)
-            batches += [[Place(i, 0, 0) for i in same[start : start + batch_size]] for start in starts]
-        self._batches = batches[rank::world]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return iter(self._batches)
+    by_size: dict[tuple[int, ...], list[Place]] = {}
+    for i in indices.tolist():
+        by_size.setdefault(tuple(sizes[i].tolist()), []).append(Place(i, 0, 0))
+    batches = [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+    rank, world = ranks
+    return batches[rank::world]

@@ -1,6 +1,7 @@
-"""`SteelDataModule`: a data set on disk as the loaders of train, val and test, the same for both tasks."""
+"""`SteelDataModule`: the train, val and test loaders of a dataset, the same for both tasks."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from steel.data.annotations import Annotations, read_annotations
-from steel.data.batches import ShuffledBatches, SizedBatches
+from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.loader import Batch, Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
@@ -22,7 +23,33 @@ __all__ = ["Batch", "SteelDataModule"]
 
 
 class SteelDataModule(LightningDataModule):
-    """A data set in Severstal's layout as loaders of uint8 batches."""
+    """A dataset in Severstal's layout, as loaders of uint8 batches.
+
+    Args:
+        root: Folder with train.csv and train_images.
+        num_classes: Number of classes; by default that of classes.csv, or else the largest class in train.csv.
+        crop: Height and width in pixels of the random crops for training; by default whole images.
+        defect_share: Share (0 to 1) of the crops of defective images that are certain to hold a defect of the class
+            that the image was drawn for, by default its rarest class.
+        shares: Shares of clean images and of each class in an epoch, which sum to 1, as [0.4,0.2,0.2,0.1,0.1]; or even,
+            for half clean images and half defective ones in equal classes. By default every image comes once.
+        blackout: Share of training images (0 to 1) in which the defects of one class are painted over with steel.
+        paste: Share of training images (0 to 1) into which a defect of another image is blended, preferably a rare one.
+        augmentation: File with an albumentations pipeline (albumentations.save as YAML) for training images, applied
+            after crop, flips, brightness and contrast.
+        batch_size: Images per batch and device.
+        fractions: Shares of train, val and test; used if there is no splits.csv.
+        split_seed: Seed of the split; used if there is no splits.csv.
+        fold: The fold to test on, if splits.csv has folds; the next fold is val, the others are train.
+        seed: Seed of order and augmentation.
+        num_workers: Number of loader threads; by default one less than the number of cores, at most 8.
+        pin_memory: Whether to load into page-locked memory; by default if there is a GPU.
+        cache: Where to keep all images decoded. Memory keeps them in each process; disk keeps them in ~/.cache/steel
+            (or under XDG_CACHE_HOME) for all processes and later runs. By default images are decoded when needed.
+
+    Raises:
+        InputError: A value is out of range.
+    """
 
     def __init__(
         self,
@@ -43,48 +70,22 @@ class SteelDataModule(LightningDataModule):
         pin_memory: bool | None = None,
         cache: Where | None = None,
     ) -> None:
-        """Takes the settings; reads nothing yet.
-
-        Args:
-            root: Folder with train.csv and train_images.
-            num_classes: Number of classes; by default what classes.csv names, or else the largest in train.csv.
-            crop: Height and width in pixels that training cuts out of an image; by default whole images.
-            defect_share: Share of crops (0 to 1) that hold a defect for certain, among those of images with one; the
-                rarest class of the image, or the one that it was drawn for.
-            shares: Shares of clean images and of each class in an epoch, which sum to 1, as [0.4,0.2,0.2,0.1,0.1];
-                even: half of it clean, the other half as much of every class; by default every image comes once.
-            blackout: Share of training images (0 to 1) of which the defects of one class are painted over with steel.
-            paste: Share of training images (0 to 1) into which a defect of another is blended, rare classes more often.
-            augmentation: File with an albumentations pipeline (written by albumentations.save as YAML) that training
-                images go through as well, after crop, flips, brightness and contrast.
-            batch_size: Images in a batch, on each device.
-            fractions: Shares of train, val and test; used when there is no splits.csv.
-            split_seed: Seed of the split; used when there is no splits.csv.
-            fold: The fold that judges, where splits.csv has folds; the next one chooses, the others train.
-            seed: Seed of order and augmentation.
-            num_workers: Threads that load; by default one fewer than there are cores, 8 at the most.
-            pin_memory: Load into page-locked memory; by default where a GPU is.
-            cache: Keep all images decoded: in the memory of each process, or on disk in ~/.cache/steel (or under
-                XDG_CACHE_HOME), for all processes and later runs; by default they are decoded whenever they are needed.
-        """
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.num_classes": num_classes})
         require_at_least(0, **{"data.seed": seed, "data.split_seed": split_seed, "data.num_workers": num_workers})
         for name, share in (("defect_share", defect_share), ("blackout", blackout), ("paste", paste)):
             if not 0 <= share <= 1:
-                raise InputError(f"data.{name} lies between 0 and 1, but {share} came")
+                raise InputError(f"data.{name} must be in [0, 1], got {share}")
         if crop and min(crop) < 1:
-            raise InputError(f"data.crop is height and width in pixels, but {list(crop)} came")
+            raise InputError(f"data.crop must be a height and width of at least 1 pixel, got {list(crop)}")
         self.root = Path(root)
         self.batch_size = batch_size
         self.seed = seed
         self._num_classes = num_classes
-        self._crop = crop
-        self._defect_share = defect_share
+        self._build_augmentation = partial(Augmentation, crop, defect_share, blackout=blackout, paste=paste)
+        self._has_paste = paste > 0
+        self._pipeline = augmentation
         self._shares = shares
-        self._blackout = blackout
-        self._paste = paste
-        self._augmentation = augmentation
         self._fractions = fractions
         self._split_seed = split_seed
         self._fold = fold
@@ -97,51 +98,42 @@ class SteelDataModule(LightningDataModule):
 
     @property
     def annotations(self) -> Annotations:
-        """The table; read when first asked for.
-
-        Raises:
-            InputError: Something in the data set is wrong.
-        """
+        """The table of labels, read on first access; an error in the dataset raises InputError."""
         if self._annotations is None:
             self._annotations = read_annotations(self.root, self._num_classes)
         return self._annotations
 
     @property
     def split(self) -> Split:
-        """Who trains, chooses and judges: `recall`'s, else splits.csv, else a new one."""
+        """The split of `recall`, or else of splits.csv, or else a new one; see `splits.choose_split`."""
         if self._split is None:
             self._split = choose_split(self.annotations, self._fractions, self._split_seed, self._fold)
         return self._split
 
     def recall(self, data: Mapping[str, Any], source: Path) -> None:
-        """Takes over the split of a checkpoint; see `splits.recall_split`.
+        """Use the split of a checkpoint (`source`) with this result of `describe`; see `splits.recall_split`.
 
-        Args:
-            data: What `describe` said when the checkpoint was written.
-            source: The checkpoint, for errors.
+        Raises:
+            InputError: The checkpoint's classes or split do not fit the dataset.
         """
         self.require_classes(data, source)
         self._split = recall_split(self.annotations, data, source, self._fold)
 
     def require_classes(self, data: Mapping[str, Any], source: Path) -> None:
-        """Refuses a checkpoint that knows other classes.
-
-        Args:
-            data: What `describe` said when the checkpoint was written.
-            source: The checkpoint, for errors.
+        """Check that the dataset has the classes of a checkpoint (`source`) with this result of `describe`.
 
         Raises:
-            InputError: It does.
+            InputError: The classes differ.
         """
         unnamed = [str(c + 1) for c in range(len(data["classes"]))]
         if list(self.annotations.classes) not in (list(data["classes"]), unnamed):
             raise InputError(
-                f"{source} knows the classes {', '.join(data['classes'])}, but {self.root} has "
-                f"{', '.join(self.annotations.classes)}; set --data.num_classes or give the other one"
+                f"{source} has the classes {', '.join(data['classes'])}, but {self.root} has "
+                f"{', '.join(self.annotations.classes)}; set --data.num_classes or use another checkpoint or dataset"
             )
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: enough to rebuild the split and to notice another data set."""
+        """Return what a checkpoint stores of the data: enough to rebuild the split and to detect another dataset."""
         return {
             "root": str(self.root),
             "classes": list(self.annotations.classes),
@@ -154,51 +146,46 @@ class SteelDataModule(LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Reads the data set and makes sure that the parts which a stage needs hold an image."""
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
-        for part in needed:
+        """Read the dataset and check that the parts for a stage are not empty.
+
+        Raises:
+            InputError: A part is empty, or the dataset has an error.
+        """
+        for part in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if len(self.split.indices(part)) == 0:
-                raise InputError(f"no image of {self.root} is in the part {part}; give it some in splits.csv")
+                raise InputError(f"the part {part} of {self.root} has no image; add some in splits.csv")
 
     def train_dataloader(self) -> Loader:
-        """Shuffled, augmented batches; on resume from where the run stopped."""
+        """Return the loader of shuffled, augmented batches; after a resume it starts where the run stopped."""
         annotations, train = self.annotations, self.split.indices("train")
-        further = Pipeline(self._augmentation) if self._augmentation else None
-        augmentation = Augmentation(
-            self._crop, self._defect_share, self._blackout, self._paste, annotations.num_classes, further
-        )
-        donors = [train[annotations.labels[train, c]] for c in range(annotations.num_classes)] if self._paste else []
+        pipeline = Pipeline(self._pipeline) if self._pipeline else None
+        augmentation = self._build_augmentation(num_classes=annotations.num_classes, pipeline=pipeline)
+        donors = [train[has_class[train]] for has_class in annotations.labels.T] if self._has_paste else []
+        progress, ranks, labels = self._progress, self._ranks(), annotations.labels
         batches = ShuffledBatches(
-            train,
-            self.batch_size,
-            self.seed,
-            self._progress,
-            *self._rank_and_world(),
-            labels=annotations.labels,
-            shares=self._shares,
+            train, self.batch_size, self.seed, progress, ranks=ranks, labels=labels, shares=self._shares
         )
-        return self._load(batches, augmentation, donors)
+        return self._build_loader(batches, augmentation, donors)
 
     def val_dataloader(self) -> Loader:
-        """Whole images of val, one size a batch."""
+        """Return the loader of val; see `images_dataloader`."""
         return self.part_dataloader("val")
 
     def test_dataloader(self) -> Loader:
-        """Whole images of test, one size a batch."""
+        """Return the loader of test; see `images_dataloader`."""
         return self.part_dataloader("test")
 
     def part_dataloader(self, part: str) -> Loader:
-        """Whole images of any part, as they are, one size a batch."""
+        """Return the loader of any part; see `images_dataloader`."""
         return self.images_dataloader(self.split.indices(part))
 
     def images_dataloader(self, indices: NDArray[np.int64]) -> Loader:
-        """Whole images by their rows in the table, as they are, one size a batch."""
-        batches = SizedBatches(indices, self.annotations.sizes, self.batch_size, *self._rank_and_world())
-        return self._load(batches)
+        """Return a loader of whole images without augmentation, by rows of the table; a batch has one image size."""
+        return self._build_loader(build_sized_batches(indices, self.annotations.sizes, self.batch_size, self._ranks()))
 
-    def _load(
+    def _build_loader(
         self,
-        batches: ShuffledBatches | SizedBatches,
+        batches: ShuffledBatches | Sequence[list[Place]],
         augmentation: Augmentation | None = None,
         donors: Sequence[NDArray[np.int64]] = (),
     ) -> Loader:
@@ -206,14 +193,13 @@ class SteelDataModule(LightningDataModule):
         if self._cache and self._decoded is None:
             paths = [table.path(i) for i in range(len(table))]
             self._decoded = open_images(self._cache, paths, table.sizes, table.read_image)
-        samples = Samples(table, augmentation, self.seed, donors, self._decoded)
+        samples = Samples(table, augmentation, self.seed, donors=donors, read_image=self._decoded)
         return Loader(samples, batches, self._num_workers, self._pin_memory)
 
     def _progress(self) -> tuple[int, int]:
-        """The epoch that begins, and how many of its batches are done."""
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _rank_and_world(self) -> tuple[int, int]:
+    def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

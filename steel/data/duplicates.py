@@ -1,16 +1,15 @@
-"""Images that show the same scene: the same pixels, or one re-encoded, brightened, turned, mirrored or shifted.
+"""Search for images of the same scene: identical, re-encoded, brightened, rotated, mirrored or shifted copies.
 
-Each image is reduced to a thumbnail of about 6,400 pixels, freed of shading, bands and contrast. Two steps find twins:
+Images are reduced to thumbnails of about 6,400 pixels, without shading, bands and contrast. The search has two steps:
 
-1. Candidates. The magnitudes of a thumbnail's spectrum do not change when it is shifted and, both halves added, when it
-   is mirrored. Divided by their own surroundings they are the speckle of one scene, for which the kind of
-   steel does not matter: unrelated images correlate by 0 +- 0.03, twins by 0.3 and more. One matrix product compares
-   all images with all others.
-2. Proof. Phase correlation of the two thumbnails, in each way to turn them. Its peak is about the share of frequencies
-   that agree on one shift: twins reach 0.45 to 1, unrelated images stay below 0.1. A repeated pattern such as tread
-   plate, of which every image looks like every other, agrees in a few frequencies only (0.15 on Severstal's).
+1. Candidates. The magnitude spectrum of a thumbnail is invariant to shifts and, with its two halves added, to
+   mirroring. Divided by its local mean it is a speckle pattern that identifies the scene and not the kind of steel:
+   unrelated images correlate by 0 +- 0.03, copies by 0.3 and more. One matrix product compares all images.
+2. Verification. The thumbnails are phase-correlated in every orientation. The peak is about the share of frequencies
+   that agree on one shift: copies reach 0.45 to 1, unrelated images stay below 0.1, and repeated patterns such as
+   tread plate reach 0.15.
 
-The figures are those of synthetic steel, of the Severstal images and of magnetic tiles, where scenes are known.
+Measured on synthetic steel, Severstal images and magnetic tiles with known scenes.
 """
 
 import hashlib
@@ -35,12 +34,12 @@ from steel.data.cache import cache_folder, hash_file
 from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 
-MIN_SCORE = 0.25  # of the phase correlation
-_MIN_RESEMBLANCE = 0.2  # of the spectra, to be worth a proof
-_MAX_CANDIDATES = 32  # an image, so that a set of thousands of twins stays linear
+MIN_SCORE = 0.25  # smallest peak of the phase correlation for a near-duplicate
+_MIN_CORRELATION = 0.2  # smallest correlation of the spectra for a candidate
+_MAX_CANDIDATES = 32  # per image, so that time stays linear for thousands of copies of one scene
 _THUMBNAIL_PIXELS = 6400
-_NEARLY_SQUARE = 1.25  # a longer side cut by so much may have become the shorter one
-_VERSION = "2"  # of the method: what an older one found is not taken from the cache
+_NEARLY_SQUARE = 1.25  # below this aspect ratio, cropping may swap the longer and the shorter side
+_VERSION = "2"  # of the method; results of other versions are not read from the cache
 
 Float = NDArray[np.float32]
 
@@ -50,10 +49,10 @@ class Pair(NamedTuple):
 
     Attributes:
         first: Index of one image.
-        second: Index of the other; larger.
-        kind: "exact" where every pixel is the same, else "near".
-        score: 0..1, the share of the scene's frequencies that agree; 1 where exact.
-        how: What was done to the first to make the second, in words; turns are clockwise.
+        second: Index of the other image; larger than `first`.
+        kind: "exact" if all pixels are equal, else "near".
+        score: 0..1, the share of frequencies that agree; 1 for exact pairs.
+        how: How the second image was made from the first, in words; rotations are clockwise.
     """
 
     first: int
@@ -64,56 +63,47 @@ class Pair(NamedTuple):
 
 
 class _Fingerprint(NamedTuple):
-    pixels: bytes  # a digest of size and grey values
-    thumbnail: NDArray[np.int8]  # lying on its longer side
-    upright: bool  # whether it had to be laid down
+    pixels: bytes  # hash of size and grey values
+    thumbnail: NDArray[np.int8]  # transposed if needed, so that it is at least as wide as high
+    is_upright: bool  # whether it was transposed
 
 
 def find_duplicates(paths: Sequence[Path], folder: Path | None = None) -> list[Pair]:
-    """Finds all images that show the same scene.
-
-    Time is mostly decoding, on all cores; memory is a few KB an image.
+    """Find all images that show the same scene. Memory use is a few KB per image.
 
     Args:
-        paths: The images; their order gives the indices.
-        folder: Keeps results by the content of the images, so that nothing is decoded twice; by default the user's
-            cache folder.
+        paths: The images; their order defines the indices.
+        folder: Cache folder for the result, by default the user's. The key is the content of the images, so the result
+            is reused after they are renamed or reordered.
 
     Returns:
-        Pairs in order of their indices. Of k images with the same pixels, the k - 1 pairs of the first with each other;
-        it stands for the others in what is near. Another order of the paths only renumbers.
+        Pairs, sorted by index. Identical images form a cluster: its first member is paired with each other member, and
+        represents the cluster in near-duplicate pairs.
 
     Raises:
         InputError: An image cannot be read.
     """
     folder = cache_folder() if folder is None else folder
     hashes = list(map_on_all_cores(hash_file, paths, "reading"))
-    # The search goes by content, so that its result fits the same images in any order and by any name.
+    # The cached pairs refer to images sorted by content.
     order = sorted(range(len(paths)), key=lambda i: hashes[i])
     key = hashlib.sha256("\n".join([_VERSION, *sorted(hashes)]).encode()).hexdigest()[:32]
     file = folder / f"duplicates-{key}.json"
-    pairs = _recall(file)
+    pairs = _read_cached(file)
     if pairs is None:
-        reduction = _choose_reduction([images.read_size(path) for path in paths])
-        sorted_paths = [paths[i] for i in order]
-        prints = list(
-            map_on_all_cores(partial(_read_fingerprint, reduction=reduction), sorted_paths, "comparing images")
-        )
-        pairs = _match(prints, reduction)
-        _keep(file, pairs)
+        # One factor for all images, because scenes reduced by different factors do not match.
+        areas = [math.prod(images.read_size(path)) for path in paths] or [1]
+        reduction = max(1, round(math.sqrt(float(np.median(areas)) / _THUMBNAIL_PIXELS)))
+        read = partial(_read_fingerprint, reduction=reduction)
+        fingerprints = list(map_on_all_cores(read, [paths[i] for i in order], "comparing images"))
+        pairs = _match(fingerprints, reduction)
+        with suppress(OSError):  # without a writable cache the result is only computed again
+            write_atomic(file, json.dumps({"pairs": pairs}))
     return _renumber(pairs, order)
 
 
 def join(groups: NDArray[np.int64], pairs: Iterable[Pair]) -> NDArray[np.int64]:
-    """Joins the groups whose images show the same scene, also through a chain of others.
-
-    Args:
-        groups: `(n,)` the group of each image.
-        pairs: Images that belong together.
-
-    Returns:
-        `(n,)` numbers of the joined groups.
-    """
+    """Merge groups `(n,)` that pairs of images connect, directly or through others; return the new groups `(n,)`."""
     names, dense = np.unique(groups, return_inverse=True)
     ends = dense[np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)]
     graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))
@@ -121,179 +111,165 @@ def join(groups: NDArray[np.int64], pairs: Iterable[Pair]) -> NDArray[np.int64]:
     return joined
 
 
-def _recall(file: Path) -> list[Pair] | None:
-    """What was found before; None where nothing was, or the file is no longer whole."""
+def _read_cached(file: Path) -> list[Pair] | None:
+    """Return the cached pairs, or None if there are none or the file is damaged."""
     try:
         return [Pair(*row) for row in json.loads(file.read_text())["pairs"]]
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _keep(file: Path, pairs: Iterable[Pair]) -> None:
-    with suppress(OSError):  # a full or read-only home costs time, not the result
-        write_atomic(file, json.dumps({"pairs": list(pairs)}))
-
-
 def _renumber(pairs: Iterable[Pair], order: Sequence[int]) -> list[Pair]:
-    """Pairs by their place in `order` become pairs by its numbers; the smallest stands for those of equal pixels."""
-    alike: dict[int, list[int]] = {}
-    numbered = []
+    """Replace positions in `order` by image indices; the smallest one represents a cluster of identical images."""
+    clusters: dict[int, list[int]] = {}
+    renumbered = []
     for pair in pairs:
         if pair.kind == "exact":
-            alike.setdefault(pair.first, [order[pair.first]]).append(order[pair.second])
+            clusters.setdefault(pair.first, [order[pair.first]]).append(order[pair.second])
     for pair in pairs:
         if pair.kind == "near":
-            first, second = (min(alike.get(place, [order[place]])) for place in pair[:2])
-            numbered.append(pair._replace(first=first, second=second))
-    for members in alike.values():
-        numbered += [Pair(min(members), i, "exact", 1.0, "the same pixels") for i in members if i != min(members)]
-    return sorted(pair if pair.first < pair.second else _turn_round(pair) for pair in numbered)
+            first, second = (min(clusters.get(i, [order[i]])) for i in pair[:2])
+            renumbered.append(pair._replace(first=first, second=second))
+    for members in clusters.values():
+        renumbered += [Pair(min(members), i, "exact", 1.0, "the same pixels") for i in members if i != min(members)]
+    return sorted(pair if pair.first < pair.second else _swap(pair) for pair in renumbered)
 
 
-def _turn_round(pair: Pair) -> Pair:
-    """The same pair, told from the other image."""
+def _swap(pair: Pair) -> Pair:
+    """Exchange the two images of a pair and describe the inverse operation."""
     how = re.sub("by (90|270) degrees", lambda by: f"by {360 - int(by[1])} degrees", pair.how)
-    if re.search("90|270|diagonal", pair.how):  # the columns of one are rows of the other
+    if re.search("90|270|diagonal", pair.how):  # rows and columns are exchanged
         how = re.sub(r"about (\d+) columns and (\d+) rows", r"about \2 columns and \1 rows", how)
     return pair._replace(first=pair.second, second=pair.first, how=how)
 
 
-def _choose_reduction(sizes: Sequence[tuple[int, int]]) -> int:
-    """One factor for all images, since a scene that is reduced in another way is not recognised."""
-    pixels = float(np.median([height * width for height, width in sizes])) if sizes else 1.0
-    return max(1, round(math.sqrt(pixels / _THUMBNAIL_PIXELS)))
-
-
 def _read_fingerprint(path: Path, reduction: int) -> _Fingerprint:
-    return _take_fingerprint(images.read_grey(path), reduction)
-
-
-def _take_fingerprint(image: NDArray[np.uint8], reduction: int) -> _Fingerprint:
+    image = images.read_grey(path)
     digest = hashlib.sha256(np.array(image.shape, np.int32).tobytes())
     digest.update(np.ascontiguousarray(image).data)
-    upright = image.shape[0] > image.shape[1]
-    lying = cv2.transpose(image) if upright else image
-    height, width = (max(1, side // reduction) for side in lying.shape)
-    small = cv2.resize(lying, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
-    # Shading goes, then the bands along and across that all images of one coil share.
+    is_upright = image.shape[0] > image.shape[1]
+    image = image.T.copy() if is_upright else image
+    height, width = (max(1, side // reduction) for side in image.shape)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    # Remove shading, then the horizontal and vertical bands that all images of a coil share.
     small -= cv2.blur(small, (9, 9))
     small -= small.mean(axis=0, keepdims=True)
     small -= small.mean(axis=1, keepdims=True)
-    # Contrast goes too, but what is weaker than two grey levels stays weak: a black margin must not become noise.
+    # Normalise contrast. The 2 grey levels keep a black margin from being amplified to noise.
     small /= np.sqrt(cv2.blur(small * small, (17, 17))) + 2.0
-    return _Fingerprint(digest.digest(), np.round(small.clip(-3, 3) * 42).astype(np.int8), upright)
+    return _Fingerprint(digest.digest(), np.round(small.clip(-3, 3) * 42).astype(np.int8), is_upright)
 
 
-def _match(prints: Sequence[_Fingerprint], reduction: int) -> list[Pair]:
-    """Finds the pairs among fingerprints, the smaller number first."""
+def _match(fingerprints: Sequence[_Fingerprint], reduction: int) -> list[Pair]:
     first_with: dict[bytes, int] = {}
     pairs = []
-    for i, fingerprint in enumerate(prints):
+    for i, fingerprint in enumerate(fingerprints):
         first = first_with.setdefault(fingerprint.pixels, i)
         if first != i:
             pairs.append(Pair(first, i, "exact", 1.0, "the same pixels"))
-    # One image stands for all that are equal to it.
+    # One image represents all that are identical to it.
     scenes = np.array(list(first_with.values()), np.int64)
-    spectra, owners = _take_spectra([prints[i].thumbnail for i in scenes])
+    spectra, owners = _compute_spectra([fingerprints[i].thumbnail for i in scenes])
     for a, b in _find_candidates(spectra, owners):
         first, second = int(scenes[a]), int(scenes[b])
-        score, how = _prove(prints[first], prints[second], reduction)
+        score, how = _verify(fingerprints[first], fingerprints[second], reduction)
         if score >= MIN_SCORE:
             pairs.append(Pair(first, second, "near", round(score, 3), how))
     return pairs
 
 
-def _take_spectra(thumbnails: Sequence[NDArray[np.int8]]) -> tuple[Float, NDArray[np.int64]]:
-    """Features `(rows, d)` of length 1, and the thumbnail of each row; two for nearly square ones."""
+def _compute_spectra(thumbnails: Sequence[NDArray[np.int8]]) -> tuple[Float, NDArray[np.int64]]:
+    """Return unit-length features `(rows, d)` and the thumbnail of each row; nearly square ones have two rows."""
     sizes = np.array([thumbnail.shape for thumbnail in thumbnails]).reshape(-1, 2)
-    # Of an image much larger than the others the middle is enough, and keeps the arrays small.
+    # Images much larger than the others are cropped to their centre, which bounds the memory.
     limit = np.minimum(sizes.max(axis=0), 1.5 * np.median(sizes, axis=0)) if len(sizes) else np.array([8, 8])
     canvas = (_even(int(limit[0])), _even(int(limit[1])))
     rows, owners = [], []
     for i, thumbnail in enumerate(thumbnails):
         views = [thumbnail, thumbnail.T] if _is_nearly_square(thumbnail) else [thumbnail]
         for view in views:
-            rows.append(_take_spectrum(view, canvas))
+            rows.append(_compute_spectrum(view, canvas))
             owners.append(i)
     return np.array(rows, np.float32), np.array(owners, np.int64)
 
 
 def _even(side: int) -> int:
-    """The next even size whose transform is fast."""
+    """Return the next even size with a fast Fourier transform."""
     side = max(side, 8)
     while (fast := int(scipy.fft.next_fast_len(side, real=True))) % 2:
         side = fast + 1
     return fast
 
 
-def _take_spectrum(thumbnail: NDArray[np.int8], canvas: tuple[int, int]) -> Float:
+def _compute_spectrum(thumbnail: NDArray[np.int8], canvas: tuple[int, int]) -> Float:
     height, width = np.minimum(thumbnail.shape, canvas)
     top, left = (thumbnail.shape[0] - height) // 2, (thumbnail.shape[1] - width) // 2
     framed = np.zeros(canvas, np.float32)
     framed[:height, :width] = thumbnail[top : top + height, left : left + width]
     magnitude = np.abs(scipy.fft.rfft2(framed))
     half = canvas[0] // 2
-    # A mirrored image has its vertical frequencies exchanged.
+    # Mirroring exchanges positive and negative vertical frequencies.
     speckle = np.sqrt(magnitude[1:half, 1:] + magnitude[:half:-1, 1:])
-    around = cv2.blur(speckle, (5, 5))
-    feature = ((speckle - around) / (around + 1e-6)).ravel()
+    local_mean = cv2.blur(speckle, (5, 5))
+    feature = ((speckle - local_mean) / (local_mean + 1e-6)).ravel()
     feature -= feature.mean()
     unit: Float = feature / (np.linalg.norm(feature) + 1e-12)
     return unit
 
 
 def _find_candidates(spectra: Float, owners: NDArray[np.int64], block: int = 1024) -> Iterator[tuple[int, int]]:
-    """Pairs of thumbnails with spectra alike, each once, the most alike of an image."""
+    """Yield each pair of thumbnails with similar spectra once, at most `_MAX_CANDIDATES` per row, best first."""
     seen = set()
     for start in range(0, len(spectra), block):
-        for row, likeness in enumerate(spectra[start : start + block] @ spectra[start:].T, start):
-            alike = np.flatnonzero(likeness >= _MIN_RESEMBLANCE)
-            taken = 0
-            for column in alike[np.argsort(-likeness[alike], kind="stable")].tolist():
+        for row, correlation in enumerate(spectra[start : start + block] @ spectra[start:].T, start):
+            similar = np.flatnonzero(correlation >= _MIN_CORRELATION)
+            num_taken = 0
+            for column in similar[np.argsort(-correlation[similar], kind="stable")].tolist():
                 a, b = sorted((int(owners[row]), int(owners[start + column])))
                 if a == b or (a, b) in seen:
                     continue
-                if taken == _MAX_CANDIDATES:
+                if num_taken == _MAX_CANDIDATES:
                     break
-                taken += 1
+                num_taken += 1
                 seen.add((a, b))
                 yield a, b
 
 
-def _prove(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[float, str]:
-    """The peak of the phase correlation over all ways to turn the other, and what it says was done."""
+def _verify(one: _Fingerprint, other: _Fingerprint, reduction: int) -> tuple[float, str]:
+    """Return the highest peak of the phase correlation over all orientations, and the operation in words."""
     a, b = one.thumbnail, other.thumbnail
     surfaces = []
     for transposed in (False, True) if _is_nearly_square(a) and _is_nearly_square(b) else (False,):
         view = b.T if transposed else b
         canvas = [_even(max(sides)) for sides in zip(a.shape, view.shape, strict=True)]
         views = np.stack([view[::flip_y, ::flip_x] for flip_y, flip_x in _FLIPS]).astype(np.float32)
-        agreement = _take_phases(a.astype(np.float32), canvas) * _take_phases(views, canvas).conj()
-        surfaces.append(scipy.fft.irfft2(agreement, canvas))
+        spectra = [scipy.fft.rfft2(pixels, canvas) for pixels in (a.astype(np.float32), views)]
+        phases = [spectrum / (np.abs(spectrum) + 1e-3) for spectrum in spectra]
+        surfaces.append(scipy.fft.irfft2(phases[0] * phases[1].conj(), canvas))
     best = max(range(len(surfaces)), key=lambda i: float(surfaces[i].max()))
     surface = surfaces[best]
     way, *peak = np.unravel_index(int(surface.argmax()), surface.shape)
-    # The surface is a ring: what lies beyond its middle is a shift to the other side.
+    # The surface is periodic: positions in its second half are negative shifts.
     y, x = (int((p + side // 2) % side - side // 2) for p, side in zip(peak, surface.shape[1:], strict=True))
-    if one.upright:
+    if one.is_upright:
         y, x = x, y
-    flips = _FLIPS[int(way)]
-    return float(surface.max()), _describe(flips, best == 1, one.upright, other.upright, x * reduction, y * reduction)
+    # The operation, applied to the corners of a square.
+    square = np.arange(4).reshape(2, 2)
+    flip_y, flip_x = _FLIPS[int(way)]
+    moved = (square.T if other.is_upright != (best == 1) else square)[::flip_y, ::flip_x]
+    moved = moved.T if one.is_upright else moved
+    words = [name for name, apply in _OPERATIONS.items() if np.array_equal(apply(square), moved)]
+    if x or y:
+        words.append(f"shifted by about {abs(x * reduction)} columns and {abs(y * reduction)} rows")
+    return float(surface.max()), ", ".join(words) or "same position, different pixels"
 
 
 def _is_nearly_square(thumbnail: NDArray[np.int8]) -> bool:
-    height, width = thumbnail.shape
-    return float(width) < _NEARLY_SQUARE * float(height)
-
-
-def _take_phases(thumbnails: Float, canvas: Sequence[int]) -> NDArray[np.complex64]:
-    spectrum = scipy.fft.rfft2(thumbnails, canvas)
-    phases: NDArray[np.complex64] = spectrum / (np.abs(spectrum) + 1e-3)
-    return phases
+    return bool(thumbnail.shape[1] < _NEARLY_SQUARE * thumbnail.shape[0])
 
 
 _FLIPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-_TURNS: dict[str, Callable[[NDArray[np.int64]], NDArray[np.int64]]] = {
+_OPERATIONS: dict[str, Callable[[NDArray[np.int64]], NDArray[np.int64]]] = {
     "mirrored left to right": lambda a: a[:, ::-1],
     "mirrored top to bottom": lambda a: a[::-1],
     "turned by 180 degrees": lambda a: a[::-1, ::-1],
@@ -302,15 +278,3 @@ _TURNS: dict[str, Callable[[NDArray[np.int64]], NDArray[np.int64]]] = {
     "mirrored along a diagonal": lambda a: a.T,
     "mirrored along the other diagonal": lambda a: a[::-1, ::-1].T,
 }
-
-
-def _describe(flips: tuple[int, int], transposed: bool, upright: bool, other_upright: bool, x: int, y: int) -> str:
-    """Says what was done, from what brings two thumbnails together that lie on their longer sides."""
-    corner = np.arange(4).reshape(2, 2)
-    turned = corner.T if other_upright != transposed else corner
-    turned = turned[:: flips[0], :: flips[1]]
-    turned = turned.T if upright else turned
-    words = [name for name, make in _TURNS.items() if np.array_equal(make(corner), turned)]
-    if x or y:
-        words.append(f"shifted by about {abs(x)} columns and {abs(y)} rows")
-    return ", ".join(words) or "the same place, other pixels"

@@ -1,13 +1,10 @@
-"""What is in a data set: counts, areas, places, pixels and examples, as one page of pictures.
-
-The labels are counted in full, which takes seconds for Severstal's 12,568 images; pixels are measured on a sample.
-"""
+"""`steel explore`: one page of figures about a dataset. Labels are counted in full, pixels measured on a sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,24 +21,44 @@ from steel.pages import Page
 from steel.progress import track
 
 NUM_EXAMPLES = 4  # of each class
-NUM_BROKEN = 5  # named on the page
-_GREY, _CLEAN, _DEFECTIVE = (130, 130, 130), (70, 130, 180), (200, 80, 60)
+NUM_BROKEN = 5  # unreadable images named on the page
+# Names and colours of the rows of figures.
+_CLEAN_AND_DEFECTIVE = ["clean", "defective"], [(70, 130, 180), (200, 80, 60)]
+_LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
 
 
-class Picture(NamedTuple):
-    """A figure and what to say beneath it."""
-
-    figure: Figure
-    caption: str
+_CAPTIONS = {
+    "defective_or_clean": "Defective and clean images. Always giving the more frequent answer has this accuracy.",
+    "defects_per_image": "Defect classes per image. If 2 and more are rare, combinations are hard to learn.",
+    "images_per_class": "Images with each class. A class with few images is hard to learn, and its score is uncertain.",
+    "together": "Images with the classes of both row and column; the grey diagonal shows all images of a class. Look "
+    "for pairs that always or never occur together.",
+    "areas": "Labelled pixels of each defect. The left end shows which minimum area is reasonable. A single bar far "
+    "from the others is often a labelling mistake.",
+    "spots": "Separate spots (8-connected components) of each defect: one for a patch, many for scattered pits.",
+    "runs": "Runs (start and length) in the code of each defect: many if it is wide or ragged, one or two if narrow.",
+    "positions": "Positions of each class in the frame: the labelled share of each cell, averaged over the images with "
+    "the class. Each map has its own scale. A class without a preferred position has an even map; a stripe or an edge "
+    "indicates a cause in the mill or in the labelling.",
+    "brightness": "Mean grey value of each image without its black margins. If the two rows differ, a network may "
+    "learn the brightness instead of the defects. Two peaks indicate two cameras or kinds of steel.",
+    "black_margins": "Width of the black margins. The images at the right end show little steel.",
+    "sizes": "Width and height of all images. Validation uses batches of one size, so many sizes make it slower.",
+    "image_and_mask": "The image with the largest labelled area, and its mask.",
+    "darkest_and_brightest": "The darkest and brightest measured images. Check whether a defect would be visible.",
+    "examples": "Random images with {}. Each class has its own colour. Check whether the outlines are correct.",
+    "extremes": "The smallest and the largest defect of {}, and the one with most spots. Small ones are framed. "
+    "Labelling mistakes and confused classes are most visible here.",
+}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, sentences, and pictures by their file names."""
+    """A section of the page: a heading, paragraphs, and figures by file name."""
 
     heading: str
     sentences: Sequence[str]
-    pictures: dict[str, Picture]
+    figures: dict[str, Figure]
 
 
 def _name_classes(annotations: Annotations) -> list[str]:
@@ -49,14 +66,13 @@ def _name_classes(annotations: Annotations) -> list[str]:
 
 
 def summarise(annotations: Annotations, defects: Defects) -> pd.DataFrame:
-    """Tells of all images, the clean ones and each class: images, their share, areas in pixels, spots; as text."""
+    """Return a table of text: images, share, areas in pixels and spots of all images, clean images and each class."""
     labels, n = annotations.labels, len(annotations)
     clean = int((~labels.any(axis=1)).sum())
     rows = [["all", f"{n:,}", "", *[""] * 4], ["clean", f"{clean:,}", f"{clean / n:.1%}", *[""] * 4]]
     for c, name in enumerate(_name_classes(annotations)):
         areas = annotations.areas[labels[:, c], c]
-        numbers = [areas.min(), np.median(areas), areas.max()] if len(areas) else []
-        cells = [f"{number:,.0f}" for number in numbers] or ["-"] * 3
+        cells = [f"{f(areas):,.0f}" for f in (np.min, np.median, np.max)] if len(areas) else ["-"] * 3
         rows.append([name, f"{len(areas):,}", f"{len(areas) / n:.1%}", *cells, f"{defects.spots[:, c].sum():,}"])
     columns = ["class", "images", "share", "smallest area", "median area", "largest area", "spots"]
     return pd.DataFrame(rows, columns=columns)
@@ -64,29 +80,19 @@ def summarise(annotations: Annotations, defects: Defects) -> pd.DataFrame:
 
 def _show_counts(annotations: Annotations) -> Section:
     labels, classes, n = annotations.labels, _name_classes(annotations), len(annotations)
-    num_defects = labels.sum(axis=1)
-    defective = int(num_defects.astype(bool).sum())
-    counts = pd.Series(labels.sum(axis=0), classes)
-    pictures = {
-        "defective_or_clean": Picture(
-            plots.plot_bars(pd.Series({"defective": defective, "clean": n - defective}), f"{n:,} images", "images"),
-            "Images with a defect and without. A network that always answers the higher bar is right that often.",
-        ),
-        "defects_per_image": Picture(
-            plots.plot_bars(pd.Series(np.bincount(num_defects)), "classes of defect on an image", "images"),
-            "How many classes of defect an image holds. Where 2 and more are rare, little can be learnt about them.",
-        ),
-        "images_per_class": Picture(
-            plots.plot_bars(counts, "images with a defect of each class", "images", CLASS_COLOURS[: len(classes)]),
-            "Images with each class. A class with few images is learnt worst and its score is the least certain.",
-        ),
-        "together": Picture(
-            plots.plot_together(labels.T.astype(np.int64) @ labels, classes, "images with both classes"),
-            "Images that hold both the class of the row and that of the column; on the grey diagonal, all images of a "
-            "class. Look for pairs that always or never come together.",
-        ),
+    defective = int(labels.any(axis=1).sum())
+    halves, numbers = (
+        pd.Series({"defective": defective, "clean": n - defective}),
+        pd.Series(labels.sum(axis=0), classes),
+    )
+    num_classes, together = pd.Series(np.bincount(labels.sum(axis=1))), labels.T.astype(np.int64) @ labels
+    figures = {
+        "defective_or_clean": plots.plot_bars(halves, f"{n:,} images", "images"),
+        "defects_per_image": plots.plot_bars(num_classes, "classes per image", "images"),
+        "images_per_class": plots.plot_bars(numbers, "images per class", "images", CLASS_COLOURS[: len(classes)]),
+        "together": plots.plot_together(together, classes, "images with both classes"),
     }
-    return Section("How many", [], pictures)
+    return Section("Counts", [], figures)
 
 
 def _show_defects(annotations: Annotations, defects: Defects) -> Section:
@@ -95,183 +101,126 @@ def _show_defects(annotations: Annotations, defects: Defects) -> Section:
 
     def plot(table: NDArray[np.int64], title: str, label: str) -> Figure:
         values = [table[labels[:, c], c] for c in range(len(classes))]
-        return plots.plot_distributions(values, classes, CLASS_COLOURS[: len(classes)], title, label)
+        return plots.plot_distributions(values, classes, CLASS_COLOURS[: len(classes)], title, f"{label} (log scale)")
 
-    pictures = {
-        "areas": Picture(
-            plot(annotations.areas, "area of a defect", "labelled pixels of the class on an image (logarithmic)"),
-            "Labelled pixels of each defect. The left end shows which smallest area can be asked for before a defect "
-            "counts; a lone bar far from the others is often a slip of the pen.",
-        ),
-        "spots": Picture(
-            plot(defects.spots, "spots of a defect", "connected spots of the class on an image (logarithmic)"),
-            "Separate spots (8-connected) that each defect consists of: one for a patch, many for scattered pits.",
-        ),
-        "runs": Picture(
-            plot(defects.runs, "runs of a code", "runs in the code of a defect (logarithmic)"),
-            "Runs (start and length, down the columns) in the code of each defect: a wide or ragged one has many, a "
-            "sliver one or two.",
-        ),
-        "positions": Picture(
-            plots.plot_maps(defects.maps, classes, aspect, "where each class sits"),
-            "Where in the frame each class sits: the labelled share of each place, the mean over the images with the "
-            "class. Each map has its own scale. A class that comes anywhere has an even map; a stripe or an edge "
-            "points at the mill or at the way it was labelled.",
-        ),
+    figures = {
+        "areas": plot(annotations.areas, "area of a defect", "labelled pixels of the class on an image"),
+        "spots": plot(defects.spots, "spots of a defect", "connected spots of the class on an image"),
+        "runs": plot(defects.runs, "runs of a code", "runs in the code of a defect"),
+        "positions": plots.plot_maps(defects.maps, classes, aspect, "position of each class"),
     }
-    return Section("How large, how scattered, where", [], pictures)
+    return Section("Sizes and positions of defects", [], figures)
 
 
 def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
-    n, m = len(annotations), len(pixels.indices)
-    sentences = [f"Measured on {m:,} of {n:,} images."]
-    pictures = {}
+    m = len(pixels.indices)
+    sentences, figures = [f"Measured on {m:,} of {len(annotations):,} images."], {}
     if m:
-        defective = annotations.labels[pixels.indices].any(axis=1)
-        pictures["brightness"] = Picture(
-            plots.plot_distributions(
-                [pixels.brightness[~defective], pixels.brightness[defective]],
-                ["clean", "defective"],
-                [_CLEAN, _DEFECTIVE],
-                "brightness of an image",
-                "mean grey value of the steel",
-                (0, 255),
-            ),
-            "Mean grey value of each image, without its black margin. Where the two rows differ, a network may learn "
-            "the light instead of the defect; two humps point at two cameras or kinds of steel.",
+        is_defective = annotations.labels[pixels.indices].any(axis=1)
+        values = [pixels.brightness[~is_defective], pixels.brightness[is_defective]]
+        figures["brightness"] = plots.plot_distributions(
+            values, *_CLEAN_AND_DEFECTIVE, "brightness of an image", "mean grey value of the steel", (0, 255)
         )
     left, right = pixels.margins.T
     if pixels.margins.any():
         sentences.append(
-            f"A black margin beside the strip is at the left of {np.mean(left > 0):.1%} of them, at the right of "
-            f"{np.mean(right > 0):.1%}; {np.mean((left == 0) & (right == 0)):.1%} have none. A margin is columns from "
-            f"the edge on with a mean grey value below {BLACK}, {MIN_MARGIN:.0%} of the width or more."
+            f"{np.mean(left > 0):.1%} of them have a black margin at the left, {np.mean(right > 0):.1%} at the right, "
+            f"and {np.mean((left == 0) & (right == 0)):.1%} have none. A margin is a range of columns at the edge with "
+            f"a mean grey value below {BLACK} and at least {MIN_MARGIN:.0%} of the width."
         )
-        pictures["black_margins"] = Picture(
-            plots.plot_distributions(
-                [100 * left[left > 0], 100 * right[right > 0]],
-                ["left", "right"],
-                [_GREY, _GREY],
-                "black margins",
-                "% of the width that is black, where there is a margin",
-                (0, 100),
-            ),
-            "How wide the black margins are. Little steel is left on the images at the right end.",
+        figures["black_margins"] = plots.plot_distributions(
+            [100 * left[left > 0], 100 * right[right > 0]],
+            *_LEFT_AND_RIGHT,
+            "black margins",
+            "% of the width that is black, on images with a margin",
+            (0, 100),
         )
     elif m:
         sentences.append("None of them has a black margin beside the strip.")
     unique, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
     height, width = unique[int(np.argmax(counts))].tolist()
+    size = f"{width} x {height} pixels (width x height)"
     if len(unique) == 1:
-        sentences.append(f"All {n:,} images are {width} x {height} pixels, width by height.")
+        sentences.append(f"All {len(annotations):,} images are {size}.")
     else:
-        sentences.append(
-            f"The images have {len(unique):,} sizes; the commonest is {width} x {height} pixels, width by height, of "
-            f"{counts.max():,} images."
-        )
-        pictures["sizes"] = Picture(
-            plots.plot_sizes(annotations.sizes, f"{len(unique):,} sizes"),
-            "Width and height of all images. Validation works in batches of one size, so many sizes make it slower.",
-        )
-    return Section("Pixels", sentences, pictures)
+        most = f"The most frequent is {size}, with {counts.max():,} images."
+        sentences.append(f"The images have {len(unique):,} different sizes. {most}")
+        figures["sizes"] = plots.plot_sizes(annotations.sizes, f"{len(unique):,} sizes")
+    return Section("Pixels", sentences, figures)
 
 
 def _plot_examples(
-    annotations: Annotations, chosen: dict[int, NDArray[np.uint8]], captions: Sequence[str], title: str, c: int = -1
+    annotations: Annotations, shown: dict[int, NDArray[np.uint8]], captions: Sequence[str], title: str, c: int = -1
 ) -> Figure:
-    """Images with their masks; where a class is given and takes little room on an image, it is framed."""
-    masks, boxes = [], []
-    for i in chosen:
-        masks.append(annotations.draw_masks(i))
-        boxes.append(_find_small(masks[-1][c]) if c >= 0 else None)
-    return plots.plot_examples(list(chosen.values()), masks, captions, title, boxes)
+    """Plot images with their masks; small defects of class c are framed."""
+    masks = [annotations.draw_masks(i) for i in shown]
+    boxes = [_find_small(mask[c]) if c >= 0 else None for mask in masks]
+    return plots.plot_examples(list(shown.values()), masks, captions, title, boxes)
 
 
 def _find_small(mask: NDArray[np.bool_]) -> plots.Box | None:
-    """Top, left, bottom and right of a mask that takes less than a fiftieth of the frame."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
-    return (top, left, bottom, right) if (bottom - top + 1) * (right - left + 1) < mask.size / 50 else None
+    """Return the bounding box (top, left, bottom, right) of a mask if it is less than 2 % of the frame."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return (top, left, top + height - 1, left + width - 1) if height * width < mask.size / 50 else None
 
 
 def _show_examples(reader: Reader, seed: int) -> Section:
     annotations = reader.annotations
-    labels, classes = annotations.labels, _name_classes(annotations)
+    labels, classes, names = annotations.labels, _name_classes(annotations), annotations.names
     rng = np.random.default_rng(seed)
-    pictures = {}
-    # The image with most labelled steel shows best what a mask is.
+    figures = {}
     by_area = np.argsort(-annotations.areas.sum(axis=1), kind="stable")[: int(labels.any(axis=1).sum())]
     for i, image in reader.read_first(by_area.tolist(), 1).items():
-        pictures["image_and_mask"] = Picture(
-            plots.plot_image_and_mask(image, annotations.draw_masks(i), classes, str(annotations.names[i])),
-            "The image with most labelled steel, and its mask alone.",
-        )
+        masks = annotations.draw_masks(i)
+        figures["image_and_mask"] = plots.plot_image_and_mask(image, masks, classes, str(names[i]))
     for c, name in enumerate(classes):
         members = np.flatnonzero(labels[:, c])
-        some = dict(sorted(reader.read_first(rng.permutation(members).tolist(), NUM_EXAMPLES).items()))
-        if some:
-            captions = [
-                f"{annotations.names[i]}: {', '.join(classes[k] for k in np.flatnonzero(labels[i]))}" for i in some
-            ]
-            pictures[f"examples_class_{c + 1}"] = Picture(
-                _plot_examples(annotations, some, captions, f"{name}: {len(members):,} images"),
-                f"Images with {name}, drawn at random, each class in its colour. Would you have drawn the outlines so?",
-            )
-    return Section("Examples", [], pictures)
+        shown = dict(sorted(reader.read_first(rng.permutation(members).tolist(), NUM_EXAMPLES).items()))
+        if shown:
+            captions = [f"{names[i]}: {', '.join(classes[k] for k in np.flatnonzero(labels[i]))}" for i in shown]
+            title = f"{name}: {len(members):,} images"
+            figures[f"examples_class_{c + 1}"] = _plot_examples(annotations, shown, captions, title)
+    return Section("Examples", [], figures)
 
 
 def _show_extremes(reader: Reader, defects: Defects, pixels: Pixels) -> Section:
     annotations = reader.annotations
     names, areas = annotations.names, annotations.areas
-    pictures = {}
+    figures = {}
     order = pixels.indices[np.argsort(pixels.brightness, kind="stable")].tolist()
-    if some := reader.read_first(dict.fromkeys([*order[:2], *order[-2:]]), 4):
+    if shown := reader.read_first(dict.fromkeys([*order[:2], *order[-2:]]), 4):
         grey = dict(zip(pixels.indices.tolist(), pixels.brightness.tolist(), strict=True))
-        pictures["darkest_and_brightest"] = Picture(
-            _plot_examples(
-                annotations, some, [f"{names[i]}: grey {grey[i]:.0f}" for i in some], "darkest and brightest"
-            ),
-            "The darkest and the brightest of the measured images, from dark to bright. Is there steel on them at all, "
-            "and can you see a defect?",
-        )
+        captions = [f"{names[i]}: grey {grey[i]:.0f}" for i in shown]
+        figures["darkest_and_brightest"] = _plot_examples(annotations, shown, captions, "darkest and brightest")
     for c, name in enumerate(_name_classes(annotations)):
         members = np.flatnonzero(annotations.labels[:, c])
         words: dict[int, list[str]] = {}
-        some = {}
+        shown = {}
         for word, key in (("smallest", areas), ("largest", -areas), ("most spots", -defects.spots)):
             candidates = members[np.argsort(key[members, c], kind="stable")].tolist()
             for i, image in reader.read_first(candidates, 1).items():
                 words.setdefault(i, []).append(word)
-                some[i] = image
-        if some:
-            captions = [
-                f"{' and '.join(words[i])}: {names[i]}, {areas[i, c]:,} px, spots: {defects.spots[i, c]:,}"
-                for i in some
-            ]
-            pictures[f"extremes_class_{c + 1}"] = Picture(
-                _plot_examples(annotations, some, captions, f"extremes of {name}", c),
-                f"The smallest and the largest defect of {name}, and the one with most spots; a small one is framed. "
-                f"Slips of the pen and mixed-up classes show here first.",
-            )
-    return Section("Extremes", [], pictures)
+                shown[i] = image
+        if shown:
+            counts = [f"{names[i]}, {areas[i, c]:,} px, spots: {defects.spots[i, c]:,}" for i in shown]
+            captions = [f"{' and '.join(words[i])}: {text}" for i, text in zip(shown, counts, strict=True)]
+            figures[f"extremes_class_{c + 1}"] = _plot_examples(annotations, shown, captions, f"extremes of {name}", c)
+    return Section("Extremes", [], figures)
 
 
 def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) -> tuple[pd.DataFrame, list[Section]]:
-    """Counts, measures and draws all that the page shows.
+    """Return the table of `summarise` and the sections of the page.
 
     Args:
-        annotations: The data set.
-        seed: Of the choice of sample and examples.
-        sample: How many images to measure the pixels of.
-
-    Returns:
-        The table of `summarise`, and the sections of the page in order.
+        annotations: The dataset.
+        seed: Seed of the choice of sample and examples.
+        sample: Number of images to measure pixels on.
 
     Raises:
-        InputError: There is no defect.
+        InputError: The dataset has no defect.
     """
     if not annotations.labels.any():
-        raise InputError(f"no image of {annotations.root} has a defect; there is nothing to show")
+        raise InputError(f"no image of {annotations.root} has a defect, so there is nothing to show; check train.csv")
     reader = Reader(annotations)
     defects, pixels = measure_defects(annotations), measure_pixels(reader, sample, seed)
     sections = [
@@ -282,23 +231,21 @@ def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) 
         _show_extremes(reader, defects, pixels),
     ]
     if broken := sorted(reader.broken.values()):
-        count = "1 image" if len(broken) == 1 else f"{len(broken):,} images"
-        sentence = f"Of the images that were opened for this page, {count} could not be read and were left out"
-        sections.insert(0, Section("Broken images", [f"{sentence}. The first:", *broken[:NUM_BROKEN]], {}))
+        sentence = f"Missing from the figures, because they could not be read: {len(broken):,} images. The first ones:"
+        sections.insert(0, Section("Unreadable images", [sentence, *broken[:NUM_BROKEN]], {}))
     return summarise(annotations, defects), sections
 
 
 def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int = 0) -> None:
-    """Shows what is in a data set, as one page of pictures.
+    """Show what is in a dataset on one page of figures.
 
-    Counts of images and classes, sizes of defects and where they sit, brightness and black margins, examples of each
-    class with their masks, and the extremes. The page is index.html, which needs nothing beside it; each picture is
-    there as PNG too.
+    The page shows counts of images and classes, sizes and positions of defects, brightness and black margins, examples
+    of each class with their masks, and extremes. It is written to index.html; each figure is also a PNG file.
 
     Args:
         root: Folder with train.csv and train_images.
-        sample: How many images to open for brightness and black margins; labels are counted in full.
-        out: Folder for the page and the pictures; new or empty.
+        sample: Number of images to measure brightness and black margins on; labels are always counted in full.
+        out: Folder for the page and the figures; new or empty.
         seed: Another seed measures and shows other images.
 
     Example:
@@ -318,17 +265,21 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
 
 
 def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequence[Section], folder: Path) -> Path:
-    page = Page(f"What is in {annotations.root}", folder)
-    groups = len(np.unique(annotations.groups))
+    classes = _name_classes(annotations)
+    page = Page(f"Contents of {annotations.root}", folder)
     page.add_text(
-        f"{len(annotations):,} images in {groups:,} groups, {int(annotations.labels.sum()):,} defects of "
-        f"{annotations.num_classes} classes. Digest of the labels: {annotations.digest}."
+        f"{len(annotations):,} images in {len(np.unique(annotations.groups)):,} groups, with "
+        f"{int(annotations.labels.sum()):,} defects of {annotations.num_classes} classes. A defect is one class on one "
+        f"image. Digest of the labels: {annotations.digest}."
     )
-    page.add_table(table, "Images, and the defects of each class; an area is the labelled pixels on an image")
+    page.add_table(table, "Images, and areas and spots of each class; an area is the labelled pixels of an image")
     for section in track(sections, "drawing", len(sections)):
         page.add_heading(section.heading)
         for sentence in section.sentences:
             page.add_text(sentence)
-        for name, picture in section.pictures.items():
-            page.add_picture(name, picture.figure, picture.caption)
+        for name, figure in section.figures.items():
+            # Figures of one class are named <kind>_class_<number> and share a caption.
+            kind, _, number = name.partition("_class_")
+            caption = _CAPTIONS[kind].format(classes[int(number) - 1]) if number else _CAPTIONS[kind]
+            page.add_picture(name, figure, caption)
     return page.write()

@@ -1,7 +1,6 @@
-"""How samples become batches: threads read, draw and augment a few batches ahead, into memory that is used again.
+"""Batch loading: threads read and augment a few batches ahead, into memory blocks that are reused.
 
-Threads do in place of worker processes because the work leaves the interpreter: decoding, OpenCV and NumPy on whole
-images. They start at once and hand a batch over without copying it.
+Threads suffice because decoding, OpenCV and NumPy release the interpreter lock; they hand over batches without a copy.
 """
 
 import math
@@ -9,7 +8,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -18,16 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steel.data.annotations import Annotations
-from steel.data.batches import Place, ShuffledBatches, SizedBatches
-from steel.data.transforms import Augmentation, Donor, pad_to
+from steel.data.batches import Place, ShuffledBatches
+from steel.data.transforms import Augmentation, pad_to
+from steel.data.transplant import Donor, Plane
 
-_SPARE = 2  # batches that are ready or in work beyond one for each thread
-
-Plane = NDArray[np.uint8]
+_NUM_SPARE = 2  # batches that are ready or in progress in addition to one per thread
 
 
 class Batch(TypedDict):
-    """What a loader yields.
+    """A batch of N images.
 
     Attributes:
         image: uint8 `(N, 1, H, W)`.
@@ -40,78 +37,51 @@ class Batch(TypedDict):
     index: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image with its labels: uint8 `(H, W)` each, and its row in the table."""
-
-    image: Plane
-    plane: Plane
-    index: int
-
-
 class Samples:
-    """Reads, draws and augments single samples; asked for by `Place`, since chance belongs to the sample."""
+    """Single samples: images with their labels, augmented if requested.
+
+    Args:
+        augmentation: Applied to every sample, if any.
+        seed: Seed of the augmentation.
+        donors: For each class, the rows of the table that defects may be copied from.
+        read_image: Returns the image of a row; by default it decodes the image file.
+    """
 
     def __init__(
         self,
         annotations: Annotations,
         augmentation: Augmentation | None,
         seed: int,
+        *,
         donors: Sequence[NDArray[np.int64]] = (),
         read_image: Callable[[int], Plane] | None = None,
     ) -> None:
-        """Takes what a sample is made of.
-
-        Args:
-            annotations: The data set.
-            augmentation: What to do to a sample; None for nothing.
-            seed: Of its chance.
-            donors: For each class the rows of the table that a defect may be taken from.
-            read_image: Gives an image by its row; by default it is decoded from its file.
-        """
         self._annotations = annotations
         self._augmentation = augmentation
         self._seed = seed
         self._donors = donors
         self._read_image = read_image or annotations.read_image
-        self._rarity = _weigh_rarity(np.array([len(rows) for rows in donors]))
+        # Classes are drawn by the inverse of their number of donors; never those without one.
+        counts = np.array([len(rows) for rows in donors])
+        weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
+        self._donor_probabilities = weights / max(weights.sum(), 1e-12)
 
-    def __getitem__(self, place: Place) -> Sample:
-        """Reads one sample.
-
-        Raises:
-            InputError: See `Annotations.read_image`.
-        """
-        return self._load(place, None)
-
-    def write(self, place: Place, image_out: Plane, plane_out: Plane) -> None:
-        """Reads one sample into a batch; a smaller one is reflected at the right and the lower border.
-
-        Args:
-            place: Which one.
-            image_out: uint8 `(H, W)`, at least as large as the sample.
-            plane_out: The same for its labels.
+    def read(self, place: Place, out: tuple[Plane, Plane] | None = None) -> tuple[Plane, Plane]:
+        """Return image and bit plane of a sample, uint8 `(H, W)`; an augmented one is written to `out` if it fits.
 
         Raises:
             InputError: See `Annotations.read_image`.
         """
-        sample = self._load(place, (image_out, plane_out))
-        for array, out in ((sample.image, image_out), (sample.plane, plane_out)):
-            if array is not out:
-                out[...] = pad_to(array, out.shape)
-
-    def _load(self, place: Place, out: tuple[Plane, Plane] | None) -> Sample:
-        """A sample, written to `out` where it is augmented and just as large."""
         image, plane = self._read(place.index)
-        if self._augmentation:
-            seed = self._seed, place.epoch, place.position
-            donate = self._donate if self._rarity.any() else None
-            fits = out is not None and out[0].shape == (self._augmentation.crop or image.shape)
-            image, plane = self._augmentation(image, plane, seed, place.focus, donate, out if fits else None)
-        return Sample(image, plane, place.index)
+        if self._augmentation is None:
+            return image, plane
+        seed = self._seed, place.epoch, place.position
+        donate = self._donate if self._donor_probabilities.any() else None
+        out = out if out is not None and out[0].shape == (self._augmentation.crop or image.shape) else None
+        return self._augmentation(image, plane, seed, focus=place.focus, donate=donate, out=out)
 
     def measure(self, places: Sequence[Place]) -> tuple[int, int]:
-        """The height and width that hold all of these samples, in pixels."""
+        """Return the height and width in pixels that can hold all of these samples."""
         if self._augmentation and self._augmentation.crop:
             return self._augmentation.crop
         height, width = self._annotations.sizes[[place.index for place in places]].max(axis=0).tolist()
@@ -121,50 +91,38 @@ class Samples:
         return self._read_image(index), self._annotations.draw_plane(index)
 
     def _donate(self, rng: np.random.Generator) -> Donor:
-        """An image with a class, rare ones more often."""
-        c = int(rng.choice(len(self._rarity), p=self._rarity))
+        c = int(rng.choice(len(self._donor_probabilities), p=self._donor_probabilities))
         return *self._read(int(rng.choice(self._donors[c]))), c
 
 
-def _weigh_rarity(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The chance of each class, the inverse of its count; 0 for one without an image."""
-    weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
-    chances: NDArray[np.float64] = weights / max(weights.sum(), 1e-12)
-    return chances
-
-
 class Memory:
-    """Blocks for batches, each used again as soon as nobody holds what was in it.
+    """Memory blocks for batches; a block is reused once no tensor, view or NumPy array refers to it.
 
-    Fresh memory costs a page fault for every 4 KB, together more than decoding. Whoever keeps a batch, a part of it or
-    a NumPy array over it keeps the block too, so nothing is ever overwritten under a reader, however late he is.
+    Fresh memory costs a page fault per 4 KB, in total more than decoding.
+
+    Args:
+        pinned: Whether the memory is page-locked. torch then does the reuse itself, and waits for copies to the GPU.
+        max_free: Maximum number of unused blocks that are kept.
     """
 
-    def __init__(self, pinned: bool, most: int) -> None:
-        """Holds nothing yet.
-
-        Args:
-            pinned: Whether the memory is page-locked. torch itself uses such blocks again, and waits until copies to
-                a GPU that are on their way have arrived.
-            most: How many blocks wait at the most; what comes back beyond that is freed.
-        """
+    def __init__(self, *, pinned: bool, max_free: int) -> None:
         self.pinned = pinned
-        self._most = most
+        self._max_free = max_free
         self._free: list[Plane] = []
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """A uint8 tensor of any content."""
+        """Return an uninitialised uint8 tensor."""
         if self.pinned:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         size = math.prod(shape)
         block = self._pop(size)
         view = block[:size].reshape(shape)
-        # torch holds on to this very array until the last tensor over it is gone.
+        # torch keeps a reference to this very array until the last tensor over it is gone.
         weakref.finalize(view, self._give_back, block).atexit = False
         return torch.from_numpy(view)
 
     def _pop(self, size: int) -> Plane:
-        """A block that is large enough; smaller ones are dropped, so that all grow to what the largest batch needs."""
+        """Return a block that is large enough; smaller ones are dropped, so blocks grow to the largest batch."""
         while True:
             try:
                 block = self._free.pop()
@@ -174,62 +132,60 @@ class Memory:
                 return block
 
     def _give_back(self, block: Plane) -> None:
-        if len(self._free) < self._most:
+        if len(self._free) < self._max_free:
             self._free.append(block)
 
 
 class Loader:
-    """Batches in the order of a sampler, loaded ahead by threads; the same for any number of them.
+    """Batches in a sampler's order, loaded ahead by threads; the number of threads does not change them.
 
-    An epoch begins when its first batch is asked for, not when the loader is iterated over, which Lightning does before
-    it restores a resumed run (its issue 21938). What a thread raises comes out where its batch would have; leaving the
-    loop in any way ends the threads, after the batches that they are working on.
+    The sampler is read when the first batch is requested, because Lightning creates the iterator before it restores a
+    resumed run (Lightning issue 21938). Exceptions in threads are raised in order. Leaving the loop ends the threads.
+
+    Args:
+        samples: Loads single samples; smaller ones are padded to the largest of a batch by reflection.
+        batches: The places of each batch.
+        num_workers: Number of threads; 0 loads in the calling thread.
+        pin_memory: Whether to load into page-locked memory.
     """
 
     def __init__(
         self,
         samples: Samples,
-        batches: ShuffledBatches | SizedBatches | Sequence[list[Place]],
+        batches: ShuffledBatches | Sequence[list[Place]],
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        """Takes what is to be loaded.
-
-        Args:
-            samples: Gives a sample by its place.
-            batches: The places of each batch.
-            num_workers: Threads that load; 0 loads where the batch is asked for.
-            pin_memory: Load into page-locked memory.
-        """
         self.num_workers = num_workers
         self._samples = samples
         self._batches = batches
-        self._memory = Memory(pin_memory, most=2 * (num_workers + _SPARE))
+        self._memory = Memory(pinned=pin_memory, max_free=2 * (num_workers + _NUM_SPARE))
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers == 0:
-            yield from map(self._fill, self._batches)
+            yield from map(self._load, self._batches)
             return
         pool = ThreadPoolExecutor(self.num_workers, "loader")
         ahead: deque[Future[Batch]] = deque()
         try:
             for places in self._batches:
-                ahead.append(pool.submit(self._fill, places))
-                if len(ahead) == self.num_workers + _SPARE:
+                ahead.append(pool.submit(self._load, places))
+                if len(ahead) == self.num_workers + _NUM_SPARE:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _fill(self, places: Sequence[Place]) -> Batch:
-        """One batch; samples of different sizes are reflected to the largest height and width among them."""
+    def _load(self, places: Sequence[Place]) -> Batch:
         size = self._samples.measure(places)
         image, mask = self._memory.take((len(places), 1, *size)), self._memory.take((len(places), *size))
-        for place, image_out, mask_out in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
-            self._samples.write(place, image_out, mask_out)
+        for place, *outs in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
+            for array, out in zip(self._samples.read(place, (outs[0], outs[1])), outs, strict=True):
+                if array is not out:
+                    out[...] = pad_to(array, out.shape)
         index = torch.tensor([place.index for place in places], pin_memory=self._memory.pinned)
         return {"image": image, "mask": mask, "index": index}

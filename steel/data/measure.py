@@ -1,7 +1,7 @@
-"""What a data set measures: runs, spots and places of its defects, brightness and margins of its images."""
+"""Measurements of a dataset: runs, spots and positions of its defects, brightness and margins of its images."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import cv2
@@ -14,18 +14,17 @@ from steel.data.exposure import measure_image
 from steel.errors import InputError
 from steel.progress import map_on_all_cores, track
 
-MAP_ROWS = 16  # of the maps of where defects sit; they have as many columns as make their cells square
+MAP_ROWS = 16  # of a position map; the number of columns makes its cells square
 
 
 @dataclass(frozen=True)
 class Defects:
-    """What the labels say of each defect.
+    """Measurements of the labels.
 
     Attributes:
-        runs: int64 `(n, C)`, runs in the code of class c on image i; 0 where there is none.
+        runs: int64 `(n, C)`, runs in the code of each class on each image.
         spots: int64 `(n, C)`, 8-connected components.
-        maps: `(C, MAP_ROWS, columns)`: for each class and cell of the frame, the share of its pixels that are labelled,
-            as the mean over the images with the class.
+        maps: `(C, MAP_ROWS, columns)`, the labelled share of each cell, averaged over the images with the class.
     """
 
     runs: NDArray[np.int64]
@@ -35,12 +34,12 @@ class Defects:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the pixels of sampled images say.
+    """Measurements of a sample of m images.
 
     Attributes:
-        indices: `(m,)`, the images that were measured.
+        indices: `(m,)`, rows of the table.
         brightness: `(m,)`, mean grey value of the steel, 0..255.
-        margins: `(m, 2)`, share of the width that is black at the left and at the right.
+        margins: `(m, 2)`, shares of the width that are black at the left and at the right.
     """
 
     indices: NDArray[np.int64]
@@ -49,7 +48,7 @@ class Pixels:
 
 
 def measure_defects(annotations: Annotations) -> Defects:
-    """Counts runs and spots of every defect and maps where they lie; images may differ in size."""
+    """Count runs and spots of every defect and average positions over images of any size."""
     labels, num_classes = annotations.labels, annotations.num_classes
     aspect = float(np.median(annotations.sizes[:, 1] / annotations.sizes[:, 0]))
     shape = MAP_ROWS, int(np.clip(round(MAP_ROWS * aspect), 4, 10 * MAP_ROWS))
@@ -62,31 +61,30 @@ def measure_defects(annotations: Annotations) -> Defects:
         first, last = (int(runs[0]) - 1) // height, (int(runs[-2]) + int(runs[-1]) - 2) // height + 1
         block = rle.decode(runs, (height, width))[:, first:last]
         spots[i, c] = cv2.connectedComponents(block, connectivity=8)[0] - 1
-        down, across = _weigh(shape[0], height), _weigh(shape[1], width)
+        down, across = _compute_weights(shape[0], height), _compute_weights(shape[1], width)
         maps[c] += down @ block.astype(np.float32) @ across[:, first:last].T
     maps /= np.maximum(labels.sum(axis=0), 1)[:, None, None]
     return Defects((np.diff(annotations.offsets) // 2).reshape(labels.shape), spots, maps)
 
 
 @lru_cache(64)
-def _weigh(num_cells: int, num_pixels: int) -> NDArray[np.float32]:
-    """How much each pixel counts in the mean of each cell, `(cells, pixels)`; an edge of a cell may cut a pixel."""
+def _compute_weights(num_cells: int, num_pixels: int) -> NDArray[np.float32]:
+    """Return the weight of each pixel in the mean of each cell, `(cells, pixels)`; cells may divide pixels."""
     edges = np.arange(num_cells + 1)[:, None] * num_pixels / num_cells
     pixels = np.arange(num_pixels)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return (overlap.clip(0) * num_cells / num_pixels).astype(np.float32)
 
 
+@dataclass
 class Reader:
-    """Reads images and remembers which are broken, since a page of pictures is worth having without them."""
+    """A reader of images that collects the error messages of unreadable ones in `broken`, by file name."""
 
-    def __init__(self, annotations: Annotations) -> None:
-        """Has read nothing yet."""
-        self.annotations = annotations
-        self.broken: dict[str, str] = {}
+    annotations: Annotations
+    broken: dict[str, str] = field(default_factory=dict)
 
     def read(self, index: int) -> NDArray[np.uint8] | None:
-        """An image, uint8 `(H, W)`; None where it is broken."""
+        """Return an image, uint8 `(H, W)`, or None if it cannot be read."""
         try:
             return self.annotations.read_image(index)
         except InputError as error:
@@ -94,19 +92,18 @@ class Reader:
             return None
 
     def read_first(self, candidates: Iterable[int], num: int) -> dict[int, NDArray[np.uint8]]:
-        """The first images that can be read, at most so many, by their rows in the table."""
+        """Return the first `num` readable images among rows of the table, by row."""
         found: dict[int, NDArray[np.uint8]] = {}
         for i in candidates:
             if len(found) == num:
                 break
-            image = self.read(i)
-            if image is not None:
+            if (image := self.read(i)) is not None:
                 found[i] = image
         return found
 
 
 def measure_pixels(reader: Reader, sample: int, seed: int) -> Pixels:
-    """Measures brightness and margins of some images drawn at random, those that are broken left out."""
+    """Measure brightness and margins on a random sample of at most `sample` images; unreadable ones are skipped."""
     n = len(reader.annotations)
     chosen = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False)).tolist()
 

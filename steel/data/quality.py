@@ -1,6 +1,7 @@
-"""Everything that is wrong with a data set, said at once."""
+"""`steel check`: all errors in a dataset in one report."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,23 +22,20 @@ from steel.errors import InputError
 from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 
-# First bytes of the formats that `images` reads.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
-_TOGETHER = "keep them together by steel split --near_duplicates"
-_SHOWN = 8  # findings of each kind on the screen; the file has them all
-_ONE_SIZE = 0.9  # share of images of one size above which each of the others is named
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")  # first bytes of readable formats
+_KEEP_TOGETHER = "keep them together with steel split --near_duplicates"
+_NUM_SHOWN = 8  # findings of each kind on the screen; the file has all of them
+_ONE_SIZE = 0.9  # if this share of images has the same size, every other image is named
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        findings: By file and line.
-        num_images: Image files looked at.
-        num_rows: Rows of train.csv read; each of them is used or reported.
-        num_used: Those whose word counts.
-        num_reported: Those that an error names.
+        findings: Errors and information, sorted by file and line.
+        num_images: Number of image files.
+        num_rows: Number of rows in train.csv, which is the sum of `num_used` and `num_reported` (those with an error).
     """
 
     findings: list[Finding]
@@ -48,46 +46,44 @@ class Report:
 
     @property
     def num_errors(self) -> int:
-        """How many of the findings are errors."""
+        """The number of findings that are errors."""
         return sum(finding.is_error for finding in self.findings)
 
 
 def examine(root: Path) -> Report:
-    """Looks at every file, row and pixel of a data set.
+    """Examine every file, row and pixel of a dataset.
 
     Args:
-        root: The folder that holds `train.csv` and `train_images/`.
+        root: The folder with `train.csv` and `train_images/`.
 
     Raises:
-        InputError: There is no such folder, or no image in it.
+        InputError: The folder does not exist or has no images.
     """
     annotations, findings, num_rows, num_used = read_leniently(root)
     lines = {finding.line for finding in findings if finding.file == root / "train.csv" and finding.is_error}
-    # A row has one error at most, and an error of no line is the whole file's.
+    # A row has at most one error. An error without a line concerns the whole file.
     num_reported = num_rows if None in lines else len(lines)
     folder = root / "train_images"
     paths = images.find_images(folder)
     unreadable = {finding.file for finding in findings if finding.kind == "unreadable image" and finding.line is None}
-    findings = [_name_kind(finding) if finding.file in unreadable else finding for finding in findings]
-    findings += _find_strays(folder, paths)
+    findings = [_classify(finding) if finding.file in unreadable else finding for finding in findings]
+    findings += _find_other_files(folder, paths)
     readable = [path for path in paths if path not in unreadable]
-    of_pixels = [
-        finding for found in map_on_all_cores(_examine_image, readable, "checking images") for finding in found
-    ]
-    findings += of_pixels
+    examined = list(map_on_all_cores(_examine_image, readable, "checking images"))
+    findings += [finding for found in examined for finding in found]
     if annotations is not None:
         findings += _find_sizes(annotations)
         findings += _find_empty_classes(annotations)
         if (root / "splits.csv").is_file():
             findings += _examine_splits(root / "splits.csv", annotations, {path.name for path in unreadable})
-    damaged = {finding.file for finding in of_pixels if finding.is_error}
-    findings += _find_twins([path for path in readable if path not in damaged], annotations)
+    damaged = {finding.file for found in examined for finding in found if finding.is_error}
+    findings += _find_duplicates([path for path in readable if path not in damaged], annotations)
     findings.sort(key=lambda finding: (str(finding.file), finding.line or 0))
     return Report(findings, len(paths), num_rows, num_used, num_reported)
 
 
-def _name_kind(finding: Finding) -> Finding:
-    """Says more of an image whose header cannot be read."""
+def _classify(finding: Finding) -> Finding:
+    """Refine the kind of an image with an unreadable header."""
     try:
         with finding.file.open("rb") as file:
             start = file.read(max(map(len, _SIGNATURES)))
@@ -98,37 +94,38 @@ def _name_kind(finding: Finding) -> Finding:
     return finding if start.startswith(_SIGNATURES) else replace(finding, kind="not an image")
 
 
-def _find_strays(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
+def _find_other_files(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
     for path in sorted(set(folder.iterdir()).difference(paths)):
         if path.is_dir():
-            message = "it is a folder, and images in folders are left out; move them up if they belong to the data set"
+            message = "this is a folder, and images in it are ignored; move them up if they belong to the dataset"
             yield Finding(path, None, "folder", message, is_error=False)
         elif path.suffix.lower() in images.SUFFIXES:
-            yield Finding(path, None, "no file", "it is a link to nowhere; put the image there or take the link out")
+            message = "this is a link to a file that does not exist; restore the image or remove the link"
+            yield Finding(path, None, "no file", message)
         else:
-            message = f"it is no image by its name ({', '.join(images.SUFFIXES)}) and is left out"
-            yield Finding(path, None, "not an image", f"{message}; nothing has to be done", is_error=False)
+            message = f"ignored, since its suffix is not one of {', '.join(images.SUFFIXES)}; nothing needs to be done"
+            yield Finding(path, None, "not an image", message, is_error=False)
 
 
 def _examine_image(path: Path) -> list[Finding]:
-    """What the pixels of an image with a good header say."""
+    """Examine the pixels of an image with a valid header."""
     try:
         images.read_grey(path)
     except InputError as error:
-        message = f"the image {str(error).removeprefix(f'{path} ')}"
-        return [Finding(path, None, "not 8 bits" if "8 bits" in message else "truncated image", message)]
+        kind = "not 8 bits" if re.search("more than 8.bit", str(error)) else "truncated image"
+        return [Finding(path, None, kind, f"the image {str(error).removeprefix(f'{path} ')}")]
     colours = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if colours is None or colours.ndim == 2:
         return []
     channels = colours[..., :3].astype(np.int16)
     if spread := int((channels.max(axis=2) - channels.min(axis=2)).max()):
-        message = f"it is a colour image, its channels differ by up to {spread}; brightness alone (luma) is looked at"
+        message = f"this is a colour image whose channels differ by up to {spread}; only its brightness (luma) is used"
         return [Finding(path, None, "colour image", message, is_error=False)]
     return []
 
 
 def _examine_splits(path: Path, annotations: Annotations, unreadable: Collection[str]) -> list[Finding]:
-    """What is wrong with a splits.csv; that it names an image that only has to be mended is not."""
+    """Return the errors in a splits.csv; naming an image that exists but is unreadable is not one."""
     table = read_table(path, ("ImageId",))
     names = dict(zip(table.lines, table.columns.get("ImageId", []), strict=True))
     findings = read_parts(path, annotations)[2]
@@ -138,95 +135,88 @@ def _examine_splits(path: Path, annotations: Annotations, unreadable: Collection
 def _find_sizes(annotations: Annotations) -> Iterator[Finding]:
     sizes = [tuple(size) for size in annotations.sizes.tolist()]
     (common, count), *others = Counter(sizes).most_common()
-    if not others:
-        return
-    remedy = "nothing has to be done"
+    remedy = "nothing needs to be done"
     if count < _ONE_SIZE * len(sizes):
         low, high = annotations.sizes.min(axis=0), annotations.sizes.max(axis=0)
-        message = f"{len(others) + 1:,} sizes of images, {low[1]} to {high[1]} wide and {low[0]} to {high[0]} high"
-        yield Finding(annotations.root / "train_images", None, "sizes", f"{message}; {remedy}", is_error=False)
+        spans = f"width {low[1]} to {high[1]}, height {low[0]} to {high[0]}"
+        message = f"the images have {len(others) + 1:,} different sizes: {spans}; {remedy}"
+        yield Finding(annotations.root / "train_images", None, "sizes", message, is_error=False)
         return
-    for i, (height, width) in enumerate(sizes):
-        if (height, width) != common:
-            message = f"it has {width} x {height} pixels, most others have {common[1]} x {common[0]}; {remedy}"
+    for i, size in enumerate(sizes):
+        if size != common:
+            message = f"this image has {size[1]} x {size[0]} pixels, most have {common[1]} x {common[0]}; {remedy}"
             yield Finding(annotations.path(i), None, "size", message, is_error=False)
 
 
 def _find_empty_classes(annotations: Annotations) -> Iterator[Finding]:
-    for name, count in zip(annotations.classes, annotations.labels.sum(axis=0).tolist(), strict=True):
-        if count == 0:
-            message = f"no image has class {name}, so nothing can be learnt about it; if it is a slip, mend the classes"
-            yield Finding(annotations.root / "train.csv", None, "empty class", message, is_error=False)
+    for name in np.array(annotations.classes)[~annotations.labels.any(axis=0)]:
+        message = f"no image has class {name}, so it cannot be learnt; fix the classes if this is a mistake"
+        yield Finding(annotations.root / "train.csv", None, "empty class", message, is_error=False)
 
 
-def _find_twins(paths: Sequence[Path], annotations: Annotations | None) -> Iterator[Finding]:
+def _find_duplicates(paths: Sequence[Path], annotations: Annotations | None) -> Iterator[Finding]:
     row = {} if annotations is None else {name: i for i, name in enumerate(annotations.names.tolist())}
     for pair in find_duplicates(paths):
         one, other = paths[pair.first], paths[pair.second]
-        i, j = row.get(one.name), row.get(other.name)
+        rows = [row[path.name] for path in (one, other) if path.name in row]
         if pair.kind == "near":
-            message = f"it shows the same scene as {one.name} ({pair.how}; {pair.score:.2f}); {_TOGETHER}"
+            message = f"shows the same scene as {one.name} ({pair.how}; score {pair.score:.2f}); {_KEEP_TOGETHER}"
             yield Finding(other, None, "near-duplicate", message, is_error=False)
-        elif annotations and i is not None and j is not None and _differ(annotations, i, j):
-            message = f"it has the same pixels as {one.name}, but another mask; decide for one and take the other out"
+        elif annotations and len(rows) == 2 and np.any(np.not_equal(*map(annotations.draw_plane, rows))):
+            message = f"has the same pixels as {one.name}, but another mask; decide which is right and remove the other"
             yield Finding(other, None, "duplicate with another mask", message)
         else:
-            message = f"it has the same pixels as {one.name}; take one out, or {_TOGETHER}"
+            message = f"has the same pixels as {one.name}; remove one of them, or {_KEEP_TOGETHER}"
             yield Finding(other, None, "duplicate image", message, is_error=False)
 
 
-def _differ(annotations: Annotations, i: int, j: int) -> bool:
-    return not np.array_equal(annotations.draw_plane(i), annotations.draw_plane(j))
-
-
 def check(root: str, *, out: str | None = None) -> int:
-    """Finds everything that is wrong with a data set and says it at once.
+    """Find all errors in a dataset.
 
-    Every file, row and pixel is looked at. Ends with exit status 1 where there is an error, 0 where there is
-    information at most.
+    Every file, row and pixel is examined. The exit status is 1 if there is an error, else 0.
 
     Args:
         root: Folder with train.csv and train_images.
-        out: File to write all findings to, as JSON; its name ends in .json.
+        out: JSON file to write all findings to; its name must end in .json.
 
     Example:
         steel check data
         steel check data --out check.json
     """
-    # An earlier report is replaced, but nothing else is.
+    # An existing report is replaced, so the suffix protects all other files.
     if out and not out.endswith(".json"):
-        raise InputError(f"the findings are written as JSON, but {out} does not end in .json; name it so")
+        raise InputError(f"--out must end in .json, because the findings are written as JSON, got {out}")
     report = examine(Path(root))
     _show(report, Path(root))
     if out:
         _write(report, Path(root), Path(out))
-    num_errors = report.num_errors
-    print(f"{report.num_images:,} images; train.csv: {report.num_rows:,} rows = {report.num_used:,} used "
-          f"+ {report.num_reported:,} reported")  # fmt: skip
-    print(f"{num_errors:,} errors, {len(report.findings) - num_errors:,} for information" + (f"; {out}" if out else ""))
+    num_errors, saved = report.num_errors, f"; saved to {out}" if out else ""
+    counts = f"{report.num_rows:,} rows = {report.num_used:,} used + {report.num_reported:,} reported"
+    print(f"{report.num_images:,} images; train.csv: {counts}")
+    print(f"{num_errors:,} errors, {len(report.findings) - num_errors:,} for information{saved}")
     return 1 if num_errors else 0
 
 
 def _show(report: Report, root: Path) -> None:
-    """The first findings of each kind, errors first."""
+    """Print the first findings of each kind, errors first."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)  # into a file or a pager there is no width to keep to
+        console = Console(width=200)  # files and pagers have no width
     for is_information, kind in sorted({(not finding.is_error, finding.kind) for finding in report.findings}):
         members = [f for f in report.findings if f.kind == kind and f.is_error is not is_information]
         level, style = ("information", "bold") if is_information else ("error", "bold red")
         console.print(Text(f"{level}: {kind} ({len(members):,})", style))
         rows = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
-        for finding in members[:_SHOWN]:
+        for finding in members[:_NUM_SHOWN]:
             where = f"  {_relative(finding.file, root)}" + (f":{finding.line}" if finding.line else "")
-            rows.add_row(_make_printable(where), _make_printable(finding.message))
+            rows.add_row(_escape(where), _escape(finding.message))
         console.print(rows)
-        if len(members) > _SHOWN:
-            console.print(f"  and {len(members) - _SHOWN:,} more; --out FILE.json has them all")
+        if len(members) > _NUM_SHOWN:
+            console.print(f"  and {len(members) - _NUM_SHOWN:,} more; save all of them with --out FILE.json")
 
 
-def _make_printable(text: str) -> Text:
-    """The text as it is, but for the bytes of a file name that is not UTF-8, which no terminal takes."""
+def _escape(text: str) -> Text:
+    """Return the text without markup and with bytes that are not UTF-8 escaped."""
     return Text(text.encode(errors="backslashreplace").decode())
 
 

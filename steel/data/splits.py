@@ -1,7 +1,7 @@
-"""Which images train, which choose, which judge: a stratified split over images that never divides a group.
+"""Stratified splits into train, val and test, or into folds, over images and without dividing a group.
 
 ROOT/splits.csv    ImageId,split with split in train, val, test
-                or ImageId,fold with fold in 0..K-1: fold k judges, fold k + 1 chooses, the others train
+                or ImageId,fold with fold in 0..K-1: fold k is test, fold k + 1 is val, the others are train
 """
 
 import hashlib
@@ -27,83 +27,75 @@ DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
 
 @dataclass(frozen=True)
 class Split:
-    """The part that each image of a data set belongs to.
+    """The part that each image of a dataset belongs to.
 
     Attributes:
-        names: The data set's file names, sorted.
-        parts: `(n,)` of "train", "val", "test", or "" for an image that is in none.
+        names: `(n,)`, the dataset's file names, sorted.
+        parts: `(n,)`, "train", "val", "test", or "" for an image that is in no part.
     """
 
     names: NDArray[np.str_]
     parts: NDArray[np.str_]
 
     def indices(self, part: str) -> NDArray[np.int64]:
-        """The rows of the table that belong to a part."""
+        """Return the rows of the table that belong to a part."""
         return np.flatnonzero(self.parts == part)
 
     def members(self) -> dict[str, list[str]]:
-        """The names in each part, for a checkpoint."""
+        """Return the file names in each part, to be stored in a checkpoint."""
         return {part: self.names[self.indices(part)].tolist() for part in PARTS}
 
     @property
     def digest(self) -> str:
-        """A hash over who is where."""
+        """A hash of names and parts."""
         lines = (f"{name},{part}\n" for name, part in zip(self.names, self.parts, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def make_split(annotations: Annotations, fractions: Sequence[float] = DEFAULT_FRACTIONS, seed: int = 0) -> Split:
-    """Divides a data set into train, val and test.
+    """Divide a dataset into train, val and test.
 
-    Whole groups are dealt one after another, those with the rarest content first, each to the part that lags furthest
-    behind its share of what the group holds: of images, of each class, and of each set of classes. The result depends
-    on names, labels, groups and seed alone, not on the order of files or rows. Where all groups are single images it
-    comes as near to the shares as whole images allow; scikit-learn's StratifiedGroupKFold, which knows equal folds
-    only, would need 20 of them for 70/15/15.
+    Groups are assigned one by one, those with the rarest content first. Each goes to the part that lacks most of what
+    the group holds: images, classes and sets of classes. The result depends on names, labels, groups and seed only.
+    scikit-learn's StratifiedGroupKFold only makes equal folds and would need 20 of them for 70/15/15.
 
     Args:
-        annotations: The data set.
-        fractions: The shares of train, val and test, which sum to 1; a share may be 0.
+        annotations: The dataset.
+        fractions: Shares of train, val and test, which sum to 1; a share may be 0.
         seed: Another seed gives another split.
 
     Raises:
-        InputError: The fractions are no shares.
+        InputError: The fractions are not three shares that sum to 1, or the seed is negative.
     """
     shares = np.asarray(fractions, float)
     require_at_least(0, seed=seed)
     if shares.shape != (3,) or not (shares >= 0).all() or not abs(shares.sum() - 1) <= 1e-6:
-        raise InputError(f"fractions are three shares of train, val and test that sum to 1, but {list(fractions)} came")
-    return Split(annotations.names, np.array(PARTS)[_deal(annotations, shares, seed)])
+        raise InputError(f"fractions must be three shares (train, val, test) that sum to 1, got {list(fractions)}")
+    return Split(annotations.names, np.array(PARTS)[_assign(annotations, shares, seed)])
 
 
 def make_folds(annotations: Annotations, num_folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Divides a data set into folds of equal shares, dealt like the parts of `make_split`.
-
-    Args:
-        annotations: The data set.
-        num_folds: K; 3 or more, since one fold judges and one chooses.
-        seed: Another seed gives other folds.
+    """Divide a dataset into folds of equal size, by the method of `make_split`.
 
     Returns:
-        `(n,)` the fold of each image, 0 to K - 1.
+        `(n,)`, the fold of each image, 0 to `num_folds` - 1.
 
     Raises:
-        InputError: There are fewer than 3 folds, or more than groups.
+        InputError: There are fewer than 3 folds or more than groups, or the seed is negative.
     """
     require_at_least(0, seed=seed)
     require_at_least(3, folds=num_folds)
     if num_folds > (num_groups := len(np.unique(annotations.groups))):
-        raise InputError(f"{num_folds} folds, but {num_groups} groups of images cannot fill them; ask for fewer folds")
-    return _deal(annotations, np.full(num_folds, 1 / num_folds), seed)
+        raise InputError(f"folds must be at most the number of groups of images ({num_groups}), got {num_folds}")
+    return _assign(annotations, np.full(num_folds, 1 / num_folds), seed)
 
 
-def _deal(annotations: Annotations, shares: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """The share, by its place in `shares`, that each image falls to."""
-    content, group_of = _describe_groups(annotations)
+def _assign(annotations: Annotations, shares: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """Return the index into `shares` that each image is assigned to."""
+    content, group_of = _count_content(annotations)
     totals = content.sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(content))
-    # Scarcity: the largest share that a group takes of anything there is.
-    scarcity = (content / totals).max(axis=1)
+    scarcity = (content / totals).max(axis=1)  # the largest share of any feature that a group holds
     order = order[np.argsort(-scarcity[order], kind="stable")]
 
     open_shares = np.flatnonzero(shares)
@@ -111,176 +103,151 @@ def _deal(annotations: Annotations, shares: NDArray[np.float64], seed: int) -> N
     filled = np.zeros_like(targets)
     share_of_group = np.empty(len(content), np.int64)
     for g in order:
-        # The growth of sum((filled - target)^2 / target) when the group is added.
-        growth = (content[g] * (content[g] + 2 * (filled - targets)) / targets).sum(axis=1)
-        best = int(np.argmin(growth))
+        # The increase of sum((filled - target)^2 / target) if the group is added.
+        increase = (content[g] * (content[g] + 2 * (filled - targets)) / targets).sum(axis=1)
+        best = int(np.argmin(increase))
         filled[best] += content[g]
         share_of_group[g] = open_shares[best]
     return share_of_group[group_of]
 
 
-def _describe_groups(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """What each group holds, `(groups, features)` counts of images, classes and sets of classes; each image's group.
-
-    Groups are numbered by their first image, so that the numbers do not depend on what the groups are called.
-    """
+def _count_content(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return counts of images, classes and sets of classes `(groups, features)`, and the group of each image `(n,)`."""
     labels = annotations.labels
     _, sets = np.unique(np.packbits(labels, axis=1), axis=0, return_inverse=True)
     features = np.column_stack([np.ones(len(labels)), labels, np.eye(int(sets.max()) + 1)[sets.ravel()]])
-    group_of = pd.factorize(annotations.groups)[0].astype(np.int64)
+    group_of = pd.factorize(annotations.groups)[0].astype(np.int64)  # by first image, whatever the groups are called
     content = np.zeros((int(group_of.max()) + 1, features.shape[1]))
     np.add.at(content, group_of, features)
     return content[:, content.any(axis=0)], group_of
 
 
 def read_split(path: Path, annotations: Annotations, fold: int | None = None) -> Split:
-    """Reads a `splits.csv`.
+    """Read a `splits.csv`.
 
     Args:
         path: The file. Images that it does not name are in no part.
-        annotations: The data set that it divides.
-        fold: The fold that judges, where the file has folds.
+        annotations: The dataset.
+        fold: The fold to test on, if the file has folds.
 
     Raises:
-        InputError: Columns or parts are other than expected, an image is unknown or stands twice, a group of
-            `groups.csv` is divided, or `fold` does not fit the file.
+        InputError: The file has an error or divides a group, or `fold` does not fit the file.
     """
     parts, is_folds, findings = read_parts(path, annotations)
     raise_first(findings)
     if not is_folds:
         if fold is not None:
-            raise InputError(f"{path} names parts, not folds, but data.fold is {fold}; take that out")
+            raise InputError(f"data.fold is {fold}, but {path} has parts and no folds; remove data.fold")
         return Split(annotations.names, parts)
     folds = np.where(parts == "", "-1", parts).astype(int)
     num_folds = len(np.unique(folds[folds >= 0]))
     if num_folds < 3 or folds.max() + 1 != num_folds:
-        raise InputError(f"{path}: folds are 0, 1, 2 and so on, 3 or more; write them by steel split --folds")
+        raise InputError(f"{path} must have at least 3 folds, numbered 0, 1, 2, ...; write it with steel split --folds")
     if fold is None or not 0 <= fold < num_folds:
-        came = "is not set" if fold is None else f"is {fold}"
-        raise InputError(f"{path} has the folds 0 to {num_folds - 1}, but data.fold {came}; say which one judges")
+        raise InputError(f"data.fold must be 0 to {num_folds - 1} for the folds of {path}, got {fold}")
     part_of_fold = np.full(num_folds, "train", dtype="<U5")
     part_of_fold[[fold, (fold + 1) % num_folds]] = "test", "val"
     return Split(annotations.names, np.where(folds < 0, "", part_of_fold[folds]))
 
 
 def read_parts(path: Path, annotations: Annotations) -> tuple[NDArray[np.str_], bool, list[Finding]]:
-    """Reads who is where, in either form of a `splits.csv`.
+    """Read a `splits.csv` leniently.
 
     Returns:
-        `(n,)` the part or the fold of each image, "" where it has none; whether they are folds; and what is wrong.
+        The part or fold of each image `(n,)`, "" for none; whether these are folds; and the errors in the file.
     """
     table, positions, findings = read_named(path, ("split", "fold"), annotations.names)
     is_folds = "fold" in table.form
+    expected = "fold must be 0, 1, 2, ..." if is_folds else f"split must be one of {', '.join(PARTS)}"
     parts = np.full(len(annotations), "", dtype="<U9")
-    given = table.columns["fold" if is_folds else "split"] if table.form else []
-    for i, part, line in zip(positions, given, table.lines, strict=True):
-        if is_folds and not (part.isascii() and part.isdigit() and len(part) < 4):
-            message = f'folds count 0, 1, 2, ..., but "{part}" came; mend the row'
-            findings.append(Finding(path, line, "split", message))
-        elif not is_folds and part not in PARTS:
-            message = f'split is one of {", ".join(PARTS)}, but "{part}" came; mend the row'
-            findings.append(Finding(path, line, "split", message))
+    values = table.columns["fold" if is_folds else "split"] if table.form else []
+    for i, value, line in zip(positions, values, table.lines, strict=True):
+        is_valid = value.isascii() and value.isdigit() and len(value) < 4 if is_folds else value in PARTS
+        if not is_valid:
+            findings.append(Finding(path, line, "split", f'{expected}, got "{value}"; fix the row'))
         elif i >= 0:
-            parts[i] = part
+            parts[i] = value
     return parts, is_folds, [*findings, *_find_divided_groups(path, parts, annotations)]
 
 
 def _find_divided_groups(path: Path, parts: NDArray[np.str_], annotations: Annotations) -> Iterator[Finding]:
-    first_of: dict[int, int] = {}
-    reported = set()
-    for i, (group, part) in enumerate(zip(annotations.groups.tolist(), parts.tolist(), strict=True)):
-        if not part or group in reported:
-            continue
-        first = first_of.setdefault(group, i)
-        if parts[first] != part:
-            reported.add(group)
-            names = annotations.names
-            message = (
-                f"it divides a group of groups.csv: {names[first]} is in {parts[first]}, {names[i]} in {part}; "
-                f"keep a group on one side"
-            )
-            yield Finding(path, None, "divided group", message)
+    table = pd.DataFrame({"group": annotations.groups, "name": annotations.names, "part": parts})[parts != ""]
+    firsts = table.drop_duplicates(["group", "part"])
+    for _, rows in firsts[firsts.duplicated("group", keep=False)].groupby("group"):
+        (name, part), (other_name, other_part), *_ = zip(rows["name"], rows["part"], strict=True)
+        where = f"{name} is in {part}, {other_name} in {other_part}"
+        message = f"a group of groups.csv is divided: {where}; put all its images into one part"
+        yield Finding(path, None, "divided group", message)
 
 
-def recall_split(annotations: Annotations, data: Mapping[str, object], source: Path, fold: int | None = None) -> Split:
-    """The split to judge a trained network by: the one it was trained with, or that of data it has never seen.
+def recall_split(annotations: Annotations, data: Mapping[str, Any], source: Path, fold: int | None = None) -> Split:
+    """Return the split that a network was trained with, or for another dataset the split in its `splits.csv`.
 
     Args:
-        annotations: The data set to judge on.
-        data: What the checkpoint says of its data: "digest", "split" (the digest of its split) and "members".
-        source: The checkpoint, for errors.
-        fold: The fold to judge by, where the data set's `splits.csv` has folds; by default the checkpoint's.
+        annotations: The dataset to evaluate on.
+        data: The checkpoint's description of its data, with "digest", "split" (the digest of its split) and "members".
+        source: The checkpoint, for error messages.
+        fold: The fold to test on, if `splits.csv` has folds; by default the checkpoint's.
 
     Raises:
-        InputError: The data set was changed since, its `splits.csv` is another, or images that the network was trained
-            with are among those to judge it by.
+        InputError: The data has changed, or images that the network was trained on are in val or test.
     """
     path = annotations.root / "splits.csv"
     given = None
     if path.is_file():
-        # New images may be in parts, whatever the network was trained with.
         is_folds = read_parts(path, annotations)[1]
-        judge: Any = data.get("fold") if fold is None and is_folds else fold
-        given = read_split(path, annotations, judge)
-    members: Mapping[str, Sequence[str]] = data["members"]  # type: ignore[assignment]
+        # The checkpoint's fold does not apply to a file with parts.
+        given = read_split(path, annotations, data.get("fold") if fold is None and is_folds else fold)
     if data["digest"] == annotations.digest:
         parts = np.full(len(annotations), "", dtype="<U5")
-        for part, names in members.items():
+        for part, names in data["members"].items():
             parts[np.isin(annotations.names, names)] = part
         split = Split(annotations.names, parts)
         if given and given.digest != split.digest:
             raise InputError(
-                f"{path} (split {given.digest}) is not the split that {source} was trained with ({data['split']}); "
-                f"train again or put the old one back"
+                f"{source} was trained with split {data['split']}, but {path} is split {given.digest}; "
+                f"restore the old file or train again"
             )
         return split
     if given is None:
         raise InputError(
-            f"{annotations.root} (data {annotations.digest}) is not the data set that {source} was trained on "
-            f"({data['digest']}); give that one, or a splits.csv that names the images to judge by"
+            f"{source} was trained on data {data['digest']}, but {annotations.root} is data {annotations.digest}; use "
+            f"the dataset of the training, or add a splits.csv that names the images to evaluate on"
         )
-    judged = set(annotations.names[np.isin(given.parts, ("val", "test"))].tolist())
-    if known := judged.intersection(members["train"]):
-        raise InputError(
-            f"{len(known)} images that {path} puts into val or test, {min(known)} among them, were trained with by "
-            f"{source}; take them out"
-        )
+    evaluated = set(annotations.names[np.isin(given.parts, ("val", "test"))].tolist())
+    if known := evaluated.intersection(data["members"]["train"]):
+        images = f"{len(known)} images in val or test of {path}, for example {min(known)}"
+        raise InputError(f"{source} was trained on {images}; remove them from val and test")
     return given
 
 
 def choose_split(annotations: Annotations, fractions: Sequence[float], seed: int, fold: int | None = None) -> Split:
-    """The split of a data set: its `splits.csv` as it is where there is one, else a new one."""
+    """Return the split in the dataset's `splits.csv`, or else a new one; see `read_split` and `make_split`.
+
+    Raises:
+        InputError: The file or an argument is invalid.
+    """
     path = annotations.root / "splits.csv"
     if path.is_file():
         return read_split(path, annotations, fold)
     if fold is not None:
-        raise InputError(f"data.fold is {fold}, but there is no {path}; write it by steel split --folds")
+        raise InputError(f"data.fold is {fold}, but there is no {path}; write it with steel split --folds")
     return make_split(annotations, fractions, seed)
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Writes a `splits.csv` of parts, sorted by name."""
-    _write(split.names, "split", split.parts, path)
-
-
-def _write(names: NDArray[np.str_], column: str, parts: NDArray[np.str_], path: Path) -> None:
-    table = pd.DataFrame({"ImageId": names, column: parts})
-    write_atomic(path, table[parts != ""].to_csv(index=False, lineterminator="\n"))
+def write_split(split: Split, path: Path, column: str = "split") -> None:
+    """Write a `splits.csv`, sorted by file name; `column` is "fold" if the parts are folds."""
+    table = pd.DataFrame({"ImageId": split.names, column: split.parts})
+    write_atomic(path, table[split.parts != ""].to_csv(index=False, lineterminator="\n"))
 
 
 def tabulate_parts(members: Mapping[str, NDArray[np.int64]], annotations: Annotations) -> pd.DataFrame:
-    """Counts images, groups, clean images and images of each class, a row for each part.
-
-    Args:
-        members: The rows of the table that belong to each part.
-        annotations: The data set.
-    """
+    """Count images, groups, clean images and images of each class; `members` are the rows of each part."""
     rows = []
     for part, i in members.items():
-        counts = annotations.labels[i].sum(axis=0).tolist()
-        groups = len(np.unique(annotations.groups[i]))
-        clean = int((~annotations.labels[i].any(axis=1)).sum())
-        rows.append([part, len(i), groups, clean, *counts])
+        labels = annotations.labels[i]
+        counts = [len(i), len(np.unique(annotations.groups[i])), int((~labels.any(axis=1)).sum())]
+        rows.append([part, *counts, *labels.sum(axis=0).tolist()])
     return pd.DataFrame(rows, columns=["part", "images", "groups", "clean", *annotations.classes])
 
 
@@ -293,17 +260,17 @@ def split(
     out: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Divides a data set into train, val and test, or into folds, over images, and writes splits.csv.
+    """Divide a dataset into train, val and test, or into folds, and write splits.csv.
 
-    Stratified by the set of classes on an image; groups of groups.csv stay on one side. Both tasks use the file when
-    it lies in the data set's folder.
+    The split is over images and stratified by the set of classes on an image. Groups in groups.csv are kept together.
+    steel fit uses the file if it is in the dataset's folder.
 
     Args:
         root: Folder with train.csv and train_images.
-        fractions: Shares of train, val and test, which sum to 1, as [0.7,0.15,0.15].
-        folds: Equal folds instead; then --data.fold 2 judges by fold 2, chooses by fold 3 and trains on the others.
-        near_duplicates: Whether to look for images of one scene first and keep these on one side too.
-        out: File to write, by default splits.csv in the data set's folder.
+        fractions: Shares of train, val and test, which sum to 1, for example [0.7,0.15,0.15].
+        folds: Number of equal folds to make instead; with --data.fold 2, fold 2 is test, 3 is val, others are train.
+        near_duplicates: Whether to search for images of the same scene first and keep these together as well.
+        out: File to write, by default splits.csv in the dataset's folder.
         seed: Another seed gives another split.
 
     Example:
@@ -312,34 +279,32 @@ def split(
     """
     path = Path(out) if out else Path(root) / "splits.csv"
     if path.exists():
-        raise InputError(
-            f"{path} is there already and models may have been judged by it; remove it or give another --out"
-        )
+        raise InputError(f"{path} already exists, and models may depend on it; remove it or choose another --out")
     if folds is not None and tuple(fractions) != DEFAULT_FRACTIONS:
-        raise InputError("folds are equal, so --folds and --fractions exclude each other; give one of them")
+        raise InputError("--folds makes equal folds and cannot be combined with --fractions; give one of them")
     annotations = read_annotations(root)
-    together = join_near_duplicates(annotations) if near_duplicates else annotations
+    grouped = join_near_duplicates(annotations) if near_duplicates else annotations
     if folds is None:
-        result = make_split(together, fractions, seed)
+        result = make_split(grouped, fractions, seed)
         write_split(result, path)
         members = {part: result.indices(part) for part in PARTS}
-        word = f"split {result.digest}"
+        description = f"split {result.digest}"
     else:
-        fold_of = make_folds(together, folds, seed)
-        _write(annotations.names, "fold", fold_of.astype(str), path)
+        fold_of = make_folds(grouped, folds, seed)
+        write_split(Split(annotations.names, fold_of.astype(str)), path, "fold")
         members = {f"fold {k}": np.flatnonzero(fold_of == k) for k in range(folds)}
-        word = f"{folds} folds (--data.fold k judges by fold k)"
-    print(tabulate_parts(members, together).to_string(index=False))
-    print(f"seed {seed}, {word}, data {annotations.digest}")
+        description = f"{folds} folds (select one with --data.fold)"
+    print(tabulate_parts(members, grouped).to_string(index=False))
+    print(f"seed {seed}, {description}, data {annotations.digest}")
     print(f"wrote {path}")
 
 
 def join_near_duplicates(annotations: Annotations) -> Annotations:
-    """The same data set with the groups joined whose images show the same scene; see `duplicates`."""
+    """Merge the groups whose images show the same scene, and print how many pairs there are."""
     pairs = find_duplicates([annotations.path(i) for i in range(len(annotations))])
     groups = join(annotations.groups, pairs)
     before, after = len(np.unique(annotations.groups)), len(np.unique(groups))
     print(
-        f"{len(pairs):,} pairs of images show the same scene; groups, single images included: {before:,} -> {after:,}"
+        f"{len(pairs):,} pairs of images show the same scene; groups (single images included): {before:,} -> {after:,}"
     )
     return replace(annotations, groups=groups)

@@ -1,9 +1,8 @@
-"""Writes a data set of made-up steel in Severstal's layout, for trying the whole way without real images.
+"""`steel synth`: a dataset of synthetic steel in Severstal's layout, to try all commands without real images.
 
-Grey strip with grain and streaks along the rolling direction (down the image), bands and drift of brightness, and
-sometimes the black margin beside the strip. Four kinds of defect that differ as the real ones do, outlined a little
-generously, as people do it: 1 clusters of small pits, 2 thin dark cracks, 3 bright scratches and streaks, 4 large rough
-patches.
+The strip has grain, streaks along the rolling direction (down the image), bands and drift of brightness, and sometimes
+a black margin. The four classes differ like the real ones: 1 clusters of small pits, 2 thin dark cracks, 3 bright
+scratches, 4 large rough patches. Outlines are slightly too large, like those that people draw.
 """
 
 from pathlib import Path
@@ -20,20 +19,9 @@ from steel.progress import map_on_all_cores
 
 NUM_CLASSES = 4
 
-# Images of Severstal's train.csv by their set of classes (from 0); counted in the contest's 12,568 images.
-_FREQUENCIES: dict[tuple[int, ...], int] = {
-    (): 5902,
-    (2,): 4759,
-    (0,): 769,
-    (3,): 516,
-    (1,): 195,
-    (2, 3): 284,
-    (0, 2): 91,
-    (0, 1): 35,
-    (1, 2): 14,
-    (0, 1, 2): 2,
-    (1, 3): 1,
-}
+# The sets of classes (from 0) on Severstal's 12,568 images, and the number of images with each.
+_SETS: list[tuple[int, ...]] = [(), (2,), (0,), (3,), (1,), (2, 3), (0, 2), (0, 1), (1, 2), (0, 1, 2), (1, 3)]
+_NUM_IMAGES = [5902, 4759, 769, 516, 195, 284, 91, 35, 14, 2, 1]
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.uint8]
@@ -42,21 +30,21 @@ Mask = NDArray[np.uint8]
 def draw_image(
     rng: np.random.Generator, classes: tuple[int, ...], size: tuple[int, int] = (256, 1600)
 ) -> tuple[NDArray[np.uint8], list[Mask]]:
-    """Draws one image of strip.
+    """Draw one image of a strip.
 
     Args:
-        rng: Decides everything.
-        classes: The classes of defect to put on it (from 0); none for clean steel.
+        rng: Source of all randomness.
+        classes: Classes (from 0) of the defects to draw; empty for clean steel.
         size: Height and width in pixels.
 
     Returns:
-        The image, uint8 `(H, W)`, and the mask of each class in `classes`, uint8 `(H, W)`, none of them empty.
+        The image, uint8 `(H, W)`, and a non-empty mask, uint8 `(H, W)`, for each class in `classes`.
     """
     image, first, last = _draw_strip(rng, size)
     masks = []
     for c in classes:
         mask: Mask = np.zeros(size, np.uint8)
-        # Nothing is labelled beside the strip, so a defect that fell there is drawn again.
+        # The margin beside the strip has no labels, so a defect that lies in it is drawn again.
         while not mask.any():
             image, mask = (_add_pits, _add_cracks, _add_scratches, _add_patches)[c](rng, image, first, last)
             mask[:, :first] = 0
@@ -68,8 +56,8 @@ def draw_image(
     return np.clip(image, 0, 255).astype(np.uint8), masks
 
 
-def _noise(rng: np.random.Generator, size: tuple[int, int], sigma_x: float, sigma_y: float) -> Image:
-    """Smooth noise of mean 0 and deviation 1."""
+def _draw_noise(rng: np.random.Generator, size: tuple[int, int], sigma_x: float, sigma_y: float) -> Image:
+    """Draw smooth noise with mean 0 and standard deviation 1."""
     noise = rng.standard_normal(size, dtype=np.float32)
     blurred = cv2.GaussianBlur(noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REFLECT_101)
     smooth: Image = (blurred - blurred.mean()) / (blurred.std() + 1e-6)
@@ -77,37 +65,35 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], sigma_x: float, sigm
 
 
 def _draw_strip(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image, int, int]:
-    """Clean steel, and the columns where the strip begins and ends."""
+    """Draw clean steel, and return the first column of the strip and the one after its last."""
     height, width = size
     level = rng.uniform(70, 135)
     columns = np.arange(width, dtype=np.float32)
     drift = rng.uniform(0.05, 0.3) * np.cos(2 * np.pi * (columns / width * rng.uniform(0.4, 1.2) + rng.random()))
-    bands = rng.uniform(1, 5) * _noise(rng, (1, width), rng.uniform(4, 40), 1e-3)[0]
+    bands = rng.uniform(1, 5) * _draw_noise(rng, (1, width), rng.uniform(4, 40), 1e-3)[0]
     image = np.tile(level * (1 + drift) + bands, (height, 1)).astype(np.float32)
-    image += rng.uniform(2, 6) * _noise(rng, size, 0.7, rng.uniform(2, 8))
-    image += rng.uniform(1, 3) * _noise(rng, size, 30, 30)
-    # Stains: soft, dark, harmless, so that "something dark" is not yet a defect.
+    image += rng.uniform(2, 6) * _draw_noise(rng, size, 0.7, rng.uniform(2, 8))
+    image += rng.uniform(1, 3) * _draw_noise(rng, size, 30, 30)
+    # Soft dark stains that are no defects, so that darkness alone does not identify a defect.
     for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         stain = np.zeros(size, np.float32)
         axes = (int(rng.integers(3, 12)), int(rng.integers(20, max(21, height // 3))))
         cv2.ellipse(stain, (int(x), int(y)), axes, 0, 0, 360, 1.0, -1)
         image -= rng.uniform(6, 16) * cv2.GaussianBlur(stain, (0, 0), 3)
-    first, last = 0, width
-    if rng.random() < 0.25:
-        margin = int(rng.uniform(0.05, 0.35) * width)
-        first, last = (margin, width) if rng.random() < 0.5 else (0, width - margin)
-    return image, first, last
+    if rng.random() >= 0.25:
+        return image, 0, width
+    margin = int(rng.uniform(0.05, 0.35) * width)
+    return (image, margin, width) if rng.random() < 0.5 else (image, 0, width - margin)
 
 
-def _place(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[float, float]:
+def _draw_place(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[float, float]:
     return rng.uniform(first + 0.05 * (last - first), last - 0.05 * (last - first)), rng.uniform(0.1, 0.9) * len(image)
 
 
 def _add_pits(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
-    shade = np.zeros(image.shape, np.float32)
-    mask: Mask = np.zeros(image.shape, np.uint8)
-    centre = _place(rng, image, first, last)
+    shade, mask = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
+    centre = _draw_place(rng, image, first, last)
     for _ in range(rng.integers(6, 16)):
         x = int(np.clip(rng.normal(centre[0], 70), first, last - 1))
         y = int(np.clip(rng.normal(centre[1], 50), 0, len(image) - 1))
@@ -122,7 +108,7 @@ def _add_pits(rng: np.random.Generator, image: Image, first: int, last: int) -> 
 def _draw_line(
     rng: np.random.Generator, start: tuple[float, float], angle: float, length: float, wobble: float
 ) -> NDArray[np.int32]:
-    """A slightly bent line as points, for cv2.polylines."""
+    """Draw a slightly bent line as points for cv2.polylines."""
     steps = np.linspace(0, length, max(2, int(length / 12)))
     offset = np.cumsum(rng.normal(0, wobble, len(steps)))
     x = start[0] + steps * np.cos(angle) - offset * np.sin(angle)
@@ -131,10 +117,9 @@ def _draw_line(
 
 
 def _add_cracks(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
-    shade = np.zeros(image.shape, np.float32)
-    mask: Mask = np.zeros(image.shape, np.uint8)
+    shade, mask = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
     for _ in range(rng.integers(1, 4)):
-        x, _ = _place(rng, image, first, last)
+        x, _ = _draw_place(rng, image, first, last)
         length = rng.uniform(0.35, 0.9) * len(image)
         start = (x, rng.uniform(0, len(image) - length))
         line = _draw_line(rng, start, np.pi / 2 + rng.normal(0, 0.05), length, 1.2)
@@ -144,92 +129,90 @@ def _add_cracks(rng: np.random.Generator, image: Image, first: int, last: int) -
 
 
 def _add_scratches(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
-    shade = np.zeros(image.shape, np.float32)
-    mask: Mask = np.zeros(image.shape, np.uint8)
+    shade, mask = np.zeros(image.shape, np.float32), np.zeros(image.shape, np.uint8)
     for _ in range(rng.integers(1, 4)):
-        upright = rng.random() < 0.5
-        angle = np.pi / 2 + rng.normal(0, 0.08) if upright else rng.normal(0, 0.25)
-        length = rng.uniform(0.5, 1.1) * len(image) if upright else rng.uniform(0.08, 0.3) * image.shape[1]
-        x, y = _place(rng, image, first, last)
-        start = (x, rng.uniform(0, 0.3) * len(image)) if upright else (x, y)
+        is_upright = rng.random() < 0.5
+        angle = np.pi / 2 + rng.normal(0, 0.08) if is_upright else rng.normal(0, 0.25)
+        length = rng.uniform(0.5, 1.1) * len(image) if is_upright else rng.uniform(0.08, 0.3) * image.shape[1]
+        x, y = _draw_place(rng, image, first, last)
+        start = (x, rng.uniform(0, 0.3) * len(image)) if is_upright else (x, y)
         width = int(rng.integers(6, 17))
-        outline = _draw_line(rng, start, angle, length, 1.5)
-        cv2.polylines(mask, [outline], False, 1, width + 8)
-        # A streak is a bundle of bright hairs.
+        line = _draw_line(rng, start, angle, length, 1.5)
+        cv2.polylines(mask, [line], False, 1, width + 8)
+        # A scratch is a bundle of bright thin lines.
         for _ in range(rng.integers(2, 6)):
             shift = rng.normal(0, width / 4, 2).round().astype(np.int32)
-            cv2.polylines(shade, [outline + shift], False, rng.uniform(45, 110), int(rng.integers(1, 4)))
-    shade *= np.clip(0.8 + 0.5 * _noise(rng, image.shape, 4, 4), 0.2, 1.4)
+            cv2.polylines(shade, [line + shift], False, rng.uniform(45, 110), int(rng.integers(1, 4)))
+    shade *= np.clip(0.8 + 0.5 * _draw_noise(rng, image.shape, 4, 4), 0.2, 1.4)
     return image + cv2.GaussianBlur(shade, (0, 0), 0.7), mask
 
 
 def _add_patches(rng: np.random.Generator, image: Image, first: int, last: int) -> tuple[Image, Mask]:
     mask: Mask = np.zeros(image.shape, np.uint8)
     for _ in range(rng.integers(1, 3)):
-        x, y = _place(rng, image, first, last)
+        x, y = _draw_place(rng, image, first, last)
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        bumps = 1 + 0.25 * _noise(rng, (1, 24), 1.5, 1e-3)[0]
+        bumps = 1 + 0.25 * _draw_noise(rng, (1, 24), 1.5, 1e-3)[0]
         radii = bumps * rng.uniform(0.16, 0.4) * len(image)
         stretch = rng.uniform(0.8, 1.6)
         points = np.column_stack([x + stretch * radii * np.cos(angles), y + radii * np.sin(angles)])
         cv2.fillPoly(mask, [points.round().astype(np.int32)], 1)
-    rough = rng.uniform(20, 32) * _noise(rng, image.shape, 2, 3) - rng.uniform(10, 25)
-    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2)
-    return image + soft * rough, mask
+    rough = rng.uniform(20, 32) * _draw_noise(rng, image.shape, 2, 3) - rng.uniform(10, 25)
+    return image + cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2) * rough, mask
 
 
-def _deal_classes(num_images: int, seed: int) -> list[tuple[int, ...]]:
-    """The classes on each image: Severstal's shares, but every class on 4 images or on a tenth, whichever is fewer."""
-    sets = list(_FREQUENCIES)
-    quota = np.array(list(_FREQUENCIES.values())) / sum(_FREQUENCIES.values()) * num_images
+def _assign_classes(num_images: int, seed: int) -> list[tuple[int, ...]]:
+    """Return the classes on each image: Severstal's shares, but each class alone on min(4, num_images // 10) images."""
+    quota = np.array(_NUM_IMAGES) / sum(_NUM_IMAGES) * num_images
     counts = np.floor(quota).astype(int)
     counts[np.argsort(counts - quota, kind="stable")[: num_images - counts.sum()]] += 1
     for c in range(NUM_CLASSES):
-        short = min(4, num_images // 10) - counts[sets.index((c,))]
-        if short > 0:
-            counts[sets.index((c,))] += short
-            counts[int(np.argmax(counts))] -= short
-    dealt = [classes for classes, count in zip(sets, counts, strict=True) for _ in range(count)]
-    return [dealt[i] for i in np.random.default_rng(seed).permutation(num_images)]
+        alone = _SETS.index((c,))
+        num_missing = min(4, num_images // 10) - counts[alone]
+        if num_missing > 0:
+            counts[alone] += num_missing
+            counts[int(np.argmax(counts))] -= num_missing
+    assigned = [classes for classes, count in zip(_SETS, counts, strict=True) for _ in range(count)]
+    return [assigned[i] for i in np.random.default_rng(seed).permutation(num_images)]
 
 
 def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple[int, int] = (256, 1600)) -> None:
-    """Writes the data set; see `synth`."""
+    """Write the dataset; see `synth`.
+
+    Raises:
+        InputError: `out` is not empty, the seed is negative, there is no image, or a side is below 32 pixels.
+    """
     require_at_least(0, seed=seed)
     require_at_least(1, num_images=num_images)
     require_at_least(32, height=size[0], width=size[1])
     with new_folder(out) as root:
-        _write_images(root, _deal_classes(num_images, seed), seed, size)
+        folder = root / "train_images"
+        folder.mkdir()
+
+        def write(i: int, classes: tuple[int, ...]) -> list[tuple[str, int, str]]:
+            name = f"synthetic_{i:05d}.jpg"
+            image, masks = draw_image(np.random.default_rng((seed, i)), classes, size)
+            (folder / name).write_bytes(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes())
+            return [(name, c + 1, rle.encode(mask)) for c, mask in zip(classes, masks, strict=True)]
+
+        jobs = list(enumerate(_assign_classes(num_images, seed)))
+        rows = [row for drawn in map_on_all_cores(lambda job: write(*job), jobs, "drawing") for row in drawn]
+        table = pd.DataFrame(rows, columns=["ImageId", "ClassId", "EncodedPixels"])
+        table.to_csv(root / "train.csv", index=False, lineterminator="\n")
         names = pd.DataFrame({"ClassId": range(1, NUM_CLASSES + 1), "name": ["pits", "crack", "scratch", "patch"]})
         names.to_csv(root / "classes.csv", index=False, lineterminator="\n")
 
 
-def _write_images(root: Path, dealt: list[tuple[int, ...]], seed: int, size: tuple[int, int]) -> None:
-    """Writes the images and train.csv."""
-    folder = root / "train_images"
-    folder.mkdir()
-
-    def write(i: int, classes: tuple[int, ...]) -> list[tuple[str, int, str]]:
-        name = f"synthetic_{i:05d}.jpg"
-        image, masks = draw_image(np.random.default_rng((seed, i)), classes, size)
-        (folder / name).write_bytes(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes())
-        return [(name, c + 1, rle.encode(mask)) for c, mask in zip(classes, masks, strict=True)]
-
-    drawn = map_on_all_cores(lambda job: write(*job), list(enumerate(dealt)), "drawing")
-    table = pd.DataFrame([row for rows in drawn for row in rows], columns=["ImageId", "ClassId", "EncodedPixels"])
-    table.to_csv(root / "train.csv", index=False, lineterminator="\n")
-
-
 def synth(out: str, *, num_images: int = 200, size: tuple[int, int] = (256, 1600), seed: int = 0) -> None:
-    """Writes a data set of made-up steel in Severstal's layout.
+    """Write a dataset of synthetic steel in Severstal's layout.
 
-    Four kinds of defect at about Severstal's frequencies, images with several of them, and clean ones. The same seed
-    writes the same bytes.
+    It has clean images and images with one or more of four classes of defect, with about Severstal's frequencies. The
+    same seed writes the same bytes.
 
     Args:
         out: Folder to write; new or empty.
-        num_images: How many images.
-        size: Height and width in pixels, as [256,1600].
+        num_images: Number of images.
+        size: Height and width in pixels, for example [256,1600].
         seed: Another seed draws other images.
 
     Example:

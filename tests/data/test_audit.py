@@ -1,4 +1,4 @@
-"""The audit: leaks by their definition, any form of a split, and numbers that can be recounted."""
+"""Tests of the audit: leaks by definition, all forms of a split, and recounted numbers."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from steel.errors import InputError
 
 
 def build_table(groups: Sequence[int], labels: NDArray[np.bool_] | None = None) -> Annotations:
-    """A table without any image; every defect is one pixel."""
+    """Return a table without images; every defect is one pixel."""
     n = len(groups)
     labels = np.zeros((n, 2), bool) if labels is None else labels
     return Annotations(
@@ -55,7 +55,7 @@ def exact(first: int, second: int) -> Pair:
 
 
 def reach(start: int, n: int, is_linked: Callable[[int, int], bool]) -> set[int]:
-    """All that can be reached over links, one step after another."""
+    """Return all nodes that links connect to `start`."""
     known = {start}
     while more := {b for a in known for b in range(n) if b not in known and is_linked(a, b)}:
         known |= more
@@ -63,21 +63,21 @@ def reach(start: int, n: int, is_linked: Callable[[int, int], bool]) -> set[int]
 
 
 def find_kind(i: int, earlier: set[int], groups: Sequence[int], pairs: Sequence[Pair]) -> str | None:
-    """The definition, word by word."""
+    """Return the kind of leak of image i, directly from the definition."""
     n = len(groups)
     ends = {kind: {frozenset(p[:2]) for p in pairs if p.kind == kind} for kind in ("exact", "near")}
-    alike = reach(i, n, lambda a, b: frozenset((a, b)) in ends["exact"])
-    twins = {c for a in alike for b in range(n) if frozenset((a, b)) in ends["near"]
+    same = reach(i, n, lambda a, b: frozenset((a, b)) in ends["exact"])
+    similar = {c for a in same for b in range(n) if frozenset((a, b)) in ends["near"]
              for c in reach(b, n, lambda a, b: frozenset((a, b)) in ends["exact"])}  # fmt: skip
     both = ends["exact"] | ends["near"]
     scene = reach(i, n, lambda a, b: groups[a] == groups[b] or frozenset((a, b)) in both)
     group = {j for j in range(n) if groups[j] == groups[i]}
-    kinds = {"same image": {i}, "same pixels": alike, "near-duplicate": twins, "same group": group, "chain": scene}
+    kinds = {"same image": {i}, "same pixels": same, "near-duplicate": similar, "same group": group, "chain": scene}
     return next((kind for kind, members in kinds.items() if members & earlier), None)
 
 
 @given(st.data())
-def test_leaks_are_those_of_the_definition(data: st.DataObject) -> None:
+def test_leaks_match_the_definition(data: st.DataObject) -> None:
     n = data.draw(st.integers(2, 10))
     groups = data.draw(st.lists(st.integers(0, 12), min_size=n, max_size=n))
     index = st.integers(0, n - 1)
@@ -106,11 +106,11 @@ def test_leaks_are_those_of_the_definition(data: st.DataObject) -> None:
         ([0, 1], [near(0, 1, 0.4)], [0], [1], ("001.jpg", "000.jpg", "near-duplicate", 0.4)),
         ([5, 5], [], [0], [1], ("001.jpg", "000.jpg", "same group", 1.0)),
         ([0, 1, 2], [near(0, 1), near(1, 2)], [0], [2], ("002.jpg", "000.jpg", "chain", 0.0)),
-        ([0, 1, 1], [near(0, 1)], [0], [2], ("002.jpg", "000.jpg", "chain", 0.0)),  # over a group
+        ([0, 1, 1], [near(0, 1)], [0], [2], ("002.jpg", "000.jpg", "chain", 0.0)),  # through a group
         ([0, 1, 2], [exact(0, 1), exact(0, 2)], [1], [2], ("002.jpg", "001.jpg", "same pixels", 1.0)),
         ([0, 1, 2], [exact(0, 1), near(0, 2, 0.6)], [1], [2], ("002.jpg", "001.jpg", "near-duplicate", 0.6)),
         ([0, 1, 2], [near(0, 2, 0.4), near(1, 2, 0.8)], [0, 1], [2], ("002.jpg", "001.jpg", "near-duplicate", 0.8)),
-        ([0, 1], [exact(0, 1)], [], [0, 1], None),  # both on one side
+        ([0, 1], [exact(0, 1)], [], [0, 1], None),  # both in one part
         ([0, 1], [], [0], [1], None),
     ],
 )
@@ -122,13 +122,13 @@ def test_each_kind_of_leak(
     assert all((it.part, it.twin_part) == ("test", "train") for it in leaks)
 
 
-def test_the_worst_come_first() -> None:
+def test_worst_leaks_come_first() -> None:
     pairs = [near(0, 5, 0.3), near(1, 6, 0.9), exact(2, 7)]
     leaks = find_leaks(assign(train=[0, 1, 2, 3, 4], val=[4, 5], test=[6, 7]), build_table(range(8)), pairs)
     assert [leak.image[:3] for leak in leaks] == ["004", "007", "006", "005"]
 
 
-def test_parts_stand_in_order_and_go_by_many_names(tmp_path: Path) -> None:
+def test_parts_are_ordered_and_have_aliases(tmp_path: Path) -> None:
     table, path = build_table(range(5)), tmp_path / "any.csv"
     path.write_text("ImageId,set\n000.jpg,Test\n001.jpg,odd\n002.jpg,valid\n003.jpg,Training\n004.jpg,\n000.jpg,dev\n")
     assignment = read_assignment(path, table)
@@ -147,7 +147,7 @@ def test_folds_and_other_columns(tmp_path: Path, column: str) -> None:
     assert [assignment.members[part].tolist() for part in assignment.parts] == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_lists_by_name_stem_or_path_of_any_system(tmp_path: Path) -> None:
+def test_lists_of_names_stems_or_paths(tmp_path: Path) -> None:
     (tmp_path / "training.txt").write_text("000\n\n  images/001.jpg \n./a/b/002\n")
     (tmp_path / "valid.txt").write_bytes(b"\xef\xbb\xbfC:\\data\\images\\003.jpg\r\n004.png\r\n")
     (tmp_path / "test.txt").write_text("nobody.jpg\n")
@@ -164,31 +164,31 @@ def test_lists_by_name_stem_or_path_of_any_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "sentence"),
+    ("files", "words"),
     [
-        ({"any.csv": "ImageId,split\n000.jpg,train\n"}, "has 1 part, but a split has two or more"),
-        ({"any.csv": "ImageId,split\nx.jpg,train\ny.jpg,val\n"}, "names no image of data, such as 000.jpg"),
-        ({"any.csv": "image,where\n000.jpg,train\n"}, "it needs the columns"),
-        ({"any.csv/train.txt": "000\n"}, "has 1 part"),
+        ({"any.csv": "ImageId,split\n000.jpg,train\n"}, "at least two parts, got 1"),
+        ({"any.csv": "ImageId,split\nx.jpg,train\ny.jpg,val\n"}, "names no image of data such as 000.jpg"),
+        ({"any.csv": "image,where\n000.jpg,train\n"}, "ImageId"),
+        ({"any.csv/train.txt": "000\n"}, "at least two parts, got 1"),
         ({"any.csv/notes.md": ""}, "no list such as train.txt in"),
-        ({}, "there is no such file"),
+        ({}, "no such file"),
     ],
 )
-def test_what_is_no_split_is_refused(tmp_path: Path, files: dict[str, str], sentence: str) -> None:
+def test_invalid_split_is_refused(tmp_path: Path, files: dict[str, str], words: str) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as error:
         read_assignment(tmp_path / "any.csv", build_table(range(3)))
-    assert sentence in str(error.value)
+    assert words in str(error.value)
     assert str(tmp_path / "any.csv") in str(error.value)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Wilson, JASA 22 (1927), with the 97.5 % point of the normal distribution."""
+    """Wilson's interval (JASA 22, 1927) with the 97.5 % quantile of the normal distribution."""
     z, p = 1.959963984540054, hits / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def test_claims_are_wilsons_intervals() -> None:
@@ -207,7 +207,7 @@ def test_balance_is_counted() -> None:
     labels = np.array([[1, 0], [1, 1], [1, 0], [1, 0], [0, 0], [1, 1]], bool)
     table, assignment = build_table([0, 0, 1, 2, 3, 4], labels), assign(train=[0, 1, 2, 3], test=[4, 5])
     shares = tabulate_shares(assignment, table)
-    # Two thirds of the images: of 5 with c1 3.33 are expected and 4 came; of 2 with c2 1.33 and 1 came.
+    # Train has two thirds of the images: expected 3.33 of 5 with c1, got 4; expected 1.33 of 2 with c2, got 1.
     assert shares.to_numpy().tolist() == [
         ["train", 4, 3, 0, "4 (+20 %)", "1 (-25 %)", 1],
         ["test", 2, 2, 1, "1 (-40 %)", "1 (+50 %)", 1],
@@ -217,17 +217,17 @@ def test_balance_is_counted() -> None:
     ]  # fmt: skip
 
 
-def plant_twins(root: Path, num_twins: int) -> list[str]:
-    """Mirrors the first images of a data set into new files; gives the names of the first."""
+def plant_copies(root: Path, num_copies: int) -> list[str]:
+    """Add mirrored copies of the first images to a dataset; return the names of the originals."""
     folder = root / "train_images"
-    names = sorted(path.name for path in folder.iterdir())[:num_twins]
+    names = sorted(path.name for path in folder.iterdir())[:num_copies]
     for i, name in enumerate(names):
         assert cv2.imwrite(str(folder / f"twin_{i}.png"), cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE)[:, ::-1])
     return names
 
 
-def test_a_split_with_near_duplicates_never_leaks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plant_twins(root, 15)
+def test_split_with_near_duplicates_never_leaks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_copies(root, 15)
     for seed in range(3):
         assert main(["split", str(root), f"--seed={seed}", f"--out={root / 'random.csv'}"]) == 0
         assert main(["audit", str(root), f"--splits={root / 'random.csv'}"]) == 1
@@ -241,10 +241,10 @@ def test_a_split_with_near_duplicates_never_leaks(root: Path, capsys: pytest.Cap
     assert main(["audit", str(root)]) == 0
 
 
-def test_the_report(
+def test_steel_audit_writes_a_report(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
-    (name,) = plant_twins(root, 1)
+    (name,) = plant_copies(root, 1)
     names = sorted(path.name for path in (root / "train_images").iterdir())
     rows = [f"{it},{'test' if it.startswith('twin') or it in names[30:] else 'train'}" for it in names]
     splits, out = tmp_path / "splits.csv", tmp_path / "out"
@@ -252,8 +252,9 @@ def test_the_report(
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert main(["audit", str(root), f"--splits={splits}", f"--out={out}"]) == 1
     printed = capsys.readouterr().out
-    assert "LEAKS: 1 of 11 images of test were seen before: 1 near-duplicate (test in train)." in printed
-    assert "1 names are not in the data set and were not looked at" in printed
+    assert "LEAKS: 1 of 11 images of test" in printed
+    assert "1 near-duplicate (test and train)." in printed
+    assert "not in the dataset: 1 names" in printed
     assert f"page: {out / 'index.html'}" in printed
     found = json.loads((out / "audit.json").read_text())
     assert found["data"] == read_annotations(root).digest
@@ -265,15 +266,15 @@ def test_the_report(
     assert 0.25 <= leak["score"] <= 1
     assert cv2.imread(str(out / "leak_1.png")) is not None
     headings = re.findall("<h2>(.*?)</h2>", (out / "index.html").read_text())
-    assert headings == ["Balance", "What can be claimed", "Leaks"]
+    assert headings == ["Balance", "Recall that can be demonstrated", "Leaks"]
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
     kept = (out / "audit.json").read_bytes()
-    assert "not empty; choose a new folder" in refused("audit", root, f"--splits={splits}", f"--out={out}")
+    assert "not empty" in refused("audit", root, f"--splits={splits}", f"--out={out}")
     assert (out / "audit.json").read_bytes() == kept
 
 
 def test_steel_audit_refuses(root: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "splits.csv: there is no such file" in refused("audit", root, f"--out={tmp_path / 'out'}")
+    assert "splits.csv" in refused("audit", root, f"--out={tmp_path / 'out'}")
     assert "no folder" in refused("audit", tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()

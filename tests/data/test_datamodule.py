@@ -1,4 +1,4 @@
-"""What the loaders of a data set on disk yield, which split they follow, and what they refuse."""
+"""Tests of SteelDataModule: batches, splits, and settings that are refused."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def build(root: Path, **settings: Any) -> SteelDataModule:
 
 
 def put_into(root: Path, **parts: list[str]) -> None:
-    """Writes splits.csv."""
+    """Write splits.csv."""
     rows = [(name, part) for part, names in parts.items() for name in names]
     pd.DataFrame(rows, columns=["ImageId", "split"]).to_csv(root / "splits.csv", index=False)
 
@@ -60,8 +60,8 @@ def test_train_batches(root: Path, crop: tuple[int, int] | None) -> None:
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_val_and_test_show_images_and_labels_as_they_are(root: Path, part: str) -> None:
-    # A seed by which an augmentation would turn the images round, if there were one.
+def test_val_and_test_are_not_augmented(root: Path, part: str) -> None:
+    # A seed with which an augmentation would flip the images.
     ramp = np.arange(64, dtype=np.uint8).reshape(8, 8)
     whole = Augmentation(None, 0.0)
     seed = next(s for s in range(50) if not np.array_equal(whole(ramp, ramp, (s, 0, 0))[1], ramp))
@@ -82,13 +82,13 @@ def test_val_and_test_show_images_and_labels_as_they_are(root: Path, part: str) 
     assert len(seen) in (6, 7)
 
 
-def test_the_seed_decides_the_order_and_the_augmentation(root: Path) -> None:
+def test_seed_determines_order_and_augmentation(root: Path) -> None:
     first, same, other = (list(build(root, crop=(16, 16), seed=seed).train_dataloader()) for seed in (0, 0, 1))
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, same, strict=True))
     assert [b["index"].tolist() for b in first] != [b["index"].tolist() for b in other]
 
 
-def test_loaders_leave_the_global_generator_alone(root: Path) -> None:
+def test_loaders_do_not_use_the_global_generator(root: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     module = build(root)
@@ -97,7 +97,7 @@ def test_loaders_leave_the_global_generator_alone(root: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_share_of_crops_with_a_defect_reaches_the_augmentation(root: Path) -> None:
+def test_defect_share_is_passed_to_the_augmentation(root: Path) -> None:
     table = read_annotations(root)
     some = [str(name) for name, areas in zip(table.names, table.areas, strict=True) if 0 < areas.sum() < 1500]
     put_into(root, train=some)
@@ -110,13 +110,13 @@ def test_the_share_of_crops_with_a_defect_reaches_the_augmentation(root: Path) -
 
 
 def rows_of(root: Path, **settings: Any) -> tuple[list[int], list[int]]:
-    """The rows of train that an epoch draws, and the bits of its masks together."""
+    """Return the rows of train in an epoch, and which bits its masks have."""
     batches: list[Any] = list(build(root, batch_size=1, **settings).train_dataloader())
     masks = np.concatenate([batch["mask"].numpy().ravel() for batch in batches])
     return [int(batch["index"][0]) for batch in batches], [int((masks & 1 << c).any()) for c in range(8)]
 
 
-def test_shares_decide_what_an_epoch_draws(root: Path) -> None:
+def test_shares_determine_the_images_of_an_epoch(root: Path) -> None:
     labels = read_annotations(root).labels
     rows, _ = rows_of(root, shares=(0.0, 0.0, 1.0, 0.0, 0.0))
     train = build(root).split.indices("train")
@@ -127,15 +127,15 @@ def test_shares_decide_what_an_epoch_draws(root: Path) -> None:
     assert not any(bits)
 
 
-def test_wrong_shares_are_refused_when_batches_are_built(root: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.shares are 5 shares that sum to 1"):
+def test_invalid_shares_are_refused_when_batches_are_built(root: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.shares must list 5 shares"):
         build(root, shares=(0.5, 0.5)).train_dataloader()
-    with pytest.raises(InputError, match=r"data\.shares asks for class 5, but no training image is such"):
+    with pytest.raises(InputError, match=r"data\.shares asks for class 5"):
         build(root, num_classes=5, shares=(0.5, 0.1, 0.1, 0.1, 0.1, 0.1)).train_dataloader()
 
 
-def test_donors_come_from_train_alone(root: Path) -> None:
-    """Defects of train reach clean images, those of val and test never: there a class of its own stands."""
+def test_donors_come_from_train_only(root: Path) -> None:
+    """Each part has its own class; only that of train is pasted into clean images."""
     labels = read_annotations(root).labels
     names = np.array(names_of(root))
     clean = names[~labels.any(axis=1)].tolist()
@@ -146,7 +146,7 @@ def test_donors_come_from_train_alone(root: Path) -> None:
     assert rows_of(root, **only_clean, paste=1.0)[1] == [0, 0, 1, 0, 0, 0, 0, 0]
 
 
-def test_blackout_reaches_the_training_batches_alone(root: Path) -> None:
+def test_blackout_applies_to_training_batches_only(root: Path) -> None:
     some = np.array(names_of(root))[~read_annotations(root).labels.any(axis=1)].tolist()
     code = rle.encode(np.pad(np.ones((4, 4), bool), ((20, 40), (30, 94))))
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n" + "".join(f"{name},1,{code}\n" for name in some))
@@ -165,7 +165,7 @@ def test_blackout_reaches_the_training_batches_alone(root: Path) -> None:
             np.testing.assert_array_equal(mask.numpy(), module.annotations.draw_plane(index))
 
 
-def test_splits_csv_is_used_as_it_is(root: Path) -> None:
+def test_splits_csv_is_used_unchanged(root: Path) -> None:
     names = names_of(root)
     put_into(root, train=names[:9], val=names[9:12], test=names[30:32])
     module = build(root, fractions=(0.5, 0.25, 0.25), split_seed=5)
@@ -178,42 +178,42 @@ def test_splits_csv_is_used_as_it_is(root: Path) -> None:
     ("settings", "fractions", "seed"),
     [
         ({}, DEFAULT_FRACTIONS, 0),  # the default
-        ({"fractions": (0.5, 0.25, 0.25)}, (0.5, 0.25, 0.25), 0),  # other shares
+        ({"fractions": (0.5, 0.25, 0.25)}, (0.5, 0.25, 0.25), 0),  # other fractions
         ({"split_seed": 4}, DEFAULT_FRACTIONS, 4),  # another split
-        ({"seed": 4}, DEFAULT_FRACTIONS, 0),  # another order, not another split
+        ({"seed": 4}, DEFAULT_FRACTIONS, 0),  # another order, the same split
     ],
 )
-def test_without_splits_csv_fractions_and_seed_decide(
+def test_without_splits_csv_fractions_and_seed_determine_the_split(
     root: Path, settings: dict[str, Any], fractions: tuple[float, float, float], seed: int
 ) -> None:
     expected = make_split(read_annotations(root), fractions, seed)
     assert build(root, **settings).split.digest == expected.digest
 
 
-def test_what_a_checkpoint_keeps_brings_the_split_back(root: Path) -> None:
+def test_split_is_restored_from_a_checkpoint(root: Path) -> None:
     module = build(root, split_seed=3, seed=9)
-    kept = module.describe()
-    assert (kept["root"], kept["seed"], kept["batch_size"]) == (str(root), 9, 4)
-    assert kept["classes"] == ["pits", "crack", "scratch", "patch"]
+    stored = module.describe()
+    assert (stored["root"], stored["seed"], stored["batch_size"]) == (str(root), 9, 4)
+    assert stored["classes"] == ["pits", "crack", "scratch", "patch"]
     other = build(root, split_seed=8)
     assert other.split.digest != module.split.digest
-    other.recall(kept, Path("last.ckpt"))
+    other.recall(stored, Path("last.ckpt"))
     assert other.split.parts.tolist() == module.split.parts.tolist()
-    assert other.describe() == kept | {"seed": 0}
+    assert other.describe() == stored | {"seed": 0}
 
 
-def test_a_checkpoint_of_other_classes_is_refused(root: Path) -> None:
-    kept = build(root).describe()
+def test_checkpoint_with_other_classes_is_refused(root: Path) -> None:
+    stored = build(root).describe()
     text = (root / "classes.csv").read_text()
     (root / "classes.csv").write_text(text.replace("crack", "dent"))
     with pytest.raises(InputError) as error:
-        build(root).recall(kept, Path("last.ckpt"))
-    assert "last.ckpt knows the classes pits, crack, scratch, patch" in str(error.value)
+        build(root).recall(stored, Path("last.ckpt"))
+    assert "last.ckpt has the classes pits, crack, scratch, patch" in str(error.value)
     assert f"{root} has pits, dent, scratch, patch" in str(error.value)
-    # A data set that gives its classes no names contradicts nothing, but it is another one.
+    # Unnamed classes contradict nothing, but the dataset is another one.
     (root / "classes.csv").unlink()
-    with pytest.raises(InputError, match="is not the data set that"):
-        build(root).recall(kept, Path("last.ckpt"))
+    with pytest.raises(InputError, match=r"last\.ckpt was trained on"):
+        build(root).recall(stored, Path("last.ckpt"))
 
 
 def test_images_of_different_sizes(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
     for part in ("val", "test"):
         put_into(tmp_path, **{part: everything})
         batches = list(build(tmp_path, batch_size=2).part_dataloader(part))
-        # One size a batch, none of them padded.
+        # One size per batch, without padding.
         assert sorted(sizes_of(batches)) == [(1, 1, 16, 40), (1, 1, 20, 30), (1, 1, 24, 8), (2, 1, 20, 30)]
         shades = [image.unique().tolist() for batch in batches for image in batch["image"]]
         assert shades == [[50 + index] for batch in batches for index in batch["index"].tolist()]
@@ -238,12 +238,12 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("num_workers", "damage", "reason"),
     [
-        (0, lambda data: data[: len(data) // 2], "is truncated"),  # copied half
-        (0, lambda data: None, "No such file"),  # taken away
-        (2, lambda data: data[: len(data) // 2], "is truncated"),  # in a thread
+        (0, lambda data: data[: len(data) // 2], "truncated"),  # incomplete copy
+        (0, lambda data: None, "No such file"),  # removed
+        (2, lambda data: data[: len(data) // 2], "truncated"),  # in a thread
     ],
 )
-def test_a_broken_image_is_one_sentence(
+def test_damaged_image_is_an_input_error(
     root: Path, num_workers: int, damage: Callable[[bytes], bytes | None], reason: str
 ) -> None:
     module = build(root, num_workers=num_workers)
@@ -254,27 +254,27 @@ def test_a_broken_image_is_one_sentence(
         path.write_bytes(data)
     with pytest.raises(InputError) as error:
         list(module.val_dataloader())
-    sentence = str(error.value)
-    assert str(path) in sentence
-    assert reason in sentence
-    assert "\n" not in sentence
-    assert "Traceback" not in sentence
-    assert "InputError" not in sentence
+    message = str(error.value)
+    assert str(path) in message
+    assert reason in message
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "InputError" not in message
 
 
 @pytest.mark.parametrize(
     ("stage", "parts", "missing"),
     [
-        ("fit", ["val", "test"], "train"),  # nothing to learn from
-        ("fit", ["train", "test"], "val"),  # nothing to choose by
+        ("fit", ["val", "test"], "train"),  # nothing to train on
+        ("fit", ["train", "test"], "val"),  # nothing to select checkpoints by
         ("validate", ["train", "test"], "val"),  # nothing to validate on
-        ("test", ["train", "val"], "test"),  # nothing to judge by
-        ("fit", ["train", "val"], None),  # no test is needed
-        ("validate", ["val"], None),  # nor train
-        ("test", ["test"], None),  # test alone
+        ("test", ["train", "val"], "test"),  # nothing to test on
+        ("fit", ["train", "val"], None),  # fit needs no test
+        ("validate", ["val"], None),  # validate needs val only
+        ("test", ["test"], None),  # test needs test only
     ],
 )
-def test_an_empty_part_is_refused_where_it_is_needed(
+def test_empty_part_is_refused_if_the_stage_needs_it(
     root: Path, stage: str, parts: list[str], missing: str | None
 ) -> None:
     put_into(root, **{part: [name] for part, name in zip(parts, names_of(root), strict=False)})
@@ -285,66 +285,64 @@ def test_an_empty_part_is_refused_where_it_is_needed(
         return
     with pytest.raises(InputError) as error:
         module.setup(stage)
-    assert str(error.value).startswith(f"no image of {root} is in the part {missing}")
+    assert f"the part {missing} of {root} has no image" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "words"),
     [
-        ({"batch_size": 0}, "data.batch_size is 1 or more, but 0 came"),
-        ({"batch_size": -4}, "data.batch_size is 1 or more, but -4 came"),
-        ({"defect_share": 1.5}, "data.defect_share lies between 0 and 1, but 1.5 came"),
-        ({"defect_share": -0.1}, "data.defect_share lies between 0 and 1, but -0.1 came"),
-        ({"blackout": 1.1}, "data.blackout lies between 0 and 1, but 1.1 came"),
-        ({"blackout": -0.5}, "data.blackout lies between 0 and 1, but -0.5 came"),
-        ({"paste": 2.0}, "data.paste lies between 0 and 1, but 2.0 came"),
-        ({"paste": float("nan")}, "data.paste lies between 0 and 1, but nan came"),
-        ({"crop": (0, 64)}, "data.crop is height and width in pixels, but [0, 64] came"),
-        ({"crop": (64, -1)}, "data.crop is height and width in pixels, but [64, -1] came"),
-        ({"fractions": (0.5, 0.5, 0.5)}, "sum to 1, but [0.5, 0.5, 0.5] came"),
-        ({"num_classes": 3}, "but this data set has the classes 1 to 3"),
-        ({"num_classes": 9}, "9 classes, but 1 to 8 are possible"),
-        ({"root": "nowhere"}, "no folder nowhere; name the one"),
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"batch_size": -4}, "-4"),
+        ({"defect_share": 1.5}, "data.defect_share must be in [0, 1], got 1.5"),
+        ({"defect_share": -0.1}, "data.defect_share must be in [0, 1], got -0.1"),
+        ({"blackout": 1.1}, "data.blackout must be in [0, 1], got 1.1"),
+        ({"blackout": -0.5}, "data.blackout must be in [0, 1], got -0.5"),
+        ({"paste": 2.0}, "data.paste must be in [0, 1], got 2.0"),
+        ({"paste": float("nan")}, "data.paste must be in [0, 1], got nan"),
+        ({"crop": (0, 64)}, "at least 1 pixel, got [0, 64]"),
+        ({"crop": (64, -1)}, "at least 1 pixel, got [64, -1]"),
+        ({"fractions": (0.5, 0.5, 0.5)}, "sum to 1, got [0.5, 0.5, 0.5]"),
+        ({"num_classes": 3}, "1 to 3"),
+        ({"num_classes": 9}, "data.num_classes"),
+        ({"root": "nowhere"}, "no folder nowhere"),
     ],
 )
-def test_wrong_settings_are_refused(root: Path, settings: dict[str, Any], sentence: str) -> None:
+def test_invalid_settings_are_refused(root: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as error:
         SteelDataModule(**{"root": str(root)} | settings).setup("fit")
-    assert sentence in str(error.value)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"seed": -1},  # NumPy takes no negative seed
+        {"seed": -1},  # NumPy accepts no negative seed
         {"split_seed": -1},  # likewise
-        {"num_workers": -1},  # there is no such number of threads
-        {"num_classes": 0},  # silently taken for "not given"
+        {"num_workers": -1},  # negative number of threads
+        {"num_classes": 0},  # must not be treated as unset
     ],
 )
-def test_wrong_settings_should_be_refused(root: Path, settings: dict[str, int]) -> None:
+def test_out_of_range_numbers_are_named(root: Path, settings: dict[str, int]) -> None:
     (name,) = (name for name, value in settings.items() if value < 1)
     with pytest.raises(InputError, match=name):
         next(iter(build(root, **settings).train_dataloader()))
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+def test_constructor_reads_nothing(tmp_path: Path) -> None:
     module = build(tmp_path / "later")
     with pytest.raises(InputError, match="no folder"):
         module.setup("fit")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores are ours")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs CPU affinity")
 @pytest.mark.parametrize(
     ("cores", "num_workers"),
     [
-        (1, 0),  # no core to spare
-        (4, 3),  # one is left to training
-        (64, 8),  # eight at the most
+        (1, 0),  # no spare core
+        (4, 3),  # one core is left for training
+        (64, 8),  # at most eight
     ],
 )
-def test_the_default_number_of_workers(
-    root: Path, monkeypatch: pytest.MonkeyPatch, cores: int, num_workers: int
-) -> None:
+def test_default_number_of_workers(root: Path, monkeypatch: pytest.MonkeyPatch, cores: int, num_workers: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert SteelDataModule(str(root)).val_dataloader().num_workers == num_workers

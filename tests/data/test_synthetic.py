@@ -1,4 +1,4 @@
-"""The made-up data set: repeatable, readable, and as frequent in its defects as Severstal's."""
+"""Tests of the synthetic dataset: it is reproducible and valid, with Severstal's frequencies of defects."""
 
 import hashlib
 from collections import Counter
@@ -13,9 +13,9 @@ from steel.cli import main
 from steel.data import rle
 from steel.data.annotations import read_annotations
 from steel.data.images import read_grey
-from steel.data.synthetic import _deal_classes, draw_image, write_synthetic
+from steel.data.synthetic import _assign_classes, draw_image, write_synthetic
 
-# Images of each class, clean ones and ones with several classes, of the contest's 12,568; counted elsewhere.
+# Images with each class, clean images and images with several classes among the 12,568 of the contest.
 SEVERSTAL = {"class": (897, 247, 5150, 801), "clean": 5902, "several": 427}
 
 
@@ -24,7 +24,7 @@ def fingerprint(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
         write_synthetic(tmp_path / name, 12, seed, (48, 64))
     one, same, other = (fingerprint(tmp_path / name) for name in ("one", "same", "other"))
@@ -37,7 +37,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     assert [name for name in one if one[name] == other[name]] == ["classes.csv"]
 
 
-def test_the_data_set_can_be_read(root: Path) -> None:
+def test_dataset_can_be_read(root: Path) -> None:
     table = read_annotations(root)
     assert len(table) == 40
     assert table.classes == ("pits", "crack", "scratch", "patch")
@@ -53,30 +53,30 @@ def test_the_data_set_can_be_read(root: Path) -> None:
 
 
 def test_severstals_frequencies() -> None:
-    dealt = _deal_classes(400, seed=0)
-    assert len(dealt) == 400
-    counts = Counter(c for classes in dealt for c in classes)
+    assigned = _assign_classes(400, seed=0)
+    assert len(assigned) == 400
+    counts = Counter(c for classes in assigned for c in classes)
     for c, count in enumerate(SEVERSTAL["class"]):
         assert abs(counts[c] - count / 12568 * 400) <= 2
-    assert abs(dealt.count(()) - SEVERSTAL["clean"] / 12568 * 400) <= 2
-    assert abs(sum(len(classes) > 1 for classes in dealt) - SEVERSTAL["several"] / 12568 * 400) <= 2
+    assert abs(assigned.count(()) - SEVERSTAL["clean"] / 12568 * 400) <= 2
+    assert abs(sum(len(classes) > 1 for classes in assigned) - SEVERSTAL["several"] / 12568 * 400) <= 2
 
 
 @pytest.mark.parametrize("num_images", [1, 9, 10, 25, 40, 100])
-def test_every_class_is_dealt_where_there_is_room(num_images: int) -> None:
-    dealt = _deal_classes(num_images, seed=1)
-    assert len(dealt) == num_images
-    counts = Counter(c for classes in dealt for c in classes)
+def test_every_class_is_assigned_if_there_are_enough_images(num_images: int) -> None:
+    assigned = _assign_classes(num_images, seed=1)
+    assert len(assigned) == num_images
+    counts = Counter(c for classes in assigned for c in classes)
     for c in range(4):
         assert counts[c] >= min(4, num_images // 10)
-    assert () in dealt
+    assert () in assigned
 
 
-def test_the_seed_shuffles_what_is_dealt() -> None:
-    one, same, other = _deal_classes(100, 0), _deal_classes(100, 0), _deal_classes(100, 1)
+def test_seed_shuffles_the_assignment() -> None:
+    one, same, other = _assign_classes(100, 0), _assign_classes(100, 0), _assign_classes(100, 1)
     assert one == same != other
     assert sorted(one) == sorted(other)
-    # A part of the files is like the whole, since their names say nothing: about 23 of 47 clean ones.
+    # Half of the files have about half of the 47 clean images, since file names are unrelated to content.
     assert 12 <= one[:50].count(()) <= 35
 
 
@@ -95,7 +95,7 @@ def test_masks_are_inside_and_never_empty(classes: tuple[int, ...], size: tuple[
 
 
 @pytest.mark.parametrize("c", range(4))
-def test_a_defect_changes_the_steel_where_it_is_labelled(c: int) -> None:
+def test_defect_changes_the_labelled_pixels(c: int) -> None:
     changed, unchanged = [], []
     for seed in range(8):
         image, (mask,) = draw_image(np.random.default_rng(seed), (c,), (128, 256))
@@ -103,30 +103,30 @@ def test_a_defect_changes_the_steel_where_it_is_labelled(c: int) -> None:
         difference = np.abs(image.astype(int) - clean)
         changed.append(difference[mask > 0].mean())
         unchanged.append(difference[mask == 0].mean())
-    # The camera's noise differs everywhere, by about two grey values.
+    # Camera noise differs everywhere by about two grey values.
     assert np.mean(unchanged) < 4
     assert np.mean(changed) > 3 * np.mean(unchanged)
 
 
-def test_nothing_is_labelled_beside_the_strip() -> None:
+def test_margin_beside_the_strip_has_no_labels() -> None:
     num_margins = 0
     for seed in range(60):
         image, (mask,) = draw_image(np.random.default_rng(seed), (2,), (48, 96))
         beside = image.mean(axis=0) < 12
         num_margins += bool(beside.any())
         assert not mask[:, beside].any()
-    assert 5 <= num_margins <= 30  # a quarter of the images, by chance
+    assert 5 <= num_margins <= 30  # about a quarter of the images
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_folder_that_is_not_empty_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     assert f"{tmp_path} already exists and is not empty" in refused("synth", tmp_path, "--num_images=2")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
-    assert f"{tmp_path / 'kept.txt'} is there already" in refused("synth", tmp_path / "kept.txt", "--num_images=2")
+    assert f"{tmp_path / 'kept.txt'} already exists" in refused("synth", tmp_path / "kept.txt", "--num_images=2")
     assert (tmp_path / "kept.txt").read_text() == "mine"
 
 
-def test_what_is_stopped_leaves_no_data_set_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_command_leaves_no_partial_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(mask: object) -> str:
         raise KeyboardInterrupt
 
@@ -137,22 +137,22 @@ def test_what_is_stopped_leaves_no_data_set_without_labels(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("option", "sentence"),
+    ("option", "words"),
     [
-        ("--num_images=0", "num_images is 1 or more"),  # nothing to write
-        ("--num_images=-3", "num_images is 1 or more"),  # less than nothing
-        ("--size=[16,128]", "height is 32 or more"),  # too low
-        ("--size=[128,16]", "width is 32 or more"),  # too narrow
+        ("--num_images=0", "num_images"),  # no image
+        ("--num_images=-3", "-3"),  # negative
+        ("--size=[16,128]", "height"),  # too small a height
+        ("--size=[128,16]", "width"),  # too small a width
         ("--size=[128]", "size"),  # a number is missing
-        ("--seed=-1", "seed is 0 or more"),  # NumPy takes no negative seed
+        ("--seed=-1", "seed"),  # negative
     ],
 )
-def test_steel_synth_refuses(tmp_path: Path, refused: Callable[..., str], option: str, sentence: str) -> None:
-    assert sentence in refused("synth", tmp_path / "new", option)
+def test_steel_synth_refuses(tmp_path: Path, refused: Callable[..., str], option: str, words: str) -> None:
+    assert words in refused("synth", tmp_path / "new", option)
     assert not (tmp_path / "new").exists()
 
 
-def test_steel_synth_writes_what_the_function_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steel_synth_writes_the_same_as_write_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one").mkdir()
     assert main(["synth", str(tmp_path / "one"), "--num_images=5", "--seed=2", "--size=[32,64]"]) == 0
     assert f"wrote 5 images to {tmp_path / 'one'}" in capsys.readouterr().out
