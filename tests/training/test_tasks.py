@@ -43,7 +43,7 @@ def test_loss_falls_on_four_images(build: Callable[[], Task]) -> None:
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
-        loss = task.loss(task(batch["image"]), task._targets(batch).float())
+        loss = task.loss(task(batch["image"]), task.find_targets(batch).float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -85,7 +85,7 @@ def test_schedule(schedule: str, expected: list[float]) -> None:
 )
 def test_optimizers_do_not_decay_norms_and_biases(name: str, kind: type) -> None:
     task = DefectClassifier(optimizer=name, lr=0.1, eps=0.05, weight_decay=0.2, num_classes=2)  # type: ignore[arg-type]
-    optimizer = task._build_optimizer()
+    optimizer = task.build_optimizer()
     assert type(optimizer) is kind
     for group in optimizer.param_groups:
         decays = group["weight_decay"] > 0
@@ -145,7 +145,7 @@ def test_the_learning_rate_can_be_set_as_a_finder_does() -> None:
     assert task.lr == 0.1
     task.lr = np.float64(0.02)
     assert type(task.init["lr"]) is float  # what a checkpoint can hold
-    assert {group["lr"] for group in task._build_optimizer().param_groups} == {0.02}
+    assert {group["lr"] for group in task.build_optimizer().param_groups} == {0.02}
 
 
 def attach(task: Task, data: SteelDataModule) -> Task:
@@ -208,7 +208,7 @@ def test_what_is_said_where_nobody_has_labelled_is_no_matter(
         losses, gradients = [], []
         for other in (0.0, 30.0, -30.0, 60_000.0):
             logits = torch.where(unknown, other, said).to(kind).requires_grad_()
-            hidden, targets = task._drop_unknown(logits, task._targets(batch), batch)
+            hidden, targets = task.ignore_unknown(logits, task.find_targets(batch), batch)
             value = task.loss(hidden, targets.float())
             value.backward()
             assert logits.grad is not None
@@ -228,10 +228,10 @@ def test_cross_entropy_is_that_of_the_rest(partly_labelled: SteelDataModule, nam
     batch = draw_unknown_batch(0)
     unknown = find_unknown(task, batch)
     logits = torch.randn(unknown.shape)
-    truth = task._targets(batch)
+    truth = task.find_targets(batch)
     p = logits.double().sigmoid()
     by_hand = -torch.where(truth, p.log(), (1 - p).log())[~unknown].sum() / unknown.numel()
-    hidden, targets = task._drop_unknown(logits, truth, batch)
+    hidden, targets = task.ignore_unknown(logits, truth, batch)
     assert float(task.loss(hidden, targets.float())) == pytest.approx(float(by_hand), rel=1e-5)
 
 
@@ -291,8 +291,8 @@ def test_label_scores_leave_out_what_is_not_known(partly_labelled: SteelDataModu
 def test_without_the_file_the_highest_bit_is_nothing_special(root: Path, name: str) -> None:
     task = attach(build(name, "bce"), SteelDataModule(str(root), num_workers=0))
     batch = draw_unknown_batch(0)
-    logits, targets = torch.randn(find_unknown(task, batch).shape), task._targets(batch)
-    left = task._drop_unknown(logits, targets, batch)
+    logits, targets = torch.randn(find_unknown(task, batch).shape), task.find_targets(batch)
+    left = task.ignore_unknown(logits, targets, batch)
     assert left[0] is logits
     assert left[1] is targets
 
