@@ -1,6 +1,7 @@
 """metrics.csv of a run, which a resumed run continues from the last checkpoint."""
 
 import csv
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ class _Writer(ExperimentWriter):
 
     def __init__(self, log_dir: str, num_kept: int) -> None:
         super().__init__(log_dir)
+        self._path = Path(self.metrics_file_path)
         self.num_rows = 0
-        path = Path(self.metrics_file_path)
-        if path.is_file():
+        if self._path.is_file():
             # Rows after the checkpoint's are dropped, because their steps are repeated.
-            with path.open(newline="") as file:
+            with self._path.open(newline="") as file:
                 reader = csv.DictReader(file)
-                rows = [row for row, _ in zip(reader, range(num_kept), strict=False)]
-                self.metrics_keys = list(reader.fieldnames or [])
-            self.num_rows = len(rows)
+                rows = list(islice(reader, num_kept))
+            self.num_rows, self.metrics_keys = len(rows), list(reader.fieldnames or [])
             self._replace(rows, self.metrics_keys)
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
@@ -36,11 +36,11 @@ class _Writer(ExperimentWriter):
         pass  # Lightning's method deletes the file of a resumed run
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with Path(self.metrics_file_path).open(newline="") as file:
+        with self._path.open(newline="") as file:
             self._replace(list(csv.DictReader(file)), fieldnames)
 
     def _replace(self, rows: list[dict[str, Any]], fieldnames: list[str]) -> None:
-        with atomic_path(Path(self.metrics_file_path)) as draft, draft.open("w", newline="") as file:
+        with atomic_path(self._path) as draft, draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames)
             writer.writeheader()
             writer.writerows(rows)

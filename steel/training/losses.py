@@ -1,6 +1,6 @@
 """Losses on logits, by name.
 
-Each region loss is combined with a pixel-wise loss. Dice, Tversky and Lovasz alone are zero for a class that is absent
+Dice, Tversky and Lovasz loss are each combined with a pixel-wise loss. Alone, they are zero for a class that is absent
 from the batch, so false alarms on clean steel would cost nothing.
 """
 

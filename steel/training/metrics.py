@@ -61,7 +61,7 @@ def count(predicted: Tensor, truth: Tensor) -> Counts:
     pixels = torch.full((n,), height * width, dtype=torch.int64, device=truth.device)
     if truth.device.type != "cpu":
         return Counts((predicted & truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3)), pixels)
-    # OpenCV sums bytes three times faster than NumPy counts bools, and NumPy is far faster than torch.
+    # On a CPU, OpenCV sums bytes three times faster than NumPy counts bools, and NumPy is far faster than torch.
     rows = []
     planes = (masks.flatten(0, 1).numpy().view(np.uint8) for masks in (predicted, truth))
     for one, other in zip(*planes, strict=True):
@@ -130,15 +130,12 @@ def score_labels(
 ) -> dict[str, float]:
     """Return the scores of class probabilities.
 
-    An image is predicted defective if its largest class probability is at least the threshold.
-
     Args:
         probabilities: `(n, C)`, 0 to 1.
         labels: `(n, C)` bool.
-        threshold: Threshold for defective or not.
+        threshold: An image is predicted defective if its largest class probability is at least this.
         known: `(n, C)` bool, the labels that count in the scores per class; all by default.
-        class_thresholds: `(C,)`, thresholds at which a class is predicted on an image that is predicted defective; by
-            default `threshold`.
+        class_thresholds: `(C,)`, at which a class is predicted on a defective image; by default `threshold`.
 
     Returns:
         accuracy, balanced_accuracy, precision, recall, f1, auroc, average_precision: Scores of defective or not.

@@ -7,7 +7,6 @@ Task arguments are str, int, float, bool, None and tuples of these, so `torch.lo
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -27,12 +26,9 @@ from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjecti
 from steel.training.optimizers import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from steel.versions import describe_versions
 
-Objective = LabelObjective | MaskObjective
-Network = ClassifierNetwork | SegmenterNetwork
-
 
 class Task(LightningModule, ABC):
-    """The steps that both tasks share, for a network and an objective.
+    """A network with its objective: DefectClassifier or DefectSegmenter.
 
     Attributes:
         name: Name of the folder of the task's runs.
@@ -43,15 +39,30 @@ class Task(LightningModule, ABC):
 
     name: str
     init: dict[str, Any]
-    network: Network
+    network: ClassifierNetwork | SegmenterNetwork
     positive_weight: Tensor | None
 
     @abstractmethod  # so that the command line offers only the two tasks
     def __init__(
-        self, objective: Objective, network: Callable[..., Network], network_init: dict[str, Any], init: dict[str, Any]
+        self,
+        objective: LabelObjective | MaskObjective,
+        network: type[ClassifierNetwork | SegmenterNetwork],
+        network_init: dict[str, Any],
+        training_init: dict[str, Any],
     ) -> None:
+        """Check the arguments, and build the network if the number of classes is given.
+
+        Args:
+            objective: Targets and scores.
+            network: The network's class.
+            network_init: The network's arguments except the number of classes.
+            training_init: All other arguments of the task.
+
+        Raises:
+            InputError: An argument is out of range.
+        """
         super().__init__()
-        init = network_init | init
+        init = network_init | training_init
         if not 0 <= init["warmup"] < 1:
             raise InputError(f"model.warmup must be in [0, 1), got {init['warmup']}")
         if not 0 <= init["balance"] <= 1:
@@ -65,7 +76,7 @@ class Task(LightningModule, ABC):
         self._mean_loss = MeanMetric()
         self.register_buffer("positive_weight", None, persistent=False)
         if init["num_classes"] is not None:
-            self.network = self._build_network(init["num_classes"])
+            self.network = self._build_network(num_classes=init["num_classes"])
 
     @property
     def lr(self) -> float:
@@ -83,20 +94,20 @@ class Task(LightningModule, ABC):
         Raises:
             InputError: The network has another number of classes than the dataset.
         """
-        data = self._find_data()
-        if data is None:
+        if (data := self._find_data()) is None:
             return
         own, count = self.init["num_classes"], data.annotations.num_classes
         if own is None:
             self.init["num_classes"] = count
-            self.network = self._build_network(count)
+            self.network = self._build_network(num_classes=count)
         elif own != count:
             raise InputError(
                 f"the network has {own} classes, but {data.root} has {count}; set --data.num_classes or train a new one"
             )
-        ratio = self._objective.count_negatives(data.annotations, data.split.indices("train"))
-        weight = (ratio ** self.init["balance"]).float().to(self.device)
-        self.positive_weight = weight if self.init["balance"] else None
+        self.positive_weight = None
+        if self.init["balance"]:
+            ratio = self._objective.count_negatives(data.annotations, data.split.indices("train"))
+            self.positive_weight = (ratio ** self.init["balance"]).float().to(self.device)
 
     def _find_data(self) -> SteelDataModule | None:
         data = getattr(self._trainer, "datamodule", None) if self._trainer else None
@@ -215,8 +226,8 @@ class DefectClassifier(Task):
             scale: Factor in (0, 1] by which images are scaled.
             input_size: Height and width in pixels to which all images are resized instead of being scaled.
             dropout: Dropout probability of the pooled features.
-            balance: Weight of positives of rare classes, from 0 (1 each) to 1 (as much as all negatives together).
-            freeze_epochs: Number of first epochs in which the encoder is frozen.
+            balance: Exponent in [0, 1]: a positive of a class weighs (negatives / positives) ** balance.
+            freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
             lr: Maximum learning rate.
             weight_decay: Weight decay; not applied to norms and biases.
@@ -271,9 +282,9 @@ class DefectSegmenter(Task):
             scale: Factor in (0, 1] by which images are scaled.
             input_size: Height and width in pixels to which all images are resized instead of being scaled.
             loss: Loss on the pixel logits.
-            balance: Weight of pixels of rare classes in the pixel-wise loss, from 0 (1 each) to 1 (as much as all
-                negatives together).
-            freeze_epochs: Number of first epochs in which the encoder is frozen.
+            balance: Exponent in [0, 1]: in the pixel-wise loss, a pixel of a class weighs (other pixels / pixels of
+                the class) ** balance.
+            freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
             lr: Maximum learning rate.
             weight_decay: Weight decay; not applied to norms and biases.

@@ -68,7 +68,7 @@ def _require_network(url: str, weights: str, network: str) -> None:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=2).close()
         except urllib.error.HTTPError:
             pass  # an error status is an answer too
-        except (TimeoutError, OSError):
+        except OSError:
             return
         is_reachable.set()
 
@@ -79,8 +79,7 @@ def _require_network(url: str, weights: str, network: str) -> None:
     if not is_reachable.is_set():
         raise InputError(
             f'the pretrained weights "{weights}" for {network} are not on this machine and {url.split("/")[2]} cannot '
-            f"be reached; copy them here and set --model.weights to the file, or train from random weights with "
-            f"--model.weights null"
+            f"be reached; set --model.weights to a copy of the file, or to null for random weights"
         )
 
 
@@ -94,7 +93,7 @@ def load_file(path: Path, network: nn.Module, encoder: nn.Module) -> None:
     Args:
         path: The file.
         network: The network; its `encoder` method returns the encoder's modules.
-        encoder: The module that has torchvision's names; its last layer "fc" does not belong to the encoder.
+        encoder: The encoder, with torchvision's names; a last layer "fc" is ignored.
 
     Raises:
         InputError: The file does not contain weights, or those of another network.

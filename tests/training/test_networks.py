@@ -144,7 +144,7 @@ def test_without_network_a_sentence_comes_soon(
         lambda: SegmenterNetwork(4, "resnet34", weights="imagenet"),
     ):
         start = time.monotonic()
-        with pytest.raises(InputError, match=r"cannot be reached.*--model.weights null"):
+        with pytest.raises(InputError, match=r"cannot be reached.*set --model.weights"):
             build()
         assert time.monotonic() - start < 4
 
