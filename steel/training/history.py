@@ -23,8 +23,8 @@ class _Writer(ExperimentWriter):
             # Rows after the checkpoint's are dropped, because their steps are repeated.
             with self._path.open(newline="") as file:
                 reader = csv.DictReader(file)
-                rows = list(islice(reader, num_kept))
-            self.num_rows, self.metrics_keys = len(rows), list(reader.fieldnames or [])
+                rows, self.metrics_keys = list(islice(reader, num_kept)), list(reader.fieldnames or [])
+            self.num_rows = len(rows)
             self._replace(rows, self.metrics_keys)
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
