@@ -26,17 +26,8 @@ from steel.data.datamodule import SteelDataModule
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
-from steel.training.callbacks import (
-    BestCheckpoint,
-    Compile,
-    LastCheckpoint,
-    LossLog,
-    Pictures,
-    RunRecord,
-    StepSeeds,
-    StopSignals,
-    Summary,
-)
+from steel.training import callbacks
+from steel.training.callbacks import BestCheckpoint, LastCheckpoint
 from steel.training.checkpoints import TASKS, find_checkpoint, list_versions, read_checkpoint
 from steel.training.history import History
 from steel.training.tasks import Task
@@ -67,7 +58,7 @@ _HELP = {
 
 
 class SteelCLI(LightningCLI):
-    """LightningCLI with the loggers, checkpoints and error messages of `steel`.
+    """LightningCLI with the loggers, checkpoints and error messages of `steel`; building it runs the command.
 
     Args:
         args: The command line after `steel`: fit, validate or test, and options.
@@ -82,6 +73,9 @@ class SteelCLI(LightningCLI):
         self._model_options = {match[1] for match in matches if match}
         self._checkpoint: dict[str, Any] | None = None
         strict = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": HelpFormatter}
+        # The generated usage would repeat the list of options in a hundred lines.
+        usages = {name: f"steel {name} --config FILE [options]" for name in _HELP}
+        helps = {name: {"usage": usages[name], **describe(text), **strict} for name, text in _HELP.items()}
         super().__init__(
             Task,
             SteelDataModule,
@@ -91,12 +85,7 @@ class SteelCLI(LightningCLI):
             seed_everything_default=0,
             # The samplers of `steel.data` shard by themselves and count no image twice.
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-            parser_kwargs={"prog": "steel", **strict}
-            # The generated usage repeats the list of options in a hundred lines.
-            | {
-                name: {"usage": f"steel {name} --config FILE [options]", **describe(_HELP[name]), **strict}
-                for name in self.subcommands()
-            },
+            parser_kwargs={"prog": "steel", **strict, **helps},
             save_config_kwargs={"overwrite": True},
             args=list(args),
         )
@@ -111,11 +100,11 @@ class SteelCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        help = "Number of validation images to draw into TensorBoard after each epoch."
-        parser.add_argument("--num_pictures", type=int, default=4, help=help)
+        text = "Number of validation images to draw into TensorBoard after each epoch."
+        parser.add_argument("--num_pictures", type=int, default=4, help=text)
         parser.add_argument("--compile", type=bool, default=False, help="Compile the network with torch.compile.")
-        help = "Validate and save a moving average of the weights with this decay, for example 0.999."
-        parser.add_argument("--ema_decay", type=float | None, help=help)
+        text = "Validate and save a moving average of the weights with this decay, for example 0.999."
+        parser.add_argument("--ema_decay", type=float | None, help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options; those of the model come from the checkpoint, if there is one."""
@@ -214,23 +203,24 @@ class SteelCLI(LightningCLI):
         return [tensorboard, History(folder, name, version, num_kept)]
 
     def _add_callbacks(self, trainer: Trainer, config: Namespace) -> None:
-        """Add the callbacks: weight averaging before the checkpoints, which save it, and signals just before them."""
+        """Add the callbacks; the order matters: the checkpoints, which are last, save the state of all others."""
         saved, ema_decay = self._checkpoint, config.ema_decay
         if saved and ("averaging_state" in saved) != (ema_decay is not None):
             before = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run was started {before} --ema_decay, so it must be resumed {before} it")
-        first: list[Callback] = [StepSeeds(), RunRecord(), Summary(), LossLog(), Pictures(config.num_pictures)]
-        first += [Compile()] if config.compile else []
+        first: list[Callback] = [callbacks.StepSeeds(), callbacks.RunRecord(), callbacks.Summary()]
+        first += [callbacks.LossLog(), callbacks.Pictures(config.num_pictures)]
+        first += [callbacks.Compile()] if config.compile else []
         first += [EMAWeightAveraging(decay=ema_decay)] if ema_decay is not None else []
         first += [LearningRateMonitor(logging_interval="step")] if trainer.loggers else []
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        present = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
         if bar and torch.cuda.is_available():
             # Each refresh reads the loss and so waits for the GPU.
-            callbacks[callbacks.index(bar)] = type(bar)(refresh_rate=20)  # type: ignore[call-arg]
-        at = next(i for i, callback in enumerate(callbacks) if isinstance(callback, BestCheckpoint | LastCheckpoint))
-        callbacks[at:at] = [StopSignals()]
-        callbacks[:0] = first
+            present[present.index(bar)] = type(bar)(refresh_rate=20)  # type: ignore[call-arg]
+        at = next(i for i, callback in enumerate(present) if isinstance(callback, BestCheckpoint | LastCheckpoint))
+        present[at:at] = [callbacks.StopSignals()]
+        present[:0] = first
 
 
 def _require_same_model(path: Path, keys: set[str], config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

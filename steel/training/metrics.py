@@ -98,10 +98,8 @@ def score_masks(counts: Counts) -> dict[str, float]:
         area_error_class_<id>: Mean of |predicted - true| / true pixels over the images with the class.
         iou_class_<id>: Intersection over union of the class, both summed over all images.
     """
-    pairs = dice(counts)
-    present = counts.truth > 0
+    pairs, present = dice(counts), counts.truth > 0
     clean = ~present.any(1)
-    alarms = counts.predicted.sum(1) > 0
     union = (counts.predicted + counts.truth - counts.hits).sum(0)
     iou = torch.where(union > 0, counts.hits.sum(0) / union.double(), torch.nan)
     errors = (counts.predicted - counts.truth).abs() / counts.truth.clamp_min(1).double()
@@ -110,7 +108,7 @@ def score_masks(counts: Counts) -> dict[str, float]:
         "kaggle_dice": pairs.mean(),
         "dice_on_defects": pairs[present].mean(),
         "iou": iou.nanmean(),
-        "false_alarm_rate": alarms[clean].double().mean(),
+        "false_alarm_rate": (counts.predicted[clean] > 0).any(1).double().mean(),
         "area_error": area_errors.nanmean(),
     }
     for c in range(pairs.shape[1]):
@@ -139,35 +137,30 @@ def score_labels(
 
     Returns:
         accuracy, balanced_accuracy, precision, recall, f1, auroc, average_precision: Scores of defective or not.
-        precision_class_<id>, recall_class_<id>, f1_class_<id>, auroc_class_<id>, average_precision_class_<id>: Scores
-            of one class (ids from 1).
+        precision_class_<id>, ..., average_precision_class_<id>: The last five for one class (ids from 1).
         f1_macro: Mean F1 over the classes.
     """
     gate, defective = probabilities.amax(1), labels.any(1)
-    table = confusion(gate >= threshold, defective)
-    (clean_right, false_alarm), (missed, found) = table.tolist()
-    recall, specificity = _ratio(found, found + missed), _ratio(clean_right, clean_right + false_alarm)
-    scores = {
-        "accuracy": _ratio(clean_right + found, int(table.sum())),
-        "balanced_accuracy": (recall + specificity) / 2,
-        "precision": _ratio(found, found + false_alarm),
-        "recall": recall,
-        "f1": _ratio(2 * found, 2 * found + missed + false_alarm),
-    } | _rank(gate.numpy(force=True), defective.numpy(force=True))
+    called = gate >= threshold
+    (clean_right, false_alarm), (_, found) = confusion(called, defective).tolist()
+    overall = _score_binary(gate, called, defective)
+    balanced = (overall["recall"] + _ratio(clean_right, clean_right + false_alarm)) / 2
+    scores = {"accuracy": _ratio(clean_right + found, len(labels)), "balanced_accuracy": balanced} | overall
     predicted = probabilities >= (threshold if class_thresholds is None else class_thresholds)
-    predicted &= (gate >= threshold)[:, None]
-    f1 = []
+    predicted &= called[:, None]
+    of_classes = []
     for c in range(probabilities.shape[1]):
         rows = slice(None) if known is None else known[:, c]
-        class_scores = _score_class(probabilities[rows, c], predicted[rows, c], labels[rows, c])
-        scores |= {f"{name}_class_{c + 1}": value for name, value in class_scores.items()}
-        f1.append(class_scores["f1"])
+        of_classes.append(_score_binary(probabilities[rows, c], predicted[rows, c], labels[rows, c]))
+    f1 = [values["f1"] for values in of_classes]
     scores["f1_macro"] = float("nan") if np.isnan(f1).all() else float(np.nanmean(f1))
+    for c, values in enumerate(of_classes, 1):
+        scores |= {f"{name}_class_{c}": value for name, value in values.items()}
     return scores
 
 
-def _score_class(probabilities: Tensor, predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the scores of one class; all arguments are `(n,)`."""
+def _score_binary(probabilities: Tensor, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the scores of one yes-or-no label; all arguments are `(n,)`."""
     num_hits, num_predicted, num_true = int((predicted & labels).sum()), int(predicted.sum()), int(labels.sum())
     return {
         "precision": _ratio(num_hits, num_predicted),

@@ -91,7 +91,7 @@ class ClassifierNetwork(nn.Module):
         `steel.DefectClassifier` documents the other arguments.
 
         Raises:
-            InputError: An argument is out of range, or the weights are unavailable or do not fit.
+            InputError: An argument is invalid, or the weights are unavailable or do not fit.
         """
         super().__init__()
         self.reduce = _Reduce(scale, input_size)
@@ -133,8 +133,7 @@ class SegmenterNetwork(nn.Module):
         `steel.DefectSegmenter` documents the other arguments.
 
         Raises:
-            InputError: An argument is out of range, SMP has no such encoder, or the weights are unavailable or do not
-                fit.
+            InputError: An argument is invalid, or the weights are unavailable or do not fit.
         """
         super().__init__()
         if not 3 <= len(decoder_channels) <= 5:

@@ -52,14 +52,7 @@ class Task(LightningModule, ABC):
     ) -> None:
         """Check the arguments, and build the network if the number of classes is given.
 
-        Args:
-            objective: Targets and scores.
-            network: The network's class.
-            network_init: The network's arguments except the number of classes.
-            training_init: All other arguments of the task.
-
-        Raises:
-            InputError: An argument is out of range.
+        `network_init` are the arguments of the network except `num_classes`, `training_init` all others of the task.
         """
         super().__init__()
         init = network_init | training_init

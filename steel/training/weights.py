@@ -120,9 +120,8 @@ def _load_encoder(path: Path, encoder: nn.Module, state: dict[str, Tensor]) -> N
     unknown = [key for key in state if key not in own]
     if wrong := missing + mismatched + unknown:
         raise InputError(
-            f'the weights in {path} are those of another network: "{wrong[0]}" does not fit '
-            f"({len(missing)} missing, {len(mismatched)} of another shape, {len(unknown)} unknown); "
-            f"set the encoder they were trained with, or other weights"
+            f'the weights in {path} are those of another network: "{wrong[0]}" does not fit ({len(missing)} missing, '
+            f"{len(mismatched)} of another shape, {len(unknown)} unknown); change --model.weights or the encoder"
         )
     encoder.load_state_dict(state, strict=False)
 

@@ -397,7 +397,5 @@ def test_only_defective_validation_images_are_drawn(data: SteelDataModule, tmp_p
 
 
 @pytest.mark.parametrize("state", [{"sanity_checking": True}, {"is_global_zero": False}, {"loggers": []}])
-def test_nothing_is_drawn_without_tensorboard_or_in_other_stages(
-    data: SteelDataModule, tmp_path: Path, state: dict[str, Any]
-) -> None:
+def test_nothing_is_drawn_when_not_needed(data: SteelDataModule, tmp_path: Path, state: dict[str, Any]) -> None:
     assert draw(tmp_path, data, Answer([0.0] * 4, is_segmenter=False), 4, **state) == {}
