@@ -61,7 +61,7 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_minutes: Interval in minutes.
 
         Raises:
-            InputError: The interval in steps is not positive.
+            InputError: `every_n_train_steps` is below 1.
         """
         super().__init__(filename="last", enable_version_counter=False)
         require_at_least(1, **{"last.every_n_train_steps": every_n_train_steps})

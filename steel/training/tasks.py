@@ -63,7 +63,7 @@ class Task(LightningModule, ABC):
         require_at_least(0, **{"model.freeze_epochs": init["freeze_epochs"]})
         self.init = {key: tuple(value) if isinstance(value, list) else value for key, value in init.items()}
         self._objective = objective
-        self._build_network = partial(network, **network_init)
+        self._build_network = partial(network, **{key: self.init[key] for key in network_init})
         self._scores = objective.build_scores()
         # Lightning's own mean is wrong if the batch sizes of the processes differ: it was off by a sixth.
         self._mean_loss = MeanMetric()

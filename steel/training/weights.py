@@ -92,8 +92,8 @@ def load_file(path: Path, network: nn.Module, encoder: nn.Module) -> None:
 
     Args:
         path: The file.
-        network: The network; its `encoder` method returns the encoder's modules.
-        encoder: The encoder, with torchvision's names; a last layer "fc" is ignored.
+        network: The network.
+        encoder: Its encoder, with torchvision's names; a last layer "fc" does not belong to it.
 
     Raises:
         InputError: The file does not contain weights, or those of another network.
@@ -110,7 +110,8 @@ def load_file(path: Path, network: nn.Module, encoder: nn.Module) -> None:
         raise InputError(f"{path} does not contain weights; expected a state dict of tensors or a checkpoint of steel")
     _load_encoder(path, encoder, {key: value for key, value in state.items() if not key.startswith("fc.")})
     if checkpoint is not None:
-        _load_rest(path, network, {key.removeprefix("network."): value for key, value in checkpoint.items()})
+        checkpoint = {key.removeprefix("network."): value for key, value in checkpoint.items()}
+        _load_rest(path, network, encoder, checkpoint)
 
 
 def _load_encoder(path: Path, encoder: nn.Module, state: dict[str, Tensor]) -> None:
@@ -126,11 +127,10 @@ def _load_encoder(path: Path, encoder: nn.Module, state: dict[str, Tensor]) -> N
     encoder.load_state_dict(state, strict=False)
 
 
-def _load_rest(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
+def _load_rest(path: Path, network: nn.Module, encoder: nn.Module, state: dict[str, Tensor]) -> None:
     own = network.state_dict()
-    modules: list[nn.Module] = network.encoder()  # type: ignore[operator]
-    encoder = {id(tensor) for part in modules for tensor in part.state_dict(keep_vars=True).values()}
-    rest = [key for key, tensor in network.state_dict(keep_vars=True).items() if id(tensor) not in encoder]
+    prefix = next(name for name, module in network.named_modules() if module is encoder)
+    rest = [key for key in own if not key.startswith(f"{prefix}.") or key.startswith(f"{prefix}.fc.")]
     if not state.keys() & set(rest):
         return  # a checkpoint of the other task
     random = []
