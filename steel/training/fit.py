@@ -126,7 +126,8 @@ class SteelCLI(LightningCLI):
         self._checkpoint = read_checkpoint(path)
         about = self._checkpoint["steel"]
         if about["task"] != task.__name__:
-            raise InputError(f"{path} is a checkpoint of {about['task']}, but the config is for {task.__name__}")
+            fault = f"{path} is a checkpoint of {about['task']}, but the config is for {task.__name__}"
+            raise InputError(f"{fault}; give the other config or another checkpoint")
         model = config.model.init_args
         # A resumed run restores the optimizer's state, so every argument must be the same. The other commands ignore
         # the config file's model, and only options on the command line can contradict.
@@ -229,7 +230,7 @@ def _require_same_model(path: Path, keys: set[str], config: Mapping[str, Any], s
         if value != saved[key] and not (key == "num_classes" and value is None):
             raise InputError(
                 f"--model.{key} is {value}, but {path} was trained with {saved[key]}; "
-                f"remove the option, or start a new run without --ckpt_path"
+                f"use that value, or fit a new run without --ckpt_path"
             )
 
 
