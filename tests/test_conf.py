@@ -1,4 +1,4 @@
-"""Every settings file runs, in-process, on the smallest data."""
+"""Every config file runs, in-process, on a small dataset."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +13,18 @@ TASKS = ["classifier", "segmenter", "original/classifier", "original/segmenter"]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_settings_run(name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_runs_with_a_summary(name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", f"--config=conf/{name}.yaml", "--config=conf/smoke.yaml", f"--data.root={root}"]
     args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
     assert main([*args, f"--trainer.default_root_dir={tmp_path}"]) == 0
-    # Here is no terminal, so there is no bar, but the same in lines.
+    # Without a terminal, lines replace the progress bar.
     starts = [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert [word for word in starts if word in ("train", "data", "on", "into", "epoch", "run:")] == [
-        "train", "data", "on", "into", "epoch", "run:",
-    ]  # fmt: skip
+    expected = ["model", "data", "device", "folder", "epoch", "run:"]
+    assert [word for word in starts if word in expected] == expected
 
 
 @pytest.mark.parametrize("name", ["classifier", "segmenter"])
-def test_pretrained_weights_are_what_the_settings_ask_for(
+def test_config_uses_pretrained_weights(
     name: str, root: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
@@ -38,20 +37,11 @@ def test_pretrained_weights_are_what_the_settings_ask_for(
     assert "cannot be reached" in refused(*args, "--trainer.accelerator=cpu")
 
 
-def test_the_overlay_for_a_gpu_holds_only_what_differs() -> None:
-    settings = yaml.safe_load((CONF / "gpu.yaml").read_text())
-    assert settings["trainer"]["precision"] == "bf16-mixed"
-    assert set(settings) == {"data", "trainer"}
-
-
-def test_the_original_projects_settings() -> None:
-    classifier = yaml.safe_load((CONF / "original/classifier.yaml").read_text())
-    segmenter = yaml.safe_load((CONF / "original/segmenter.yaml").read_text())
-    for settings in (classifier, segmenter):
-        assert settings["model"]["init_args"]["input_size"] == [256, 256]
-        assert settings["trainer"]["max_epochs"] == 40
-        assert settings["early_stopping"]["patience"] == 20
-    assert classifier["model"]["init_args"]["backbone"] == "resnet50"
-    assert classifier["model"]["init_args"]["optimizer"] == "nadam"
-    assert segmenter["model"]["init_args"]["loss"] == "focal_tversky"
-    assert segmenter["model"]["init_args"]["optimizer"] == "adam"
+@pytest.mark.parametrize("task", ["classifier", "segmenter"])
+def test_the_gpu_config_overrides_precision_and_keeps_the_rest(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", f"--config=conf/{task}.yaml", "--config=conf/gpu.yaml", "--print_config"])
+    merged, own = yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONF / f"{task}.yaml").read_text())
+    assert merged["trainer"]["precision"] == "bf16-mixed"
+    assert merged["trainer"]["max_epochs"] == own["trainer"]["max_epochs"]
+    assert merged["data"]["root"] == "data"

@@ -1,1 +1,1 @@
-"""From batches to checkpoints: networks, losses, scores and the Lightning tasks. Knows nothing of thresholds."""
+"""Training, from batches to checkpoints: networks, losses, scores and Lightning tasks. Thresholds are not used here."""

@@ -1,4 +1,4 @@
-"""Checkpoints of both tasks: finding one, reading it, rebuilding a task from it."""
+"""Find and read checkpoints, and rebuild tasks from them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,37 +13,35 @@ TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSeg
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of `steel` onto the CPU.
+    """Read a checkpoint of `steel fit` onto the CPU.
 
     Raises:
-        InputError: There is no such file, or it is not a checkpoint of `steel`.
+        InputError: The file does not exist or is not a checkpoint of `steel fit`.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"no checkpoint {path}; `steel fit` writes them to lightning_logs/<task>/version_N/checkpoints"
-        )
+        raise InputError(f"no checkpoint {path}; `steel fit` writes lightning_logs/<task>/version_N/checkpoints")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is none of its own
-        raise InputError(f"{path} is not a checkpoint; one that `steel fit` wrote is expected") from error
+    except Exception as error:  # torch raises many types for a file that is not its own
+        raise InputError(f"{path} is not a checkpoint; give one that `steel fit` wrote") from error
     if not isinstance(checkpoint, dict) or "steel" not in checkpoint or checkpoint["steel"]["task"] not in TASKS:
-        raise InputError(f"{path} is not a checkpoint of steel; one that `steel fit` wrote is expected")
+        raise InputError(f"{path} is not a checkpoint of steel; give one that `steel fit` wrote")
     return checkpoint
 
 
 def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Task, dict[str, Any]]:
-    """Rebuilds a trained task from its checkpoint alone; never downloads.
+    """Rebuild a trained task from its checkpoint alone, without downloading pretrained weights.
 
     Args:
         path: The checkpoint.
-        expected: The task that it has to be, or None for either.
+        expected: The required task; None accepts both.
 
     Returns:
-        The task in evaluation mode, and what the checkpoint says of itself ("data", "versions", ...).
+        The task in evaluation mode, and the checkpoint's metadata ("task", "init", "data", "max_epochs", "versions").
 
     Raises:
-        InputError: It is not a checkpoint of `steel`, or one of the other task.
+        InputError: The file is not a checkpoint of `steel fit`, or one of the other task.
     """
     checkpoint = read_checkpoint(path)
     about = checkpoint["steel"]
@@ -56,33 +54,27 @@ def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Tas
 
 
 def list_versions(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the numbers and paths of the runs `version_N` in a folder."""
     for path in folder.glob("version_*"):
         if (number := path.name.removeprefix("version_")).isdigit():
             yield int(number), path
 
 
-def next_version(folder: Path) -> int:
-    return max((number for number, _ in list_versions(folder)), default=-1) + 1
-
-
 def find_checkpoint(name: str, log_dir: Path, task: str) -> Path:
-    """Finds the file that "last", "best" or a path means.
+    """Return the path of a checkpoint.
 
     Args:
-        name: "last" and "best" mean the newest run of the task that has such a file.
+        name: A path, or "last" or "best" for that checkpoint of the task's newest run that has one.
         log_dir: The folder `lightning_logs`.
         task: "classifier" or "segmenter".
 
     Raises:
-        InputError: There is none; a fresh start in its place would look like a resumed run.
+        InputError: No run has such a checkpoint.
     """
     if name not in ("last", "best"):
         return Path(name)
-    found = [
-        (number, path / "checkpoints" / f"{name}.ckpt")
-        for number, path in list_versions(log_dir / task)
-        if (path / "checkpoints" / f"{name}.ckpt").is_file()
-    ]
+    paths = [(number, path / "checkpoints" / f"{name}.ckpt") for number, path in list_versions(log_dir / task)]
+    found = [(number, path) for number, path in paths if path.is_file()]
     if not found:
-        raise InputError(f"no {name}.ckpt in {log_dir / task}/version_*/checkpoints; fit first or give the file's path")
+        raise InputError(f"no {name}.ckpt in {log_dir / task}/version_*/checkpoints; fit first or give a path")
     return max(found)[1]

@@ -1,7 +1,7 @@
 """Losses on logits, by name.
 
-Every region loss stands beside a pixel-wise term. Alone, Dice, Tversky and Lovasz lose nothing on a class that is not
-in the batch, so false alarms on clean steel would cost nothing.
+Dice, Tversky and Lovasz loss are each combined with a pixel-wise loss. Alone, they are zero for a class that is absent
+from the batch, so false alarms on clean steel would cost nothing.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_loss(name: LossName, positive_weight: Tensor | None = None) -> Loss:
-    """Builds a loss.
+    """Return the loss with the given name.
 
     Args:
-        name: "bce_dice": cross-entropy + Dice, half and half. "focal_tversky": as the original notebook, beside a focal
-            term. "bce", "focal": one term alone. "lovasz": Lovasz hinge beside cross-entropy.
-        positive_weight: How much more a positive weighs in the pixel-wise term, for each class, as it is broadcast
-            against the logits.
+        name: "bce" and "focal" are pixel-wise. "bce_dice" and "lovasz" are the mean of cross-entropy and Dice or
+            Lovasz hinge loss; "focal_tversky" is the mean of focal and focal Tversky loss.
+        positive_weight: Weight of a positive in the pixel-wise loss, broadcast against the logits; 1 if None.
 
     Returns:
-        A function of logits and targets, both `(N, C, ...)` (targets 0 or 1), to a scalar. It computes in fp32: a full
-        256 x 1600 mask has 409,600 pixels, and fp16 ends at 65,504.
+        A function of logits and targets (0 or 1), both `(N, C, ...)`, that returns a scalar. It computes in float32
+        even under autocast, because the sum over a 256 x 1600 mask can exceed the float16 maximum of 65,504.
     """
     bce: Loss = partial(F.binary_cross_entropy_with_logits, pos_weight=positive_weight)
     focal: Loss = partial(_focal, positive_weight=positive_weight)
@@ -39,43 +38,43 @@ def build_loss(name: LossName, positive_weight: Tensor | None = None) -> Loss:
         case "focal":
             loss = focal
         case "bce_dice":
-            loss = _mix(bce, smp.losses.DiceLoss("multilabel", smooth=1.0))
+            loss = _average(bce, smp.losses.DiceLoss("multilabel", smooth=1.0))
         case "lovasz":
-            loss = _mix(bce, smp.losses.LovaszLoss("multilabel", per_image=False))
+            loss = _average(bce, smp.losses.LovaszLoss("multilabel", per_image=False))
         case "focal_tversky":
-            loss = _mix(focal, _focal_tversky)
+            loss = _average(focal, _focal_tversky)
 
-    def in_fp32(logits: Tensor, targets: Tensor) -> Tensor:
+    def compute_in_float32(logits: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             return loss(logits.float(), targets.float())
 
-    return in_fp32
+    return compute_in_float32
 
 
-def _mix(first: Loss, second: Loss) -> Loss:
+def _average(first: Loss, second: Loss) -> Loss:
     return lambda logits, targets: (first(logits, targets) + second(logits, targets)) / 2
 
 
 def _focal(logits: Tensor, targets: Tensor, positive_weight: Tensor | None) -> Tensor:
-    lost: Tensor = sigmoid_focal_loss(logits, targets, alpha=0.5, gamma=2.0)
+    loss: Tensor = sigmoid_focal_loss(logits, targets, alpha=0.5, gamma=2.0)
     if positive_weight is not None:
-        lost = lost * (1 + (positive_weight - 1) * targets)
-    return lost.mean()
+        loss = loss * (1 + (positive_weight - 1) * targets)
+    return loss.mean()
 
 
 def _focal_tversky(
     logits: Tensor, targets: Tensor, alpha: float = 0.3, beta: float = 0.7, gamma: float = 0.75, smooth: float = 1.0
 ) -> Tensor:
-    """Focal Tversky loss over the classes that are in the batch.
+    """Return the focal Tversky loss; classes that are absent from the batch contribute zero.
 
-    SMP's has infinite gradients on a batch without any defect; here the power is taken of no less than 1e-6, and what
-    is not in the batch is left to the other term. Source: Abraham and Khan 2018, A novel focal Tversky loss function
-    with improved attention U-Net for lesion segmentation; beta weighs the missed pixels.
+    SMP's version has infinite gradients on a batch without defects, so the base of the power is clamped to 1e-6 here.
+    `alpha` weights false alarms and `beta` missed pixels. Source: Abraham and Khan 2018, A novel focal Tversky loss
+    function with improved attention U-Net for lesion segmentation.
     """
     dims = [0, *range(2, logits.ndim)]
     p = logits.sigmoid()
-    hit, truth = (p * targets).sum(dims), targets.sum(dims)
-    false_alarm, miss = p.sum(dims) - hit, truth - hit
-    index = (hit + smooth) / (hit + alpha * false_alarm + beta * miss + smooth)
-    lost = (1 - index).clamp_min(1e-6) ** gamma
-    return (lost * (truth > 0)).mean()
+    hits, truth = (p * targets).sum(dims), targets.sum(dims)
+    false_alarms, misses = p.sum(dims) - hits, truth - hits
+    index = (hits + smooth) / (hits + alpha * false_alarms + beta * misses + smooth)
+    loss = (1 - index).clamp_min(1e-6) ** gamma
+    return (loss * (truth > 0)).mean()

@@ -1,8 +1,8 @@
-"""A process that has imported everything once and forks a child for each run of `steel`, so that runs start at once.
+"""A process that imports everything once and forks a child for each run of `steel`, so that runs start quickly.
 
-It reads a JSON line for each run (`args` of steel, `log`: a file for what it prints, `pace`: a file or nothing, and
-`die_in_write`) and answers with the child's process id, then with its status when it has ended. A child writes its
-epoch and batch into `pace` at the start of each batch and sleeps a little there, so that a kill finds it in mid-epoch.
+It reads a JSON line per run: `args` of steel, `log` (file for the output), `pace` (file or empty), `die_in_write`.
+It prints the child's process id and, when the child has ended, its exit status. A child writes its epoch and batch to
+`pace` at the start of each batch and sleeps briefly, so that a signal finds it in mid-epoch.
 """
 
 import json
@@ -18,31 +18,31 @@ from fsspec.implementations.local import LocalFileOpener
 from pytorch_lightning import Callback
 
 from steel.cli import main
+from steel.files import write_atomic
 from steel.training import fit
 
 
 class Pace(Callback):
-    """Says where the run is."""
+    """Writes the position of the run to a file."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         self._path = path
         self._seconds = seconds
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        part = self._path.with_suffix(".part")
-        part.write_text(f"{trainer.current_epoch} {batch_idx} {trainer.num_training_batches}")
-        part.replace(self._path)
+        position = f"{trainer.current_epoch} {batch_idx} {trainer.num_training_batches}"
+        write_atomic(self._path, position, durable=False)
         time.sleep(self._seconds)
 
 
 def die_in_write(number: int) -> None:
-    """Kills this process when so many checkpoints are written but not yet in their place."""
-    commit, left = LocalFileOpener.commit, number
+    """Kill this process when the given number of checkpoints are written and the last one is not yet renamed."""
+    commit, num_left = LocalFileOpener.commit, number
 
     def commit_or_die(self: LocalFileOpener) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+        nonlocal num_left
+        num_left -= 1
+        if num_left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         commit(self)
 
@@ -50,7 +50,7 @@ def die_in_write(number: int) -> None:
 
 
 def run(job: dict[str, Any]) -> int:
-    """Runs `steel` in this process."""
+    """Run `steel` in this process."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

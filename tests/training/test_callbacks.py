@@ -1,6 +1,5 @@
-"""Each callback with a trainer that holds no more than it asks for; where Lightning has a say, a run of one number."""
+"""Callbacks, with fake trainers or, where Lightning's behaviour matters, with a one-parameter model."""
 
-import csv
 import os
 import signal
 import time
@@ -24,13 +23,13 @@ from torch.utils.data import DataLoader
 from conftest import SMALL
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
-from steel.training.callbacks import Compile, History, LastCheckpoint, LossLog, Pictures, Stopped, StopSignals
+from steel.training.callbacks import Compile, LastCheckpoint, LossLog, Pictures, Stopped, StopSignals
 
 TASK = LightningModule()
 
 
 class Saves(SimpleNamespace):
-    """A trainer that is at one batch after another and notes at which a checkpoint was written."""
+    """A fake trainer that steps through batches and records where a checkpoint was saved."""
 
     def __init__(self, num_batches: int, accumulate: int = 1, **more: Any) -> None:
         fixed = {"fast_dev_run": False, "world_size": 1, "training": True}
@@ -71,16 +70,16 @@ def build_last(folder: Path, **settings: Any) -> LastCheckpoint:
 @pytest.mark.parametrize(
     ("num_batches", "accumulate", "interval", "written"),
     [
-        (5, 1, 2, [(0, 1), (0, 3), (1, 0), (1, 2)]),  # steps 2, 4, 6, 8; step 10 is the last of its epoch
-        (4, 1, 2, [(0, 1), (1, 1)]),  # steps 4 and 8 are
+        (5, 1, 2, [(0, 1), (0, 3), (1, 0), (1, 2)]),  # steps 2, 4, 6, 8; step 10 ends an epoch
+        (4, 1, 2, [(0, 1), (1, 1)]),  # steps 4 and 8 end an epoch
         (4, 1, 1, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
-        (6, 2, 1, [(0, 1), (0, 3), (1, 1), (1, 3)]),  # only where a step is complete
-        (7, 2, 3, [(0, 5), (1, 3)]),  # four steps an epoch, the last of one batch: steps 3 and 6
+        (6, 2, 1, [(0, 1), (0, 3), (1, 1), (1, 3)]),  # only at complete steps
+        (7, 2, 3, [(0, 5), (1, 3)]),  # four steps per epoch, the last with one batch: steps 3 and 6
         (5, 1, None, []),
         (3, 3, 1, []),
     ],
 )
-def test_the_last_checkpoint_is_written_every_so_many_steps(
+def test_last_checkpoint_is_saved_at_step_intervals(
     tmp_path: Path, num_batches: int, accumulate: int, interval: int | None, written: list[tuple[int, int]]
 ) -> None:
     trainer = Saves(num_batches, accumulate)
@@ -91,12 +90,12 @@ def test_the_last_checkpoint_is_written_every_so_many_steps(
 @pytest.mark.parametrize(
     ("accumulate", "world", "written"),
     [
-        (1, 1, [(0, 3), (1, 0), (1, 4)]),  # the clock runs out behind the fourth minute; not at the last batch
-        (2, 1, [(0, 3), (1, 1), (1, 5)]),  # nor between the batches of a step
-        (1, 2, []),  # the clocks of several processes differ
+        (1, 1, [(0, 3), (1, 0), (1, 4)]),  # every fourth minute, but not at the last batch
+        (2, 1, [(0, 3), (1, 1), (1, 5)]),  # not within a step
+        (1, 2, []),  # not with several processes
     ],
 )
-def test_the_last_checkpoint_is_written_every_so_many_minutes(
+def test_last_checkpoint_is_saved_at_time_intervals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, world: int, written: list[tuple[int, int]]
 ) -> None:
     now = 1000.0
@@ -112,10 +111,10 @@ def test_the_last_checkpoint_is_written_every_so_many_minutes(
     assert trainer.written == written
 
 
-def test_the_last_checkpoint_is_written_where_the_run_was_stopped(tmp_path: Path) -> None:
+def test_last_checkpoint_is_saved_when_the_run_is_stopped_between_batches(tmp_path: Path) -> None:
     for error, training, written in (
         (Stopped(), True, 1),
-        (KeyboardInterrupt(), True, 0),  # in mid-batch
+        (KeyboardInterrupt(), True, 0),  # within a batch
         (ValueError(), True, 0),
         (Stopped(), False, 0),
     ):
@@ -125,12 +124,12 @@ def test_the_last_checkpoint_is_written_where_the_run_was_stopped(tmp_path: Path
     trainer = Saves(5, fast_dev_run=True)
     trainer.go_through(build_last(tmp_path, every_n_train_steps=1), 1)
     assert trainer.written == []
-    with pytest.raises(InputError, match=r"last\.every_n_train_steps is 1 or more, but 0 came"):
+    with pytest.raises(InputError, match=r"last\.every_n_train_steps .*1.*0"):
         LastCheckpoint(every_n_train_steps=0)
 
 
 class Notes(Logger):
-    """A logger that keeps what it is told."""
+    """A logger that records the training loss."""
 
     name = "notes"
     version = 0
@@ -148,7 +147,7 @@ class Notes(Logger):
 
 
 class Echo(LightningModule):
-    """A task whose loss is the batch's number."""
+    """A model whose loss is the value of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,12 +167,12 @@ class Echo(LightningModule):
     [
         (1, 1, [(k, 10.0 + k % 5, k // 5) for k in range(10)]),
         (1, 3, [(2, 12.0, 0), (5, 10.0, 1), (8, 13.0, 1)]),
-        # Three steps an epoch, the last of one batch; the loss is that of the step's last batch, undivided.
+        # Three steps per epoch, the last with one batch. The loss is that of the step's last batch, not divided.
         (2, 1, [(0, 11.0, 0), (1, 13.0, 0), (2, 14.0, 0), (3, 11.0, 1), (4, 13.0, 1), (5, 14.0, 1)]),
         (2, 2, [(1, 13.0, 0), (3, 11.0, 1), (5, 14.0, 1)]),
     ],
 )
-def test_the_loss_of_a_step_is_logged_once_and_undivided(
+def test_loss_is_logged_once_per_step_and_not_divided_by_accumulation(
     accumulate: int, every: int, rows: list[tuple[int, float, int]]
 ) -> None:
     notes = Notes()
@@ -187,7 +186,7 @@ def test_the_loss_of_a_step_is_logged_once_and_undivided(
 
 @pytest.fixture
 def signals() -> Iterator[StopSignals]:
-    """The callback, listening; whatever happens, the signals mean afterwards what they meant before."""
+    """The callback with its handlers installed; the previous handlers are restored after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     callback = StopSignals()
     callback.on_train_start(SimpleNamespace(world_size=1), TASK)  # type: ignore[arg-type]
@@ -198,30 +197,30 @@ def signals() -> Iterator[StopSignals]:
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(0.001)  # Python looks at signals between two instructions
+    time.sleep(0.001)  # Python runs handlers between two instructions
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_between_two_batches(
+def test_first_signal_stops_between_two_batches(
     signals: StopSignals, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     trainer = Saves(4, accumulate=2)
-    trainer.go_through(signals, 2)  # nobody asked
+    trainer.go_through(signals, 2)  # no signal yet
     signals.on_train_epoch_start(trainer, TASK)  # type: ignore[arg-type]
     send(number)
     assert "stopping after this batch" in capsys.readouterr().out
     with pytest.raises(Stopped):
         trainer.go_through(signals, 1)
-    assert trainer.place == (0, 1)  # not in the middle of a step
+    assert trainer.place == (0, 1)  # not within a step
     trainer.place = 0, 3
-    signals.on_train_batch_end(trainer, TASK, {}, None, 3)  # type: ignore[arg-type]  # the epoch's last goes on
+    signals.on_train_batch_end(trainer, TASK, {}, None, 3)  # type: ignore[arg-type]  # the last batch of an epoch does not stop
     with pytest.raises(KeyboardInterrupt) as stop:
         signals.on_train_epoch_start(trainer, TASK)  # type: ignore[arg-type]
-    assert not isinstance(stop.value, Stopped)  # its checkpoint is written by now
+    assert not isinstance(stop.value, Stopped)  # the epoch's checkpoint is saved already
 
 
 @pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")])
-def test_the_second_signal_stops_at_once(signals: StopSignals, first: str, second: str) -> None:
+def test_second_signal_stops_immediately(signals: StopSignals, first: str, second: str) -> None:
     send(getattr(signal, first))
     with pytest.raises(KeyboardInterrupt) as stop:
         send(getattr(signal, second))
@@ -229,11 +228,11 @@ def test_the_second_signal_stops_at_once(signals: StopSignals, first: str, secon
 
 
 @pytest.mark.parametrize("end", ["teardown", "exception"])
-def test_signals_mean_afterwards_what_they_meant_before(end: str) -> None:
+def test_previous_signal_handlers_are_restored(end: str) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     callback, trainer = StopSignals(), SimpleNamespace(world_size=1)
     callback.on_train_start(trainer, TASK)  # type: ignore[arg-type]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [callback._ask] * 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [callback._stop] * 2
     if end == "teardown":
         callback.teardown(trainer, TASK, "fit")  # type: ignore[arg-type]
     else:
@@ -241,64 +240,6 @@ def test_signals_mean_afterwards_what_they_meant_before(end: str) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     callback.on_train_start(SimpleNamespace(world_size=2), TASK)  # type: ignore[arg-type]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "classifier" / "version_0" / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def log(history: History, values: Sequence[float], first: int = 0, name: str = "loss") -> None:
-    for step, value in enumerate(values, first):
-        history.log_metrics({name: value}, step)
-
-
-def test_every_row_is_on_the_disk_at_once_and_the_header_grows(tmp_path: Path) -> None:
-    history = History(tmp_path, "classifier", 0)
-    assert history.num_rows == 0
-    log(history, [3.0, 2.0])
-    assert read_rows(tmp_path) == [{"loss": "3.0", "step": "0"}, {"loss": "2.0", "step": "1"}]
-    log(history, [0.5], 2, "val/dice")
-    expected = [("3.0", "0", ""), ("2.0", "1", ""), ("", "2", "0.5")]
-    rows = read_rows(tmp_path)
-    assert [(row["loss"], row["step"], row["val/dice"]) for row in rows] == expected
-    log(history, [1.0], 3)
-    assert [row["step"] for row in read_rows(tmp_path)] == ["0", "1", "2", "3"]
-    assert history.num_rows == 4
-    assert sorted(path.name for path in (tmp_path / "classifier" / "version_0").iterdir()) == ["metrics.csv"]
-
-
-@pytest.mark.parametrize("num_kept", [0, 2, 3, 5])
-@pytest.mark.parametrize("torn", ["", "2.", "9.25,7"])
-def test_a_resume_keeps_the_rows_of_the_checkpoint_and_no_more(tmp_path: Path, num_kept: int, torn: str) -> None:
-    log(History(tmp_path, "classifier", 0), [5.0, 4.0, 3.0, 2.0, 1.0])
-    path = tmp_path / "classifier" / "version_0" / "metrics.csv"
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn.encode())
-    history = History(tmp_path, "classifier", 0, num_kept)
-    assert history.num_rows == num_kept  # what a checkpoint before the first new row says
-    assert history.experiment  # which a trainer asks for when a run begins
-    assert history.num_rows == num_kept
-    log(history, [5.0, 4.0, 3.0, 2.0, 1.0][num_kept:], num_kept)
-    assert path.read_bytes() == whole
-    assert history.num_rows == 5
-    log(history, [0.5], 5, "val/dice")
-    assert [row["val/dice"] for row in read_rows(tmp_path)] == [""] * 5 + ["0.5"]
-
-
-def test_rows_stay_where_rewriting_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    history = History(tmp_path, "classifier", 0)
-    log(history, [5.0, 4.0])
-    path = tmp_path / "classifier" / "version_0" / "metrics.csv"
-    before = path.read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
-        log(history, [0.5], 2, "val/dice")
-    assert path.read_bytes() == before
 
 
 def build_network() -> SimpleNamespace:
@@ -311,30 +252,30 @@ def build_network() -> SimpleNamespace:
     return SimpleNamespace(network=network, device=torch.device("cpu"))
 
 
-def test_a_network_that_cannot_be_compiled_runs_as_it_is(
+def test_a_network_that_cannot_be_compiled_runs_uncompiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def give_up(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no compiler\n  on this machine")
 
-    monkeypatch.setattr(torch, "compile", lambda call, **settings: give_up)
+    monkeypatch.setattr(torch, "compile", lambda call, **settings: fail)
     task = build_network()
     before = {key: value.clone() for key, value in task.network.state_dict().items()}
     Compile().on_fit_start(SimpleNamespace(), task)  # type: ignore[arg-type]
-    told = capsys.readouterr().out
-    assert "the network runs as it is (RuntimeError: no compiler on this machine)" in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().out
+    assert "not compiled (RuntimeError: no compiler on this machine)" in output
+    assert output.count("\n") == 1
     assert task.network.training
     assert all(torch.equal(value, before[key]) for key, value in task.network.state_dict().items())
     assert task.network(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 3, 6, 6)
 
 
-def test_trying_a_compiled_network_teaches_it_nothing(
+def test_the_compilation_trial_does_not_change_the_network(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
 
-    def compile_so(call: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+    def fake_compile(call: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
         assert not dynamic
 
         def compiled(images: Tensor) -> Tensor:
@@ -343,20 +284,20 @@ def test_trying_a_compiled_network_teaches_it_nothing(
 
         return compiled
 
-    monkeypatch.setattr(torch, "compile", compile_so)
+    monkeypatch.setattr(torch, "compile", fake_compile)
     task = build_network()
     before = {key: value.clone() for key, value in task.network.state_dict().items()}
     Compile().on_fit_start(SimpleNamespace(), task)  # type: ignore[arg-type]
     assert all(torch.equal(value, before[key]) for key, value in task.network.state_dict().items())
     assert task.network.training
     task.network(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
-    assert [shape[0] for shape in calls] == [2, 3]  # the trial, and what came after
+    assert [shape[0] for shape in calls] == [2, 3]  # the trial, then the call above
     assert capsys.readouterr().out == ""
-    assert not torch.equal(task.network[1].running_mean, before["1.running_mean"])  # training does teach it
+    assert not torch.equal(task.network[1].running_mean, before["1.running_mean"])  # training updates the statistics
 
 
 class Answer(LightningModule):
-    """A task that says the same of every image."""
+    """A task with the same logits for every image."""
 
     def __init__(self, logits: Sequence[float], is_segmenter: bool) -> None:
         super().__init__()
@@ -373,7 +314,7 @@ class Answer(LightningModule):
 def draw(
     folder: Path, data: SteelDataModule, task: LightningModule, num_images: int, **state: Any
 ) -> dict[str, list[tuple[int, NDArray[np.uint8]]]]:
-    """What stands in TensorBoard's file after one validation: pictures (BGR) with their steps, by tag."""
+    """Return the pictures (BGR) and steps by tag that one validation writes to TensorBoard."""
     logger = TensorBoardLogger(folder, name="classifier", version=0)
     trainer = {"sanity_checking": False, "is_global_zero": True, "loggers": [logger], "datamodule": data} | state
     Pictures(num_images).on_validation_epoch_end(SimpleNamespace(global_step=7, **trainer), task)  # type: ignore[arg-type]
@@ -401,10 +342,10 @@ def list_defective(data: SteelDataModule) -> list[int]:
 
 
 def find_colour(picture: NDArray[np.uint8], channel: int) -> NDArray[np.bool_]:
-    """Where a pixel is clearly more of one of blue, green and red than of the others."""
+    """Return where one channel of BGR is clearly stronger than the others."""
     others = np.delete(picture.astype(int), channel, axis=2).max(axis=2)
-    clear: NDArray[np.bool_] = picture[..., channel] > others + 20
-    return clear
+    is_stronger: NDArray[np.bool_] = picture[..., channel] > others + 20
+    return is_stronger
 
 
 def test_a_segmenter_draws_truth_above_prediction(data: SteelDataModule, tmp_path: Path) -> None:
@@ -423,12 +364,12 @@ def test_a_segmenter_draws_truth_above_prediction(data: SteelDataModule, tmp_pat
         assert not find_colour(above, 2).any()
         assert find_colour(below, 2).all()
         assert not find_colour(below, 1).any()
-    nothing = draw(tmp_path / "nothing", data, Answer([-9.0] * 4, is_segmenter=True), 1)
-    [[(_, picture)]] = nothing.values()
+    without_prediction = draw(tmp_path / "nothing", data, Answer([-9.0] * 4, is_segmenter=True), 1)
+    [[(_, picture)]] = without_prediction.values()
     np.testing.assert_array_equal(picture[height:], np.repeat(picture[height:, :, :1], 3, axis=2))  # grey
 
 
-def test_a_classifier_writes_what_it_found_above_the_truth(
+def test_a_classifier_writes_its_probabilities_above_the_truth(
     data: SteelDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
@@ -438,9 +379,9 @@ def test_a_classifier_writes_what_it_found_above_the_truth(
     [[(step, picture)]] = draw(tmp_path, data, task, 1).values()
     i = list_defective(data)[0]
     classes = data.annotations.classes
-    there = ", ".join(classes[c] for c in range(4) if data.annotations.labels[i, c])
-    said = ", ".join(f"{name} {chance}" for name, chance in zip(classes, ("0.50", "1.00", "0.00", "0.75"), strict=True))
-    assert written[0] == f"truth: {there}; found: {said}"
+    true_names = ", ".join(classes[c] for c in range(4) if data.annotations.labels[i, c])
+    predicted = ", ".join(f"{name} {p}" for name, p in zip(classes, ("0.50", "1.00", "0.00", "0.75"), strict=True))
+    assert written[0] == f"truth: {true_names}; predicted: {predicted}"
     assert step == 7
     assert picture.shape == (SMALL[0] + 24, SMALL[1], 3)
     image = data.annotations.read_image(i)
@@ -449,14 +390,12 @@ def test_a_classifier_writes_what_it_found_above_the_truth(
     assert (picture[24:][~clean] != image[~clean][:, None]).any(axis=1).mean() > 0.9
 
 
-def test_only_defective_images_of_val_are_drawn_and_no_more_than_there_are(
-    data: SteelDataModule, tmp_path: Path
-) -> None:
+def test_only_defective_validation_images_are_drawn(data: SteelDataModule, tmp_path: Path) -> None:
     pictures = draw(tmp_path, data, Answer([0.0] * 4, is_segmenter=False), 100)
     assert list(pictures) == [f"val/{data.annotations.names[i]}" for i in list_defective(data)]
     assert 0 < len(pictures) < len(data.split.indices("val"))
 
 
 @pytest.mark.parametrize("state", [{"sanity_checking": True}, {"is_global_zero": False}, {"loggers": []}])
-def test_nothing_is_drawn_where_it_is_not_wanted(data: SteelDataModule, tmp_path: Path, state: dict[str, Any]) -> None:
+def test_nothing_is_drawn_when_not_needed(data: SteelDataModule, tmp_path: Path, state: dict[str, Any]) -> None:
     assert draw(tmp_path, data, Answer([0.0] * 4, is_segmenter=False), 4, **state) == {}

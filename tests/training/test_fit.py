@@ -15,11 +15,11 @@ import yaml
 from conftest import Trained, fit_args
 from steel.cli import main
 from steel.errors import InputError
-from steel.training.checkpoints import find_checkpoint, load_task, read_checkpoint
-from steel.training.tasks import DefectClassifier, DefectSegmenter
+from steel.training.checkpoints import read_checkpoint
+from steel.training.tasks import DefectClassifier
 
 
-def test_a_run_keeps_what_a_user_needs(trained: Trained) -> None:
+def test_run_folder_has_metrics_config_split_events_and_checkpoints(trained: Trained) -> None:
     run = trained.classifier.parent.parent
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert any(row["val/accuracy"] for row in rows)
@@ -31,30 +31,7 @@ def test_a_run_keeps_what_a_user_needs(trained: Trained) -> None:
     assert {path.name for path in trained.classifier.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-@pytest.mark.parametrize("name", ["classifier", "segmenter"])
-def test_a_checkpoint_rebuilds_its_task_alone(trained: Trained, name: str) -> None:
-    path = getattr(trained, name)
-    checkpoint = torch.load(path, weights_only=True)
-    task, about = load_task(path)
-    assert task.name == name
-    assert about["data"]["classes"] == ["pits", "crack", "scratch", "patch"]
-    members = [name for part in about["data"]["members"].values() for name in part]
-    assert sorted(members) == sorted(p.name for p in (trained.root / "train_images").iterdir())
-    for key, value in task.state_dict().items():
-        assert torch.equal(value, checkpoint["state_dict"][key])
-
-
-def test_loading_never_downloads(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = torch.load(trained.classifier, weights_only=True)
-    checkpoint["steel"]["init"]["weights"] = "IMAGENET1K_V1"
-    torch.save(checkpoint, tmp_path / "pretrained.ckpt")
-    monkeypatch.setattr("steel.training.networks._load_backbone", lambda *_: pytest.fail("it loads weights"))
-    task, _ = load_task(tmp_path / "pretrained.ckpt")
-    assert isinstance(task, DefectClassifier)
-    assert task.init["weights"] == "IMAGENET1K_V1"
-
-
-def test_a_resumed_run_remembers_where_its_weights_came_from(
+def test_a_resumed_run_keeps_the_origin_of_its_weights(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "resnet18.pth"
@@ -69,13 +46,13 @@ def test_a_resumed_run_remembers_where_its_weights_came_from(
     assert resumed["global_step"] == 12  # two epochs of six
 
 
-def test_a_new_run_can_start_from_the_encoder_of_another(trained: Trained) -> None:
-    theirs = torch.load(trained.segmenter, weights_only=True)["state_dict"]
-    ours = DefectClassifier(weights=str(trained.segmenter), num_classes=7).network.state_dict()
-    for key, value in theirs.items():
+def test_a_new_run_can_start_from_the_encoder_of_another_run(trained: Trained) -> None:
+    saved = torch.load(trained.segmenter, weights_only=True)["state_dict"]
+    loaded = DefectClassifier(weights=str(trained.segmenter), num_classes=7).network.state_dict()
+    for key, value in saved.items():
         if key.startswith("network.unet.encoder."):
-            assert torch.equal(ours[key.replace("network.unet.encoder.", "resnet.")], value)
-    with pytest.raises(InputError, match="of another network"):
+            assert torch.equal(loaded[key.replace("network.unet.encoder.", "resnet.")], value)
+    with pytest.raises(InputError, match="another network"):
         DefectClassifier(backbone="resnet34", weights=str(trained.segmenter), num_classes=7)
 
 
@@ -83,7 +60,7 @@ def test_validate_and_test_take_model_and_split_from_the_checkpoint(
     trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("validate", "test"):
-        # The config's own encoder, decoder and pretrained weights are other ones.
+        # The config has another encoder, decoder and pretrained weights.
         args = [command, "--config=conf/segmenter.yaml", f"--data.root={trained.root}", "--data.num_workers=0"]
         args += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--ckpt_path={trained.segmenter}"]
         assert main(args) == 0
@@ -91,26 +68,16 @@ def test_validate_and_test_take_model_and_split_from_the_checkpoint(
         assert f"{part}/dice_on_defects" in capsys.readouterr().out
 
 
-def test_last_means_the_highest_version_that_has_it(tmp_path: Path) -> None:
-    for version in (2, 10, 11):
-        (tmp_path / f"classifier/version_{version}/checkpoints").mkdir(parents=True)
-    for version in (2, 10):
-        (tmp_path / f"classifier/version_{version}/checkpoints/last.ckpt").touch()
-    assert find_checkpoint("last", tmp_path, "classifier").parts[-3] == "version_10"
-    with pytest.raises(InputError, match=r"no best\.ckpt in .*fit first"):
-        find_checkpoint("best", tmp_path, "classifier")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
         (),  # Lightning starts the second process
-        ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617"),  # torchrun does
+        ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617"),  # torchrun starts both
     ],
     ids=["Lightning", "torchrun"],
 )
-def test_two_processes_score_as_one(
+def test_two_processes_compute_the_same_scores_as_one(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], launcher: tuple[str, ...]
 ) -> None:
     args = [*fit_args("classifier", root, tmp_path), "--trainer.limit_val_batches=1.0", "--data.batch_size=4"]
@@ -134,13 +101,13 @@ Refused = Callable[..., str]
 
 def test_a_resume_refuses_another_model(trained: Trained, refused: Refused) -> None:
     args = fit_args("classifier", trained.root, trained.logs.parent)
-    sentence = refused(*args, f"--ckpt_path={trained.classifier}", "--model.backbone=resnet34")
-    assert "--model.backbone is resnet34" in sentence
-    assert "trained with resnet18" in sentence
+    message = refused(*args, f"--ckpt_path={trained.classifier}", "--model.backbone=resnet34")
+    assert "--model.backbone is resnet34" in message
+    assert "trained with resnet18" in message
 
 
 @pytest.mark.parametrize(
-    ("option", "meaning"), [("batch_size=3", "data.batch_size: 2, but this run has 3"), ("seed=9", "data.seed: 0")]
+    ("option", "meaning"), [("batch_size=3", "data.batch_size 2, but this run has 3"), ("seed=9", "data.seed 0")]
 )
 def test_a_resume_refuses_other_data_settings(trained: Trained, refused: Refused, option: str, meaning: str) -> None:
     args = fit_args("classifier", trained.root, trained.logs.parent)
@@ -152,17 +119,17 @@ def test_a_resume_refuses_another_split_and_other_labels(trained: Trained, root:
     assert "split (hash)" in refused(*args, f"--ckpt_path={trained.classifier}", "--data.split_seed=5")
     lines = (root / "train.csv").read_text().splitlines()
     (root / "train.csv").write_text("\n".join(lines[:-1]) + "\n")
-    assert "data set (hash of its labels)" in refused(*args, f"--ckpt_path={trained.classifier}")
+    assert "dataset (hash of its labels)" in refused(*args, f"--ckpt_path={trained.classifier}")
 
 
-def test_test_refuses_an_option_that_contradicts_the_checkpoint(trained: Trained, refused: Refused) -> None:
+def test_steel_test_refuses_an_option_that_contradicts_the_checkpoint(trained: Trained, refused: Refused) -> None:
     args = ["test", "--config=conf/segmenter.yaml", f"--data.root={trained.root}", f"--ckpt_path={trained.segmenter}"]
-    sentence = refused(*args, "--model.encoder=resnet50")
-    assert "--model.encoder is resnet50" in sentence
-    assert "trained with resnet18" in sentence
+    message = refused(*args, "--model.encoder=resnet50")
+    assert "--model.encoder is resnet50" in message
+    assert "trained with resnet18" in message
 
 
-def test_checkpoints_that_are_none_or_of_the_other_task(trained: Trained, tmp_path: Path, refused: Refused) -> None:
+def test_wrong_and_missing_checkpoints_are_refused(trained: Trained, tmp_path: Path, refused: Refused) -> None:
     args = ["test", "--config=conf/classifier.yaml", f"--data.root={trained.root}"]
     assert "is a checkpoint of DefectSegmenter" in refused(*args, f"--ckpt_path={trained.segmenter}")
     text = tmp_path / "text.ckpt"
@@ -173,62 +140,63 @@ def test_checkpoints_that_are_none_or_of_the_other_task(trained: Trained, tmp_pa
     assert "no checkpoint" in refused(*args, "--ckpt_path=gone.ckpt")
     assert "fit first" in refused(*args, "--ckpt_path=last", f"--trainer.default_root_dir={tmp_path}")
     assert "needs trained weights" in refused(*args)
-    with pytest.raises(InputError, match="is a checkpoint of DefectClassifier, but one of DefectSegmenter"):
-        load_task(trained.classifier, DefectSegmenter)
 
 
-def test_last_without_a_checkpoint_is_no_fresh_start(root: Path, tmp_path: Path, refused: Refused) -> None:
+def test_last_without_a_checkpoint_does_not_start_a_new_run(root: Path, tmp_path: Path, refused: Refused) -> None:
     assert "no last.ckpt" in refused(*fit_args("classifier", root, tmp_path), "--ckpt_path=last")
     assert not (tmp_path / "lightning_logs").exists()
 
 
 @pytest.mark.parametrize(
-    ("option", "sentence"),
+    ("option", "substance"),
     [
-        (
-            "--trainer.max_epoch=3",
-            "there is no option --trainer.max_epoch; did you mean --trainer.max_epochs?",
-        ),  # abbreviation
-        ("--data.batchsize=3", "there is no option --data.batchsize"),
-        (
-            "--model.backbon=resnet18",
-            'there is no setting "backbon" (in a config file or as an option); did you mean --model.backbone?',
-        ),
-        ("--model.backbone=resnet99", "--model.backbone takes one of 'resnet18', "),
-        ("--data.batch_size=many", "--data.batch_size takes a value of type int, but many came"),
-        ("--data.batch_size=0", "data.batch_size is 1 or more, but 0 came"),
-        ("--trainer.accelerator=abacus", "accelerator"),
-        ("--config=conf/gone.yaml", "no settings file conf/gone.yaml"),
+        ("--trainer.max_epoch=3", ["--trainer.max_epoch", "--trainer.max_epochs?"]),  # an abbreviation
+        ("--data.batchsize=3", ["--data.batchsize"]),
+        ("--model.backbon=resnet18", ['"backbon"', "--model.backbone?"]),
+        ("--model.backbone=resnet99", ["--model.backbone", "'resnet18'", "resnet99"]),
+        ("--data.batch_size=many", ["--data.batch_size", "int", "many"]),
+        ("--data.batch_size=0", ["data.batch_size", "0"]),
+        ("--model.balance=2", ["model.balance", "[0, 1]", "2"]),
+        ("--trainer.accelerator=abacus", ["accelerator", "abacus"]),
+        ("--config=conf/gone.yaml", ["conf/gone.yaml", "conf/segmenter.yaml"]),
     ],
 )
-def test_wrong_options_are_one_sentence(
-    root: Path, tmp_path: Path, refused: Refused, option: str, sentence: str
+def test_wrong_options_are_reported_in_one_sentence(
+    root: Path, tmp_path: Path, refused: Refused, option: str, substance: list[str]
 ) -> None:
-    assert sentence in refused(*fit_args("classifier", root, tmp_path), option)
+    message = refused(*fit_args("classifier", root, tmp_path), option)
+    assert all(part in message for part in substance), message
 
 
 @pytest.mark.parametrize(
-    "text", ["modle:\n  lr: 3\n", "trainer:\n  max_epoch: 3\n", "model:\n  init_args:\n    lrate: 1\n"]
+    ("text", "key"),
+    [
+        ("modle:\n  lr: 3\n", "modle"),
+        ("trainer:\n  max_epoch: 3\n", "max_epoch"),
+        ("model:\n  init_args:\n    lrate: 1\n", "lrate"),
+    ],
 )
-def test_a_misspelt_key_in_a_config_is_one_sentence(root: Path, tmp_path: Path, refused: Refused, text: str) -> None:
+def test_a_misspelt_key_in_a_config_is_reported_in_one_sentence(
+    root: Path, tmp_path: Path, refused: Refused, text: str, key: str
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    sentence = refused(*fit_args("classifier", root, tmp_path), f"--config={path}")
-    assert "there is no setting" in sentence
+    message = refused(*fit_args("classifier", root, tmp_path), f"--config={path}")
+    assert key in message
 
 
-def test_wrong_data_leave_no_folder(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_data_create_no_folder(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sentence = refused("fit", "--config=conf/classifier.yaml", "--config=conf/smoke.yaml", "--data.root=nowhere")
-    assert "no folder nowhere" in sentence
+    message = refused("fit", "--config=conf/classifier.yaml", "--config=conf/smoke.yaml", "--data.root=nowhere")
+    assert "nowhere" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fit_without_a_task_says_what_to_do(refused: Refused) -> None:
+def test_fit_without_a_config_names_the_configs(refused: Refused) -> None:
     assert "--config conf/classifier.yaml" in refused("fit")
 
 
-def test_a_broken_image_ends_the_run_with_its_name(root: Path, tmp_path: Path, refused: Refused) -> None:
+def test_a_truncated_image_is_reported_by_name(root: Path, tmp_path: Path, refused: Refused) -> None:
     victim = sorted((root / "train_images").iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:-40])
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
@@ -240,6 +208,6 @@ def test_a_broken_image_ends_the_run_with_its_name(root: Path, tmp_path: Path, r
             for i, path in enumerate(sorted((root / "train_images").iterdir()))
         )
     )
-    sentence = refused(*args, "--trainer.limit_train_batches=1.0", "--data.num_workers=1")
-    assert victim.name in sentence
-    assert "truncated" in sentence
+    message = refused(*args, "--trainer.limit_train_batches=1.0", "--data.num_workers=1")
+    assert victim.name in message
+    assert "truncated" in message

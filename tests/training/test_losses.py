@@ -9,7 +9,7 @@ NAMES = typing.get_args(LossName)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_false_alarm_on_a_clean_batch_is_pushed_back(name: LossName) -> None:
+def test_gradient_reduces_false_alarms_on_a_clean_batch(name: LossName) -> None:
     logits = torch.full((2, 4, 16, 32), -4.0)
     logits[0, 1, 4:8, 4:8] = 3.0
     logits.requires_grad_()
@@ -21,7 +21,7 @@ def test_false_alarm_on_a_clean_batch_is_pushed_back(name: LossName) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fill", [0.0, 1.0])
-def test_finite_on_a_full_size_mask_in_half_precision(name: LossName, fill: float) -> None:
+def test_loss_is_finite_on_a_full_size_mask_in_half_precision(name: LossName, fill: float) -> None:
     logits = torch.full((1, 4, 256, 1600), 2.0, dtype=torch.float16, requires_grad=True)
     loss = build_loss(name)(logits, torch.full((1, 4, 256, 1600), fill))
     loss.backward()
@@ -31,13 +31,13 @@ def test_finite_on_a_full_size_mask_in_half_precision(name: LossName, fill: floa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_better_prediction_loses_less(name: LossName) -> None:
+def test_better_predictions_have_a_lower_loss(name: LossName) -> None:
     targets = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.8).float()
-    losses = [float(build_loss(name)((2 * targets - 1) * certainty, targets)) for certainty in (-3.0, 0.0, 1.0, 6.0)]
+    losses = [float(build_loss(name)((2 * targets - 1) * logit, targets)) for logit in (-3.0, 0.0, 1.0, 6.0)]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_focal_tversky_by_hand() -> None:
+def test_focal_tversky_equals_a_computation_by_hand() -> None:
     # One class, two pixels: p = (0.8, 0.4), truth = (1, 0).
     p = torch.tensor([0.8, 0.4])
     logits = torch.logit(p).view(1, 1, 1, 2)
@@ -49,15 +49,15 @@ def test_focal_tversky_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_missing_a_pixel_of_a_heavy_class_costs_its_weight_in_the_pixel_wise_term(name: LossName) -> None:
+def test_positive_weight_scales_the_pixel_wise_loss_of_positives(name: LossName) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(2, 2, 8, 8, generator=generator), torch.rand(2, 2, 8, 8, generator=generator) > 0.7
     weight = torch.tensor([1.0, 9.0])[:, None, None]
     p = logits.double().sigmoid()
-    right = torch.where(targets, p, 1 - p)
-    # Focal: (1 - p of the truth)^2, halved by alpha.
-    plain = -right.log() * (0.5 * (1 - right) ** 2 if "focal" in name else 1)
-    more = (plain * torch.where(targets, weight - 1, 0.0)).mean()
+    p_truth = torch.where(targets, p, 1 - p)
+    # Focal loss has the factor alpha * (1 - p_truth)^2 with alpha = 0.5.
+    plain = -p_truth.log() * (0.5 * (1 - p_truth) ** 2 if "focal" in name else 1)
+    difference = (plain * torch.where(targets, weight - 1, 0.0)).mean()
     share = 1 if name in ("bce", "focal") else 0.5
-    heavy, light = (build_loss(name, w)(logits, targets.float()) for w in (weight, None))
-    assert float(heavy - light) == pytest.approx(share * float(more), rel=1e-3)
+    weighted, unweighted = (build_loss(name, w)(logits, targets.float()) for w in (weight, None))
+    assert float(weighted - unweighted) == pytest.approx(share * float(difference), rel=1e-3)

@@ -1,4 +1,4 @@
-"""Every score beside a brute-force or library reference."""
+"""Scores compared with brute-force or library references."""
 
 import math
 
@@ -7,15 +7,13 @@ import pytest
 import segmentation_models_pytorch as smp
 import sklearn.metrics
 import torch
-import torchmetrics
 from numpy.typing import NDArray
 
-from steel.evaluation.scores import exclusive, predict_everything, predict_nothing, score_calibration, score_miou, sweep
 from steel.training.metrics import LabelScores, MaskScores, confusion, count, score_labels, score_masks, unpack
 
 
 def draw_masks(seed: int, n: int = 12, c: int = 3, size: tuple[int, int] = (9, 14)) -> NDArray[np.bool_]:
-    """Masks of which a good part is empty."""
+    """Return random masks, many of them empty."""
     rng = np.random.default_rng(seed)
     masks = rng.random((n, c, *size)) < rng.uniform(0.05, 0.5, (n, c, 1, 1))
     masks[rng.random((n, c)) < 0.4] = False
@@ -24,12 +22,12 @@ def draw_masks(seed: int, n: int = 12, c: int = 3, size: tuple[int, int] = (9, 1
 
 
 def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[str, float]:
-    """The scores from the definitions, pixel set by pixel set."""
+    """Compute the scores from their definitions, with sets of pixels."""
     n, c = truth.shape[:2]
     kaggle, on_defects, alarms = [], [], []
     per_class: dict[int, list[float]] = {k: [] for k in range(c)}
-    off: dict[int, list[float]] = {k: [] for k in range(c)}
-    alarms_of: dict[int, list[float]] = {k: [] for k in range(c)}
+    area_errors: dict[int, list[float]] = {k: [] for k in range(c)}
+    class_alarms: dict[int, list[float]] = {k: [] for k in range(c)}
     for i in range(n):
         for k in range(c):
             a, b = set(np.flatnonzero(predicted[i, k])), set(np.flatnonzero(truth[i, k]))
@@ -38,11 +36,11 @@ def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[
             if b:
                 on_defects.append(value)
                 per_class[k].append(value)
-                off[k].append(abs(len(a) - len(b)) / len(b))
+                area_errors[k].append(abs(len(a) - len(b)) / len(b))
         if not truth[i].any():
             alarms.append(float(predicted[i].any()))
             for k in range(c):
-                alarms_of[k].append(float(predicted[i, k].any()))
+                class_alarms[k].append(float(predicted[i, k].any()))
     iou = []
     for k in range(c):
         union = np.logical_or(predicted[:, k], truth[:, k]).sum()
@@ -53,8 +51,8 @@ def brute_force(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[
     for k in range(c):
         scores[f"dice_class_{k + 1}"] = float(np.mean(per_class[k])) if per_class[k] else math.nan
         scores[f"iou_class_{k + 1}"] = float(iou[k])
-        scores[f"area_error_class_{k + 1}"] = float(np.mean(off[k])) if off[k] else math.nan
-        scores[f"false_alarm_rate_class_{k + 1}"] = float(np.mean(alarms_of[k])) if alarms_of[k] else math.nan
+        scores[f"area_error_class_{k + 1}"] = float(np.mean(area_errors[k])) if area_errors[k] else math.nan
+        scores[f"false_alarm_rate_class_{k + 1}"] = float(np.mean(class_alarms[k])) if class_alarms[k] else math.nan
     scores["area_error"] = float(np.nanmean([scores[f"area_error_class_{k + 1}"] for k in range(c)]))
     return scores
 
@@ -74,25 +72,7 @@ def test_kaggle_dice_equals_smp() -> None:
     assert score_masks(count(predicted, truth))["kaggle_dice"] == pytest.approx(float(reference), abs=1e-6)
 
 
-def test_a_sweep_counts_as_each_threshold_alone() -> None:
-    rng = np.random.default_rng(0)
-    probabilities = (rng.integers(0, 257, (40, 60)) / 256).astype(np.float32)  # the thresholds themselves, 0 and 1
-    probabilities[::2] = rng.random((20, 60))
-    truth = rng.random((40, 60)) < 0.2
-    hits, predicted = sweep(probabilities, truth)
-    for k in range(256):
-        said = probabilities >= k / 256
-        assert (hits[k], predicted[k]) == ((said & truth).sum(), said.sum())
-
-
-def test_nothing_and_everything() -> None:
-    truth = draw_masks(3)
-    counts = count(torch.from_numpy(draw_masks(4)), torch.from_numpy(truth))
-    for baseline, masks in ((predict_nothing, np.zeros_like(truth)), (predict_everything, np.ones_like(truth))):
-        assert score_masks(baseline(counts)) == pytest.approx(brute_force(masks, truth), nan_ok=True)
-
-
-def test_without_any_defect_what_is_undefined_is_nan() -> None:
+def test_undefined_scores_without_defects_are_nan() -> None:
     clean = torch.zeros(2, 2, 4, 4, dtype=torch.bool)
     scores = score_masks(count(clean, clean))
     assert scores["kaggle_dice"] == 1
@@ -101,7 +81,7 @@ def test_without_any_defect_what_is_undefined_is_nan() -> None:
     assert math.isnan(scores["iou_class_1"])
 
 
-def test_batches_and_repeats_change_nothing() -> None:
+def test_scores_do_not_depend_on_batches_or_repeated_images() -> None:
     predicted, truth = torch.from_numpy(draw_masks(5)), torch.from_numpy(draw_masks(6))
     whole, parts = MaskScores(), MaskScores()
     whole.update(predicted, truth, torch.arange(12))
@@ -130,10 +110,10 @@ def test_label_scores_equal_sklearn(seed: int) -> None:
         "f1_macro": sklearn.metrics.f1_score(labels, probabilities >= 0.5, average="macro"),
     }
     for c in range(4):
-        said, true, p = probabilities[:, c] >= 0.5, labels[:, c], probabilities[:, c]
-        expected[f"precision_class_{c + 1}"] = sklearn.metrics.precision_score(true, said)
-        expected[f"recall_class_{c + 1}"] = sklearn.metrics.recall_score(true, said)
-        expected[f"f1_class_{c + 1}"] = sklearn.metrics.f1_score(true, said)
+        predicted, true, p = probabilities[:, c] >= 0.5, labels[:, c], probabilities[:, c]
+        expected[f"precision_class_{c + 1}"] = sklearn.metrics.precision_score(true, predicted)
+        expected[f"recall_class_{c + 1}"] = sklearn.metrics.recall_score(true, predicted)
+        expected[f"f1_class_{c + 1}"] = sklearn.metrics.f1_score(true, predicted)
         expected[f"auroc_class_{c + 1}"] = sklearn.metrics.roc_auc_score(true, p)
         expected[f"average_precision_class_{c + 1}"] = sklearn.metrics.average_precision_score(true, p)
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -141,11 +121,11 @@ def test_label_scores_equal_sklearn(seed: int) -> None:
     assert table.tolist() == sklearn.metrics.confusion_matrix(defective, called).tolist()
 
 
-def test_a_class_is_called_by_its_own_threshold_and_only_behind_the_gate() -> None:
+def test_a_class_needs_its_own_threshold_and_the_gate() -> None:
     probabilities = torch.tensor([[0.9, 0.2], [0.3, 0.25], [0.1, 0.6], [0.7, 0.1]])
     labels = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
     scores = score_labels(probabilities, labels, 0.5, class_thresholds=torch.tensor([0.2, 0.15]))
-    # The second image stays behind the gate, so its class 1 is missed though it is over its own threshold.
+    # The second image fails the gate, so its class 1 is missed although its own threshold is reached.
     assert (scores["recall_class_1"], scores["precision_class_1"]) == (0.5, 0.5)
     assert (scores["recall_class_2"], scores["precision_class_2"]) == (1.0, 1.0)
 
@@ -160,39 +140,13 @@ def test_label_scores_with_ties_equal_sklearn() -> None:
     assert scores["average_precision"] == pytest.approx(expected)
 
 
-def test_calibration_scores_equal_libraries() -> None:
-    rng = np.random.default_rng(1)
-    probabilities = rng.random((500, 2)).astype(np.float32)
-    labels = rng.random((500, 2)) < probabilities**2
-    scores = score_calibration(torch.from_numpy(probabilities), torch.from_numpy(labels), num_bins=10)
-    for c in range(2):
-        p, true = torch.tensor(probabilities[:, c]), torch.tensor(labels[:, c])
-        brier = sklearn.metrics.brier_score_loss(labels[:, c], probabilities[:, c])
-        assert scores[f"brier_class_{c + 1}"] == pytest.approx(brier, abs=1e-6)
-        ece = torchmetrics.functional.classification.binary_calibration_error(p, true, n_bins=10)
-        assert scores[f"ece_class_{c + 1}"] == pytest.approx(float(ece), abs=1e-6)
-    assert scores["ece"] == pytest.approx((scores["ece_class_1"] + scores["ece_class_2"]) / 2)
-
-
-def test_miou_with_background_equals_sklearn() -> None:
-    rng = np.random.default_rng(2)
-    probabilities = rng.random((3, 2, 6, 8)).astype(np.float32)
-    truth = rng.integers(0, 3, (3, 6, 8))
-    background = 1 - probabilities.max(1, keepdims=True)
-    winner = np.concatenate([background, probabilities], 1).argmax(1)
-    labels = torch.nn.functional.one_hot(torch.from_numpy(truth), 3).movedim(-1, 1).bool()
-    scores = score_miou(count(exclusive(torch.from_numpy(probabilities)), labels))
-    expected = sklearn.metrics.jaccard_score(truth.ravel(), winner.ravel(), average="macro")
-    assert scores["miou_with_background"] == pytest.approx(expected)
-
-
-def test_label_scores_of_one_kind_only() -> None:
+def test_label_scores_without_positives_are_nan() -> None:
     scores = score_labels(torch.tensor([[0.1, 0.2], [0.3, 0.1]]), torch.zeros(2, 2, dtype=torch.bool))
     assert scores["accuracy"] == 1
     assert all(math.isnan(scores[name]) for name in ("precision", "recall", "f1", "auroc", "average_precision"))
 
 
-def test_label_scores_keep_one_row_an_image() -> None:
+def test_label_scores_keep_one_row_per_image() -> None:
     metric = LabelScores()
     probabilities, labels = torch.rand(5, 3), torch.rand(5, 3) > 0.5
     metric.update(probabilities[[4, 1]], labels[[4, 1]], torch.tensor([4, 1]))

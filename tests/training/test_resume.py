@@ -1,4 +1,4 @@
-"""A run that was killed anywhere and resumed is the run that was never stopped: the same bits, the same metrics.csv."""
+"""A run that is killed anywhere and resumed gives the same bits and metrics.csv as an uninterrupted run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from conftest import SMALL
 from steel.data.synthetic import write_synthetic
 from steel.training.checkpoints import read_checkpoint
 
-EPOCHS, BATCHES = 2, 13  # 27 images of train, two in a batch
+EPOCHS, BATCHES = 2, 13  # 27 training images in batches of two
 SETTINGS = {
     "classifier": ("--model.dropout=0.3",),
     "segmenter": (
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 class Runner:
-    """Runs of `steel fit` that can be killed; see runner.py."""
+    """Starts and kills runs of `steel fit`; see runner.py."""
 
     def __init__(self, task: str, folder: Path) -> None:
         self._task = task
@@ -49,7 +49,7 @@ class Runner:
         return self._process.stdout.readline().strip()
 
     def start(self, name: str, *more: str, pace: bool = False, die_in_write: int = 0) -> int:
-        """Starts a run in a folder of its own and says its process id."""
+        """Start a run in its own folder and return its process id."""
         job = {
             "args": [
                 "fit", f"--config=conf/{self._task}.yaml", "--config=conf/smoke.yaml",
@@ -69,32 +69,32 @@ class Runner:
         return int(self._read())
 
     def wait(self) -> int:
-        """The exit status of the run; negative where a signal ended it."""
+        """Wait for the run and return its exit status; negative if a signal ended it."""
         return int(self._read())
 
     def pace(self, name: str) -> Path:
         return self._folder / f"{name}.pace"
 
     def version(self, name: str) -> Path:
-        """The folder of the run; one that was killed before its first checkpoint left a folder of its own."""
+        """Return the run's folder. A run killed before its first checkpoint leaves a folder without one."""
         runs = self._folder / name / "lightning_logs" / self._task
         found = [path for path in runs.glob("version_*") if (path / "checkpoints" / "last.ckpt").exists()]
         assert len(found) <= 1
         return found[0] if found else runs / "version_0"
 
     def kill(self, name: str, process: int, epoch: int, batch: int, delay: float, number: int) -> None:
-        """Sends a signal soon after a batch has begun."""
+        """Send a signal shortly after the start of a batch."""
         deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline, (self._folder / f"{name}.log").read_text()
             if self.pace(name).exists():
-                now = [int(word) for word in self.pace(name).read_text().split()]
-                assert now[2] == BATCHES
-                if (now[0], now[1]) >= (epoch, batch):
+                position = [int(word) for word in self.pace(name).read_text().split()]
+                assert position[2] == BATCHES
+                if (position[0], position[1]) >= (epoch, batch):
                     break
             time.sleep(0.002)
         time.sleep(delay)
-        os.kill(process, 0)  # it is alive
+        os.kill(process, 0)  # fails if the process has ended
         os.kill(process, number)
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Runner:
 
 
 def start_runner(task: str, folder: Path) -> Iterator[Runner]:
-    """A runner, and a run "whole" of it that was never stopped and loaded without workers."""
+    """Yield a runner with an uninterrupted run "whole" that loads without workers."""
     started = Runner(task, folder)
     started.start("whole", "--data.num_workers=0")
     assert started.wait() == 0, (folder / "whole.log").read_text()
@@ -112,13 +112,13 @@ def start_runner(task: str, folder: Path) -> Iterator[Runner]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """Of a segmenter whose checkpoints are written in no time."""
+    """A runner of a segmenter with small checkpoints."""
     yield from start_runner("segmenter", tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """Of a classifier with dropout."""
+    """A runner of a classifier with dropout."""
     yield from start_runner("classifier", tmp_path_factory.mktemp("classifier"))
 
 
@@ -134,7 +134,7 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def assert_same_run(whole: Path, resumed: Path) -> None:
-    """Weights, average, optimizer, schedule, callbacks and metrics.csv, bit for bit."""
+    """Compare weights, average, optimizer, schedule, callbacks and metrics.csv bit for bit."""
     for kind in ("last", "best"):
         one, other = (read_checkpoint(folder / "checkpoints" / f"{kind}.ckpt") for folder in (whole, resumed))
         for key in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers",
@@ -159,15 +159,15 @@ def assert_same_run(whole: Path, resumed: Path) -> None:
 
 
 def kill_and_compare(runner: Runner, name: str, kills: int, number: int, workers: int) -> None:
-    """Stops a run so many times, each time going on from the last checkpoint, and holds it against the whole one."""
+    """Stop a run the given number of times, resume it each time, and compare it with the uninterrupted run."""
     more = [f"--data.num_workers={workers}"]
-    chance = random.Random(name)
-    moments = sorted((chance.randrange(EPOCHS), chance.randrange(1, BATCHES - 1)) for _ in range(kills))
+    rng = random.Random(name)
+    moments = sorted((rng.randrange(EPOCHS), rng.randrange(1, BATCHES - 1)) for _ in range(kills))
     for i, (epoch, batch) in enumerate(moments):
         runner.pace(name).unlink(missing_ok=True)
         resume = ["--ckpt_path=last"] if (runner.version(name) / "checkpoints" / "last.ckpt").exists() else []
         process = runner.start(name, *more, *resume, pace=True)
-        runner.kill(name, process, epoch, batch, chance.uniform(0, 0.05), number)
+        runner.kill(name, process, epoch, batch, rng.uniform(0, 0.05), number)
         status = runner.wait()
         assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130), f"stop {i} came too late"
     runner.start(name, *more, "--ckpt_path=last")
@@ -175,23 +175,23 @@ def kill_and_compare(runner: Runner, name: str, kills: int, number: int, workers
     assert_same_run(runner.version("whole"), runner.version(name))
 
 
-def test_a_killed_run_is_the_same_run(small: Runner) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(small: Runner) -> None:
     kill_and_compare(small, "killed", 1, signal.SIGKILL, workers=2)
 
 
 @pytest.mark.slow
-def test_a_run_that_was_asked_to_stop_is_the_same_run(runner: Runner) -> None:
+def test_a_run_stopped_by_sigterm_equals_an_uninterrupted_one(runner: Runner) -> None:
     kill_and_compare(runner, "asked", 2, signal.SIGTERM, workers=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ten_kills_leave_the_same_run(runner: Runner, workers: int) -> None:
+def test_a_run_killed_ten_times_equals_an_uninterrupted_one(runner: Runner, workers: int) -> None:
     kill_and_compare(runner, f"killed{workers}", 10, signal.SIGKILL, workers)
 
 
 @pytest.mark.slow
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(runner: Runner) -> None:
+def test_a_kill_during_a_checkpoint_write_keeps_the_previous_checkpoint(runner: Runner) -> None:
     runner.start("torn", "--data.num_workers=0", die_in_write=4)
     assert runner.wait() == -signal.SIGKILL
     torn = read_checkpoint(runner.version("torn") / "checkpoints" / "last.ckpt")

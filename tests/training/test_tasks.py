@@ -10,12 +10,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from conftest import SMALL
-from steel.data import rle
 from steel.data.datamodule import Batch, SteelDataModule
 from steel.data.transforms import Augmentation, pad_to
+from steel.data.unknown import find_unknown
 from steel.errors import InputError
 from steel.training.losses import LossName
-from steel.training.metrics import MaskScores, score_labels, unpack_unknown
+from steel.training.metrics import MaskScores, score_labels
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 TINY = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
@@ -25,10 +25,17 @@ def draw_batch(n: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 100, (n, 1, *SMALL), dtype=torch.uint8, generator=generator)
     mask = torch.zeros(n, *SMALL, dtype=torch.uint8)
-    for i in range(n - 1):  # the last one is clean
+    for i in range(n - 1):  # the last image is clean
         mask[i, 10:40, 20 * i : 20 * i + 30] = 1 << (i % 3)
         images[i, 0, 10:40, 20 * i : 20 * i + 30] += 60 + 40 * (i % 3)
     return {"image": images, "mask": mask, "index": torch.arange(n)}
+
+
+def attach(task: Task, data: SteelDataModule) -> Task:
+    """Prepare a task as at the start of a run on the data."""
+    task._trainer = type("Fake", (), {"datamodule": data})()  # type: ignore[assignment]
+    task.configure_model()
+    return task
 
 
 @pytest.mark.parametrize(
@@ -37,13 +44,13 @@ def draw_batch(n: int = 4) -> Batch:
     ids=["classifier", "segmenter"],
 )
 def test_loss_falls_on_four_images(build: Callable[[], Task]) -> None:
-    torch.manual_seed(0)  # before the weights are drawn: built while tests are collected, they would differ each run
+    torch.manual_seed(0)
     task = build()
     batch = draw_batch()
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
-        loss = task.loss(task(batch["image"]), task._targets(batch).float())
+        loss = task.loss(task(batch["image"]), task.find_targets(batch).float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -51,59 +58,18 @@ def test_loss_falls_on_four_images(build: Callable[[], Task]) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_labels_are_taken_from_the_mask_as_it_is_after_augmentation() -> None:
+def test_labels_come_from_the_augmented_mask() -> None:
     batch = draw_batch()
-    targets = DefectClassifier(scale=1.0, num_classes=3)._targets(batch)
+    targets = DefectClassifier(scale=1.0, num_classes=3).find_targets(batch)
     assert targets.int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        # 20 steps, 4 of them warm-up
-        ("cosine", [0.2, 0.4, 0.6, 0.8] + [0.5 * (1 + math.cos(math.pi * k / 16)) for k in range(16)]),
-        ("constant", [0.2, 0.4, 0.6, 0.8] + [1.0] * 16),
-    ],
-)
-def test_schedule(schedule: str, expected: list[float]) -> None:
-    task = DefectClassifier(lr=0.1, warmup=0.2, schedule=schedule, num_classes=2)  # type: ignore[arg-type]
-    task.trainer = Trainer(accelerator="cpu", max_steps=20, logger=False, enable_checkpointing=False)
-    task.trainer.fit_loop.epoch_loop.max_steps = 20
-    task.trainer.fit_loop.setup_data = lambda: None  # type: ignore[method-assign]
-    config = task.configure_optimizers()
-    optimizer, scheduler = config["optimizer"], config["lr_scheduler"]["scheduler"]  # type: ignore[index]
-    rates = []
-    for _ in range(20):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([0.1 * factor for factor in expected])
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("nadam", torch.optim.NAdam)]
-)
-def test_optimizers_do_not_decay_norms_and_biases(name: str, kind: type) -> None:
-    task = DefectClassifier(optimizer=name, lr=0.1, eps=0.05, weight_decay=0.2, num_classes=2)  # type: ignore[arg-type]
-    optimizer = task._build_optimizer()
-    assert type(optimizer) is kind
-    for group in optimizer.param_groups:
-        decays = group["weight_decay"] > 0
-        assert (group["lr"], group["eps"], group["weight_decay"]) == (0.1, 0.05, 0.2 if decays else 0.0)
-        assert all((p.ndim > 1) == decays for p in group["params"])
-    encoder = sum(len(group["params"]) for group in optimizer.param_groups if group["is_encoder"])
-    assert encoder == len([name for name, _ in task.network.named_parameters() if ".fc." not in name])
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters()))
-
-
-def test_a_rare_class_weighs_more(root) -> None:  # type: ignore[no-untyped-def]
+def test_classifier_weights_positives_of_rare_classes(root: Path) -> None:
     data = SteelDataModule(str(root), num_workers=0)
     labels = data.annotations.labels[data.split.indices("train")]
     weights = {}
     for balance in (0.0, 0.5, 1.0):
-        task = DefectClassifier(balance=balance)
-        task._trainer = type("Fake", (), {"datamodule": data})()  # type: ignore[assignment]
-        task.configure_model()
+        task = attach(DefectClassifier(balance=balance), data)
         weights[balance] = None if task.positive_weight is None else task.positive_weight.tolist()
     ratio = [(len(labels) - count) / count for count in labels.sum(0).tolist()]
     assert weights[0.0] is None
@@ -111,20 +77,18 @@ def test_a_rare_class_weighs_more(root) -> None:  # type: ignore[no-untyped-def]
     assert weights[0.5] == pytest.approx([math.sqrt(r) for r in ratio])
 
 
-def test_another_number_of_classes_than_the_data_is_refused(root) -> None:  # type: ignore[no-untyped-def]
-    task = DefectClassifier(num_classes=5)
-    task._trainer = type("Fake", (), {"datamodule": SteelDataModule(str(root))})()  # type: ignore[assignment]
-    with pytest.raises(InputError, match=r"the network has 5 classes, but .* has 4"):
-        task.configure_model()
+def test_a_network_with_another_number_of_classes_is_refused(root: Path) -> None:
+    with pytest.raises(InputError, match=r"5 classes, but .* has 4; set --data.num_classes"):
+        attach(DefectClassifier(num_classes=5), SteelDataModule(str(root)))
 
 
-@pytest.mark.parametrize(("argument", "value"), [("warmup", 1.0), ("balance", 1.5)])
+@pytest.mark.parametrize(("argument", "value"), [("warmup", 1.0), ("balance", 1.5), ("freeze_epochs", -1)])
 def test_wrong_settings_are_refused(argument: str, value: float) -> None:
-    with pytest.raises(InputError, match=argument):
+    with pytest.raises(InputError, match=rf"model\.{argument} .*{value}"):
         DefectClassifier(**{argument: value}, num_classes=2)  # type: ignore[arg-type]
 
 
-def test_a_pixel_of_a_rare_class_weighs_more(root: Path) -> None:
+def test_segmenter_weights_pixels_of_rare_classes(root: Path) -> None:
     data = SteelDataModule(str(root), num_workers=0)
     masks = np.stack([data.annotations.draw_masks(i) for i in data.split.indices("train")])
     positives = masks.sum(axis=(0, 2, 3))
@@ -136,38 +100,31 @@ def test_a_pixel_of_a_rare_class_weighs_more(root: Path) -> None:
         logits, targets = torch.randn(2, 4, 6, 5), torch.rand(2, 4, 6, 5) < 0.3
         p = logits.sigmoid().double()
         weight = torch.tensor(expected, dtype=torch.float64)[None, :, None, None]
-        by_hand = torch.where(targets, -weight * p.log(), -(1 - p).log()).mean()
-        assert float(task.loss(logits, targets.float())) == pytest.approx(float(by_hand), rel=1e-4)
+        expected_loss = torch.where(targets, -weight * p.log(), -(1 - p).log()).mean()
+        assert float(task.loss(logits, targets.float())) == pytest.approx(float(expected_loss), rel=1e-4)
 
 
-def test_the_learning_rate_can_be_set_as_a_finder_does() -> None:
+def test_lr_can_be_set_by_a_learning_rate_finder() -> None:
     task = DefectClassifier(lr=0.1, num_classes=2)
     assert task.lr == 0.1
     task.lr = np.float64(0.02)
-    assert type(task.init["lr"]) is float  # what a checkpoint can hold
-    assert {group["lr"] for group in task._build_optimizer().param_groups} == {0.02}
-
-
-def attach(task: Task, data: SteelDataModule) -> Task:
-    """The task as it is when a run on the data begins."""
-    task._trainer = type("Fake", (), {"datamodule": data})()  # type: ignore[assignment]
-    task.configure_model()
-    return task
+    assert type(task.init["lr"]) is float  # a type that checkpoints may contain
+    assert {group["lr"] for group in task.build_optimizer().param_groups} == {0.02}
 
 
 @pytest.fixture
 def partly_labelled(root: Path) -> SteelDataModule:
-    """The synthetic data set with a region of its first image that nobody has labelled."""
+    """The synthetic dataset with an unlabelled region on its first image."""
     names = sorted(path.name for path in (root / "train_images").iterdir())
     (root / "unknown.csv").write_text(f"ImageId,EncodedPixels\n{names[0]},1 64\n")
     return SteelDataModule(str(root), num_workers=0)
 
 
 def draw_unknown_batch(seed: int) -> Batch:
-    """Four images of four classes; of the first three a third, a half and nothing is unknown; the last one is clean."""
+    """Return four images with four classes. A third of the first and half of the second are unlabelled."""
     rng = np.random.default_rng(seed)
     plane = (1 << rng.integers(0, 4, (4, *SMALL))).astype(np.uint8) * (rng.random((4, *SMALL)) < 0.2)
-    plane[0] &= 0b1001  # of two classes nothing is seen
+    plane[0] &= 0b1001  # two classes are not visible
     plane[3] = 0
     plane[0, :, :43] |= 128
     plane[1, :32] |= 128
@@ -175,8 +132,8 @@ def draw_unknown_batch(seed: int) -> Batch:
     return {"image": torch.from_numpy(images), "mask": torch.from_numpy(plane), "index": torch.arange(4)}
 
 
-def find_unknown(task: Task, batch: Batch) -> Tensor:
-    """Which of the logits say something about what is not known, one by one."""
+def find_unknown_logits(task: Task, batch: Batch) -> Tensor:
+    """Return which logits belong to unlabelled targets, computed one by one."""
     planes = batch["mask"].numpy()
     if isinstance(task, DefectSegmenter):
         return torch.from_numpy(planes >= 128)[:, None].expand(-1, 4, -1, -1)
@@ -195,24 +152,24 @@ def build(task: str, loss: str, **settings: object) -> Task:
 
 @pytest.mark.parametrize(("name", "loss"), LOSSES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-def test_what_is_said_where_nobody_has_labelled_is_no_matter(
+def test_logits_of_unlabelled_targets_do_not_affect_loss_and_gradients(
     partly_labelled: SteelDataModule, name: str, loss: str, kind: torch.dtype
 ) -> None:
     task = attach(build(name, loss, balance=0.5), partly_labelled)
     for seed in range(3):
         batch = draw_unknown_batch(seed)
-        unknown = find_unknown(task, batch)
+        unknown = find_unknown_logits(task, batch)
         assert unknown.any()
         assert not unknown.all()
-        said = torch.randn(unknown.shape, generator=torch.Generator().manual_seed(seed)).to(kind)
+        drawn = torch.randn(unknown.shape, generator=torch.Generator().manual_seed(seed)).to(kind)
         losses, gradients = [], []
-        for other in (0.0, 30.0, -30.0, 60_000.0):
-            logits = torch.where(unknown, other, said).to(kind).requires_grad_()
-            hidden, targets = task._drop_unknown(logits, task._targets(batch), batch)
-            value = task.loss(hidden, targets.float())
-            value.backward()
+        for value in (0.0, 30.0, -30.0, 60_000.0):
+            logits = torch.where(unknown, value, drawn).to(kind).requires_grad_()
+            masked, targets = task.ignore_unknown(logits, task.find_targets(batch), batch)
+            loss_value = task.loss(masked, targets.float())
+            loss_value.backward()
             assert logits.grad is not None
-            losses.append(value.item())
+            losses.append(loss_value.item())
             gradients.append(logits.grad)
         assert len(set(losses)) == 1
         assert math.isfinite(losses[0])
@@ -223,20 +180,20 @@ def test_what_is_said_where_nobody_has_labelled_is_no_matter(
 
 
 @pytest.mark.parametrize("name", ["classifier", "segmenter"])
-def test_cross_entropy_is_that_of_the_rest(partly_labelled: SteelDataModule, name: str) -> None:
+def test_cross_entropy_is_the_sum_over_labelled_targets(partly_labelled: SteelDataModule, name: str) -> None:
     task = attach(build(name, "bce", balance=0.0), partly_labelled)
     batch = draw_unknown_batch(0)
-    unknown = find_unknown(task, batch)
+    unknown = find_unknown_logits(task, batch)
     logits = torch.randn(unknown.shape)
-    truth = task._targets(batch)
+    truth = task.find_targets(batch)
     p = logits.double().sigmoid()
-    by_hand = -torch.where(truth, p.log(), (1 - p).log())[~unknown].sum() / unknown.numel()
-    hidden, targets = task._drop_unknown(logits, truth, batch)
-    assert float(task.loss(hidden, targets.float())) == pytest.approx(float(by_hand), rel=1e-5)
+    expected_loss = -torch.where(truth, p.log(), (1 - p).log())[~unknown].sum() / unknown.numel()
+    masked, targets = task.ignore_unknown(logits, truth, batch)
+    assert float(task.loss(masked, targets.float())) == pytest.approx(float(expected_loss), rel=1e-5)
 
 
 class Fixed(nn.Module):
-    """A network that has its answer ready."""
+    """A network with constant logits."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -246,7 +203,7 @@ class Fixed(nn.Module):
         return self.logits
 
 
-def test_mask_scores_are_counted_over_the_labelled_pixels(partly_labelled: SteelDataModule) -> None:
+def test_mask_scores_count_labelled_pixels_only(partly_labelled: SteelDataModule) -> None:
     task = attach(build("segmenter", "bce"), partly_labelled)
     batch = draw_unknown_batch(1)
     logits = torch.randn(4, 4, *SMALL)
@@ -258,49 +215,49 @@ def test_mask_scores_are_counted_over_the_labelled_pixels(partly_labelled: Steel
     for i, plane in enumerate(batch["mask"].numpy()):
         labelled = plane < 128
         for c in range(4):
-            said, true = logits[i, c].numpy()[labelled] >= 0, (plane[labelled] & (1 << c)) != 0
+            predicted, true = logits[i, c].numpy()[labelled] >= 0, (plane[labelled] & (1 << c)) != 0
             row = [int(column[i, c]) for column in (counts.hits, counts.predicted, counts.truth)]
-            assert row == [(said & true).sum(), said.sum(), true.sum()]
+            assert row == [(predicted & true).sum(), predicted.sum(), true.sum()]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_label_scores_leave_out_what_is_not_known(partly_labelled: SteelDataModule, kind: torch.dtype) -> None:
+def test_label_scores_ignore_unknown_labels(partly_labelled: SteelDataModule, kind: torch.dtype) -> None:
     task = attach(build("classifier", "bce"), partly_labelled)
     batch = draw_unknown_batch(2)
-    batch["mask"][1] &= 128  # nothing is known of this one
+    batch["mask"][1] &= 128  # no label of this image is known
     logits = torch.tensor([[-2.0, 3.0, 3.0, 1.0], [5.0] * 4, [1.0, -1.0, 2.0, -3.0], [0.5, -1.0, -1.0, -1.0]])
     task.network = Fixed(logits.to(kind))
     with torch.no_grad():
         task.validation_step(batch, 0)
     index, probabilities, labels = task._scores.results()  # type: ignore[union-attr]
     assert index.tolist() == [0, 2, 3]
-    # Of the first image two classes are not seen, so neither an alarm nor a miss counts there.
+    # Two classes are not visible on the first image, so they count neither as false alarms nor as misses.
     known = torch.sigmoid(torch.tensor([[-2.0, -math.inf, -math.inf, 1.0], *logits[2:].tolist()]))
     truth = [[True, False, False, True], [True, True, True, True], [False] * 4]
     assert labels.tolist() == truth
     assert torch.allclose(probabilities, known)
     scores = task._scores.compute()
     assert scores == pytest.approx(score_labels(known, torch.tensor(truth)), nan_ok=True)
-    assert scores["accuracy"] == pytest.approx(2 / 3)  # the clean one is called defective
-    # Both are claimed of the first image; of the third, which has them, only class 3.
+    assert scores["accuracy"] == pytest.approx(2 / 3)  # the clean image is predicted defective
+    # Both classes are predicted on the first image; on the third, which has both, only class 3 is.
     assert scores["f1_class_3"] == 1.0
     assert scores["f1_class_2"] == 0.0
 
 
 @pytest.mark.parametrize("name", ["classifier", "segmenter"])
-def test_without_the_file_the_highest_bit_is_nothing_special(root: Path, name: str) -> None:
+def test_without_unknown_csv_the_highest_bit_is_ignored(root: Path, name: str) -> None:
     task = attach(build(name, "bce"), SteelDataModule(str(root), num_workers=0))
     batch = draw_unknown_batch(0)
-    logits, targets = torch.randn(find_unknown(task, batch).shape), task._targets(batch)
-    left = task._drop_unknown(logits, targets, batch)
-    assert left[0] is logits
-    assert left[1] is targets
+    logits, targets = torch.randn(find_unknown_logits(task, batch).shape), task.find_targets(batch)
+    result = task.ignore_unknown(logits, targets, batch)
+    assert result[0] is logits
+    assert result[1] is targets
 
 
-def test_flips_crops_and_padding_carry_the_region_along(root: Path) -> None:
-    # The image shows which pixels are unknown: what becomes of it has to become of the region.
+def test_augmentation_moves_unlabelled_regions_with_the_image(root: Path) -> None:
+    # The image is white where pixels are unlabelled, so both must be transformed alike.
     rng = np.random.default_rng(0)
-    seen_both = set()
+    bits = set()
     for size, crop in (((40, 60), (32, 32)), ((40, 60), (64, 96)), ((20, 30), None)):
         augment = Augmentation(crop, num_classes=4)
         for seed in range(12):
@@ -309,29 +266,29 @@ def test_flips_crops_and_padding_carry_the_region_along(root: Path) -> None:
             plane = np.where(unknown, 128, 0).astype(np.uint8) | (rng.random(size) < 0.1)
             after, carried = augment(image, plane, (seed, 0, 0))
             assert carried.shape == (crop or size)
-            shown = after > 127  # brightness and contrast move it by a fifth each
-            np.testing.assert_array_equal(unpack_unknown(torch.from_numpy(carried)[None])[0].numpy(), shown)
-            seen_both.update(np.unique(carried >> 7).tolist())
-    assert seen_both == {0, 1}
-    # A smaller image of a batch is reflected to the size of the largest, and so is what nobody has labelled.
-    reflected = pad_to(np.full((4, 5), 128, np.uint8), (6, 8))
-    assert unpack_unknown(torch.from_numpy(reflected)[None]).all()
+            shown = after > 127  # brightness and contrast each change it by at most a fifth
+            np.testing.assert_array_equal(find_unknown(carried, 4), shown)
+            bits.update(np.unique(carried >> 7).tolist())
+    assert bits == {0, 1}
+    # Padding to the largest image of a batch reflects unlabelled regions too.
+    assert find_unknown(pad_to(np.full((4, 5), 128, np.uint8), (6, 8)), 4).all()
 
 
-def test_unknown_is_the_highest_bit_alone() -> None:
+@pytest.mark.parametrize("num_classes", [1, 7, 8])
+def test_unlabelled_pixels_have_the_highest_bit_unless_it_is_a_class(num_classes: int) -> None:
     planes = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
-    expected = [[value >= 2**rle.UNKNOWN_BIT for value in range(row, row + 16)] for row in range(0, 256, 16)]
-    assert unpack_unknown(planes).tolist() == [expected]
+    expected = (np.arange(256).reshape(1, 16, 16) >= 128) & (num_classes < 8)
+    np.testing.assert_array_equal(find_unknown(planes, num_classes).numpy(), expected)
 
 
 class Watch(Callback):
-    """Notes of each step: the rates, which norms train, and whether the weights of encoder and decoder moved."""
+    """Records for each step: the rates, whether the norms train, and whether encoder and decoder changed."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, bool, bool, bool, list[float]]] = []
 
     def _copy(self, task: Task) -> tuple[list[Tensor], list[Tensor]]:
-        encoder = [t for part in task._encoder() for t in part.state_dict().values()]
+        encoder = [t for part in task.network.encoder() for t in part.state_dict().values()]
         ids = {t.data_ptr() for t in encoder}
         rest = [t for t in task.network.state_dict().values() if t.data_ptr() not in ids]
         return [t.clone() for t in encoder], [t.clone() for t in rest]
@@ -349,14 +306,14 @@ class Watch(Callback):
             any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
             for before, after in zip(self._before, self._copy(pl_module), strict=True)
         ]
-        norms = [m for part in pl_module._encoder() for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for part in pl_module.network.encoder() for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
         assert len({norm.training for norm in norms}) == 1
         self.rows.append((trainer.current_epoch, norms[0].training, *moved, self._rates))
 
 
 @pytest.fixture
 def few(root: Path) -> SteelDataModule:
-    """The data set with a split of six images to train with and one to judge by."""
+    """The dataset with a split of six training images and one validation image."""
     names = sorted(path.name for path in (root / "train_images").iterdir())
     parts = ["train"] * 6 + ["val"]
     rows = "".join(f"{name},{part}\n" for name, part in zip(names, parts, strict=False))
@@ -372,7 +329,7 @@ def few(root: Path) -> SteelDataModule:
     [("classifier", {"max_epochs": 3}), ("segmenter", {"max_epochs": 3}), ("segmenter", {"max_steps": 9})],
     ids=["classifier", "segmenter", "steps"],
 )
-def test_a_frozen_encoder_stays_bit_for_bit_and_goes_on_after(
+def test_a_frozen_encoder_is_unchanged_until_it_is_unfrozen(
     few: SteelDataModule, name: str, length: dict[str, int]
 ) -> None:
     task = build(name, "bce_dice", freeze_epochs=1, warmup=0.5, lr=0.01, weight_decay=0.1)
@@ -383,10 +340,10 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_goes_on_after(
     )  # type: ignore[arg-type]  # fmt: skip
     trainer.fit(task, datamodule=few)
     assert [row[0] for row in watch.rows] == [0] * 3 + [1] * 3 + [2] * 3
-    assert [row[1] for row in watch.rows] == [False] * 3 + [True] * 6  # its norms
-    assert [row[2] for row in watch.rows] == [False] * 3 + [True] * 6  # its weights and statistics
-    assert [row[3] for row in watch.rows] == [True] * 9  # those of the rest
-    # A warm-up over five of nine steps, then half a cosine; of the encoder as if it had been there all along.
+    assert [row[1] for row in watch.rows] == [False] * 3 + [True] * 6  # norms of the encoder
+    assert [row[2] for row in watch.rows] == [False] * 3 + [True] * 6  # weights and statistics of the encoder
+    assert [row[3] for row in watch.rows] == [True] * 9  # weights of the rest
+    # Warm-up over five of nine steps, then half a cosine. The encoder joins the same schedule when unfrozen.
     factors = [(k + 1) / 6 for k in range(5)] + [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
     rest = [0.01 * factor for factor in factors]
     encoder = [0.0] * 3 + rest[3:]
@@ -394,11 +351,11 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_goes_on_after(
         assert rates == pytest.approx([first, first, second, second])
 
 
-def test_a_run_that_goes_on_in_mid_epoch_keeps_its_encoder_frozen() -> None:
+def test_resuming_in_mid_epoch_keeps_the_encoder_frozen() -> None:
     task = build("classifier", "bce", num_classes=2, freeze_epochs=1).train()
     task._trainer = type("Fake", (), {"current_epoch": 0})()  # type: ignore[assignment]
     task.on_train_start()  # Lightning does not call on_train_epoch_start then
-    assert not any(part.training for part in task._encoder())
+    assert not any(part.training for part in task.network.encoder())
     assert task.network.resnet.fc.training  # type: ignore[union-attr]
     task._trainer.current_epoch = 1  # type: ignore[union-attr, misc]
     task.on_train_start()
