@@ -43,8 +43,7 @@ class TrainedNetwork:
     def from_dict(cls, plain: Mapping[str, Any]) -> "TrainedNetwork":
         """Rebuild from a checkpoint's entry `steel` or from JSON types; the folder and the image names are dropped."""
         data = {key: value for key, value in plain["data"].items() if key not in ("members", "root")}
-        network: TrainedNetwork = from_plain(cls, {**plain, "data": data})
-        return network
+        return from_plain(cls, {**plain, "data": data})
 
 
 @dataclass(frozen=True)
@@ -84,5 +83,4 @@ class About:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "About":
         """Rebuild from JSON types; see `from_plain`."""
-        about: About = from_plain(cls, plain)
-        return about
+        return from_plain(cls, plain)

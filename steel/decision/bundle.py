@@ -81,14 +81,7 @@ _ignore_deprecation = partial(warnings.catch_warnings, action="ignore")
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, About]:
-    """Load an exported inspector as it is stored; `read` also prepares it for inspection.
-
-    Args:
-        path: File written by `steel export`.
-        device: Device to load it to.
-
-    Returns:
-        The inspector and its metadata.
+    """Load an exported inspector and its metadata, as stored by `steel export`; `read` also prepares it for inspection.
 
     Raises:
         InputError: The file does not exist, is not an exported inspector, or its metadata do not match its program.
@@ -129,15 +122,10 @@ def _read_about(path: Path, text: str | bytes, module: torch.jit.ScriptModule) -
 def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, About]:
     """Load an exported inspector and prepare it for inspection: freeze it, run its self-test and warm it up.
 
-    Args:
-        path: File written by `steel export`.
-        device: Device to run it on. The inspector cannot be moved later.
-
-    Returns:
-        The inspector, with the methods and thresholds of `Inspector`, and its metadata.
+    The inspector has the methods and thresholds of `Inspector`. It cannot be moved to another device.
 
     Raises:
-        InputError: The file does not exist, is not an exported inspector, or fails its self-test on this machine.
+        InputError: The file cannot be loaded, or fails its self-test on this machine.
     """
     module, about = load(path, device)
     module = _freeze(module)
@@ -178,12 +166,9 @@ def _warm_up(module: torch.jit.ScriptModule) -> None:
 
 
 def write(program: Program, about: About, path: Path) -> None:
-    """Write a program and its metadata; `read` reads it. The file is not written atomically.
+    """Write a program and its metadata, whose operating point is taken from the program's buffers.
 
-    Args:
-        program: The program. The operating point in the metadata is taken from its buffers.
-        about: The metadata.
-        path: The file to write.
+    The file is not written atomically.
     """
     about = replace(about, operating_point=OperatingPoint.from_tensors(program.point()))
     with _ignore_deprecation():

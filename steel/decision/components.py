@@ -63,10 +63,7 @@ def _expand_ranges(first: Tensor, num: Tensor) -> tuple[Tensor, Tensor]:
 def _find_roots(one: Tensor, other: Tensor, num: int) -> Tensor:
     """Find the connected components of a graph: return the smallest node of each node's component, int64 `(num,)`.
 
-    Args:
-        one: First node of each edge, int64 `(E,)`.
-        other: Second node of each edge.
-        num: Number of nodes.
+    The graph has `num` nodes, and edges between `one` and `other`, int64 `(E,)`.
     """
     root = torch.arange(num, device=one.device)
     # Each round attaches every root to its smallest neighbour if that is smaller. A root to which nothing was attached

@@ -1,12 +1,11 @@
 """Drift detection: compares recent images with those that the operating point was chosen on.
 
-`steel tune` builds the reference, and `steel export` stores it in the exported file. The logit of each class
-probability is watched along with the image measures: it is the projection of the classifier's features on the direction
-that decides about the class, so the network's view is watched at no extra cost.
+`steel tune` builds the reference, and `steel export` stores it in the exported file. Four image measures and the logit of
+each class probability are watched. The logits show what the network sees, at no extra cost.
 
-Images are collected in windows. A window is compared once, when it is full, so `level` is the rate of false warnings
-per window over all quantities together. The rate holds if windows vary like the groups of the reference. If the
-reference does not name the coils, ordinary differences between coils look like drift.
+A window of images is compared once, when it is full, so `level` is the rate of false warnings per window over all
+quantities together. The rate holds if windows vary like the groups of the reference. If the reference does not name the
+coils, ordinary differences between coils look like drift.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +81,7 @@ class Reference:
             TypeError: A key is missing, or a value has the wrong type.
             ValueError: The cuts of a sketch do not increase, or do not match their counts.
         """
-        reference: Reference = from_plain(cls, plain)
+        reference = from_plain(cls, plain)
         for sketch in reference.sketches:
             counts = (0, *sketch.at_most, reference.num_images)
             is_increasing = np.all(np.diff(sketch.cuts) > 0) and np.all(np.diff(counts) >= 0)
@@ -262,11 +261,7 @@ class Window:
         self.latest: Drift | None = None
 
     def add(self, image: NDArray[np.uint8], class_probabilities: NDArray[np.floating[Any]]) -> Drift | None:
-        """Add an image.
-
-        Args:
-            image: uint8 `(H, W)`.
-            class_probabilities: `(C,)`, calibrated, as in `Inspection`.
+        """Add an image, uint8 `(H, W)`, and its calibrated class probabilities, `(C,)`.
 
         Returns:
             The drift, if this image fills a window that differs from the reference; else None.

@@ -7,11 +7,13 @@ become None.
 import types
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from steel.intervals import Interval
+
+T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
@@ -27,36 +29,36 @@ def to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def from_plain(kind: Any, plain: Any, name: str = "value") -> Any:
-    """Convert JSON types back, by type annotations. A nested class can check itself in its own `from_dict`.
+def from_plain(kind: type[T], plain: Mapping[str, Any]) -> T:
+    """Rebuild an object from what `to_plain` returned, by the type annotations of its class.
 
-    Args:
-        kind: The class or annotation. For a class, unknown keys are ignored.
-        plain: Value that `to_plain` returned. For a float, None means NaN; for an interval, no bound.
-        name: Name of the value in error messages.
+    Unknown keys are ignored. For a float, None means NaN; for an end of an interval, no bound. A class of an attribute
+    can check its values in a method `from_dict`.
 
     Raises:
         TypeError: A key is missing, or a value has the wrong type.
         ValueError: A value is out of range, or a tuple has the wrong length.
     """
+    hints = get_type_hints(kind)
+    return kind(**{key: _convert(hints[key], value, key) for key, value in plain.items() if key in hints})
+
+
+def _convert(kind: Any, plain: Any, name: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if origin is types.UnionType:  # X | None
-        return None if plain is None else _build(args[0], plain, name)
+        return None if plain is None else _convert(args[0], plain, name)
     if origin is tuple:
         kinds = args[:1] * len(plain) if args[-1] is Ellipsis else args
-        return tuple(_build(item_kind, item, name) for item_kind, item in zip(kinds, plain, strict=True))
+        return tuple(_convert(item_kind, item, name) for item_kind, item in zip(kinds, plain, strict=True))
     if kind is Interval:
         low, high = plain
         return Interval(-np.inf if low is None else low, np.inf if high is None else high)
-    if is_dataclass(kind) or hasattr(kind, "_fields"):
-        hints = get_type_hints(kind)
-        return kind(**{key: _build(hints[key], item, key) for key, item in plain.items() if key in hints})
+    if hasattr(kind, "from_dict"):
+        return kind.from_dict(plain)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return from_plain(kind, plain)
     if kind is float and plain is None:
         return np.nan
     if isinstance(kind, type) and not isinstance(plain, (int, float) if kind is float else kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {plain!r}")
     return float(plain) if kind is float else plain
-
-
-def _build(kind: Any, plain: Any, name: str) -> Any:
-    return kind.from_dict(plain) if hasattr(kind, "from_dict") else from_plain(kind, plain, name)

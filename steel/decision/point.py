@@ -65,18 +65,17 @@ class OperatingPoint:
         """
         if unknown := plain.keys() - {entry.name for entry in fields(cls)}:
             raise TypeError(f"unknown key {', '.join(sorted(unknown))}")
-        point: OperatingPoint = from_plain(cls, plain)
+        point = from_plain(cls, plain)
         point._check()
         return point
 
     def _check(self) -> None:
-        for name in ("gate", "label", "pixel"):
-            for threshold in np.ravel(getattr(self, name)):
-                if not 0 <= threshold <= 1:
-                    raise ValueError(f"{name} must be in [0, 1], got {threshold}")
-        for size in (*self.smallest_spot, *self.smallest_area):
-            if size < 0:
-                raise ValueError(f"smallest_spot and smallest_area must be at least 0 pixels, got {size}")
+        thresholds = dict.fromkeys(("gate", "label", "pixel"), ("in [0, 1]", 0, 1))
+        sizes = dict.fromkeys(("smallest_spot", "smallest_area"), ("at least 0 pixels", 0, np.inf))
+        for name, (expected, low, high) in (thresholds | sizes).items():
+            for value in np.ravel(getattr(self, name)).tolist():
+                if not low <= value <= high:
+                    raise ValueError(f"{name} must be {expected}, got {value}")
         for temperature in self.temperature:
             if not 0 < temperature < np.inf:
                 raise ValueError(f"temperature must be finite and above 0, got {temperature}")
@@ -169,11 +168,7 @@ class PointFile(NamedTuple):
 
 
 def read_point(path: str | Path, classes: Sequence[str]) -> PointFile:
-    """Read an operating point that `steel tune` or a user wrote.
-
-    Args:
-        path: The YAML file.
-        classes: Names of the networks' classes.
+    """Read an operating point for these classes that `steel tune` or a user wrote.
 
     Raises:
         InputError: The file does not exist, is not a valid operating point, or is for other classes.
@@ -201,14 +196,7 @@ def read_point(path: str | Path, classes: Sequence[str]) -> PointFile:
 
 
 def write_point(path: Path, classes: Sequence[str], file: PointFile, more: Mapping[str, Any]) -> None:
-    """Write an operating point as YAML; `read_point` reads it.
-
-    Args:
-        path: The file to write.
-        classes: Names of the classes.
-        file: The point, and how it was chosen.
-        more: Further entries for the reader, such as versions. `read_point` ignores them.
-    """
+    """Write an operating point as YAML, with `more` entries such as versions that `read_point` ignores."""
     content = {"classes": list(classes), "operating_point": file.point.to_dict()}
     content |= (file.tuned.to_dict() if file.tuned else {}) | dict(more)
     if file.reference is not None:

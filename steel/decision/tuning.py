@@ -37,8 +37,7 @@ class Aim(NamedTuple):
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Aim":
         """Rebuild from JSON or YAML types; see `from_plain`."""
-        aim: Aim = from_plain(cls, plain)
-        return aim
+        return from_plain(cls, plain)
 
 
 class Promise(NamedTuple):
@@ -65,25 +64,15 @@ class Promise(NamedTuple):
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Promise":
         """Rebuild from JSON or YAML types; see `from_plain`."""
-        promise: Promise = from_plain(cls, plain)
-        return promise
+        return from_plain(cls, plain)
 
 
 @dataclass(frozen=True)
 class ChosenOn:
-    """The images that an operating point was chosen on.
-
-    Attributes:
-        root: Folder of the dataset.
-        part: train, val or test.
-        data: Hash of the labels.
-        split: Hash of the split.
-        num_images: Number of images.
-        num_groups: Number of groups.
-    """
+    """The images that an operating point was chosen on: a part of a dataset, with hashes of its labels and its split."""
 
     root: str
-    part: str
+    part: str  # train, val or test
     data: str
     split: str
     num_images: int
@@ -92,13 +81,7 @@ class ChosenOn:
 
 @dataclass(frozen=True)
 class NetworkHashes:
-    """Identity of the networks that an operating point was chosen for.
-
-    Attributes:
-        classifiers: Hashes of the classifiers' checkpoints, sorted.
-        segmenters: Hashes of the segmenters' checkpoints, sorted.
-        flips: Whether probabilities are averaged over flips.
-    """
+    """The networks that an operating point was chosen for: sorted hashes of their checkpoints, and use of flips."""
 
     classifiers: tuple[str, ...]
     segmenters: tuple[str, ...]
@@ -130,5 +113,4 @@ class Tuning:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Tuning":
         """Rebuild from JSON or YAML types; see `from_plain`."""
-        tuning: Tuning = from_plain(cls, plain)
-        return tuning
+        return from_plain(cls, plain)

@@ -76,7 +76,7 @@ def export(
         targets.require_onnx()
     assembly = assemble(classifier, segmenter, flips, operating_point)
     inspector = targets.lower(assembly.inspector, precision)
-    require_numbers(inspector, f"it is too large for {precision}, so choose bf16 or fp32")
+    require_numbers(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
     about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE)
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
@@ -144,7 +144,8 @@ def _tabulate(by_size: dict[str, parity.Parity], total: parity.Parity) -> str:
     shown = by_size
     if len(by_size) > _MOST_ROWS:
         worst = sorted(
-            by_size, key=lambda size: (-by_size[size].unexplained, -np.nan_to_num(by_size[size].probability))
+            by_size,
+            key=lambda size: (-by_size[size].unexplained, -np.nan_to_num(by_size[size].probability, nan=np.inf)),
         )
         shown = {size: by_size[size] for size in worst[: _MOST_ROWS - 1]} | {f"all {len(by_size):,} sizes": total}
     table = pd.DataFrame(list(shown.values()))

@@ -150,15 +150,7 @@ def prove(eager: Inspector, exported: nn.Module, batches: Iterable[Tensor], tole
 
 @torch.inference_mode()
 def describe_cost(full: Inspector, lowered: nn.Module, batches: Iterable[Tensor]) -> str:
-    """Return in words how much a lower precision changes masks and gate decisions.
-
-    Masks are compared for all images and classes, whatever the gate decides.
-
-    Args:
-        full: The trained inspector.
-        lowered: The exported inspector in a lower precision, with the methods of `Inspector`.
-        batches: Images as `Inspector.forward` takes them.
-    """
+    """Describe how much a lower precision changes gate decisions, and masks of all classes whatever the gate decides."""
     point = full.point()
     pass_all = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
     num_pixels = num_differing = area = num_gate_differs = 0

@@ -74,12 +74,7 @@ class _Scorer(nn.Module):
 
 
 class ScoredInspector(Inspector):
-    """An inspector whose probabilities come from a file without the decision.
-
-    Args:
-        run: Maps images, uint8 `(N, 1, H, W)`, to `_SCORES` by name.
-        point: The operating point.
-    """
+    """An inspector whose probabilities come from `run`, which maps images, uint8 `(N, 1, H, W)`, to `_SCORES` by name."""
 
     def __init__(self, run: Callable[[Tensor], dict[str, Tensor]], point: OperatingPoint) -> None:
         super().__init__(nn.Identity(), nn.Identity(), point)
