@@ -166,10 +166,7 @@ def _warm_up(module: torch.jit.ScriptModule) -> None:
 
 
 def write(program: Program, about: About, path: Path) -> None:
-    """Write a program and its metadata, whose operating point is taken from the program's buffers.
-
-    The file is not written atomically.
-    """
+    """Write a program, and its metadata with the operating point of the program. The file is not written atomically."""
     about = replace(about, operating_point=OperatingPoint.from_tensors(program.point()))
     with _ignore_deprecation():
         scripted = torch.jit.script(program)

@@ -1,7 +1,7 @@
 """Drift detection: compares recent images with those that the operating point was chosen on.
 
-`steel tune` builds the reference, and `steel export` stores it in the exported file. Four image measures and the logit of
-each class probability are watched. The logits show what the network sees, at no extra cost.
+`steel tune` builds the reference, and `steel export` stores it in the exported file. Four image measures and the logits
+of the class probabilities are watched. The logits show what the network sees, at no extra cost.
 
 A window of images is compared once, when it is full, so `level` is the rate of false warnings per window over all
 quantities together. The rate holds if windows vary like the groups of the reference. If the reference does not name the
@@ -19,8 +19,7 @@ from steel.decision.measures import MEASURES, Array, Counts, compare, count_at_m
 from steel.decision.measures import measure as measure
 from steel.decision.plain import from_plain, to_plain
 
-WINDOW = 200
-LEVEL = 0.01
+WINDOW, LEVEL = 200, 0.01  # images of a window, and rate of windows with a false warning
 # Below these, the limits would depend on chance.
 FEWEST_IMAGES, FEWEST_GROUPS = 50, 20
 
@@ -75,12 +74,7 @@ class Reference:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Reference":
-        """Rebuild from JSON or YAML types.
-
-        Raises:
-            TypeError: A key is missing, or a value has the wrong type.
-            ValueError: The cuts of a sketch do not increase, or do not match their counts.
-        """
+        """Rebuild from JSON or YAML types; see `from_plain`. Raises ValueError if a sketch is inconsistent."""
         reference = from_plain(cls, plain)
         for sketch in reference.sketches:
             counts = (0, *sketch.at_most, reference.num_images)
@@ -261,10 +255,11 @@ class Window:
         self.latest: Drift | None = None
 
     def add(self, image: NDArray[np.uint8], class_probabilities: NDArray[np.floating[Any]]) -> Drift | None:
-        """Add an image, uint8 `(H, W)`, and its calibrated class probabilities, `(C,)`.
+        """Add an image and its class probabilities; return the drift, if any, whenever the window is full.
 
-        Returns:
-            The drift, if this image fills a window that differs from the reference; else None.
+        Args:
+            image: uint8 `(H, W)`.
+            class_probabilities: `(C,)`, calibrated.
         """
         size = len(self._values)
         self._values[self._num_seen % size] = join(measure(image), class_probabilities)

@@ -45,10 +45,8 @@ def _difference(image: NDArray[np.uint8], distance: int) -> float:
 
 
 def join(measured: Array, class_probabilities: NDArray[np.floating[Any]]) -> Array:
-    """Append the logits of class probabilities, `(..., C)`, to image measures, `(..., 4)`.
-
-    The logits are rounded to tenths, because processors differ by less than that.
-    """
+    """Append the logits of class probabilities, `(..., C)`, to image measures, `(..., 4)`."""
+    # Logits are rounded to tenths, because processors differ by less than that.
     probabilities = np.asarray(class_probabilities, np.float64).clip(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
     return np.concatenate([measured, np.log(probabilities / (1 - probabilities)).round(1)], axis=-1)
 

@@ -80,7 +80,7 @@ class OperatingPoint:
             if not 0 < temperature < np.inf:
                 raise ValueError(f"temperature must be finite and above 0, got {temperature}")
         for curve in self.curve:
-            x, y = np.array(curve).reshape(-1, 2).T
+            x, y = np.array(curve, np.float32).reshape(-1, 2).T  # as in the exported file
             if len(x) < 2 or (x[0], x[-1]) != (0, 1) or not (np.diff(x) > 0).all() or y.min() < 0 or y.max() > 1:
                 raise ValueError(
                     f"a curve must be two or more points (x, y) with x increasing from 0 to 1 and y in [0, 1], "

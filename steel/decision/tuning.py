@@ -69,7 +69,7 @@ class Promise(NamedTuple):
 
 @dataclass(frozen=True)
 class ChosenOn:
-    """The images that an operating point was chosen on: a part of a dataset, with hashes of its labels and its split."""
+    """The images that an operating point was chosen on: part of a dataset, with hashes of its labels and its split."""
 
     root: str
     part: str  # train, val or test

@@ -103,7 +103,6 @@ class _Reader(NamedTuple):
 def _write(inspector: Inspector, about: About, path: Path, *, format: Format, precision: Precision) -> list[_Reader]:
     """Write the file, and return the ways to read it."""
     folded = FOLDED if precision == "fp32" else _ROUNDED[precision]
-    point = about.operating_point
     match format:
         case "torchscript":
             example, _ = draw_image(np.random.default_rng(0), tuple(range(NUM_CLASSES)), (64, 256))
@@ -115,18 +114,14 @@ def _write(inspector: Inspector, about: About, path: Path, *, format: Format, pr
             ]
         case "onnx":
             targets.write_onnx(inspector, about, path)
-            return [_Reader("in ONNX Runtime", lambda: targets.read_onnx(path, point), folded)]
+            return [_Reader("in ONNX Runtime", lambda: targets.read_onnx(path, about.operating_point), folded)]
         case "pt2":
             targets.write_pt2(inspector, about, path)
-            return [_Reader("as stored", lambda: targets.read_pt2(path, point), STORED)]
+            return [_Reader("as stored", lambda: targets.read_pt2(path, about.operating_point), STORED)]
 
 
 def _prove(reader: _Reader, inspector: Inspector, batches: Iterable[Tensor], path: Path) -> None:
-    """Compare the exported file with the trained networks, and print a table of differences.
-
-    Raises:
-        InputError: A probability differs by more than the tolerance, or a mask differs for another reason.
-    """
+    """Print the differences between the exported file and the trained networks; raise InputError if there are any."""
     by_size = parity.prove(inspector, reader.read(), batches, reader.tolerance)
     total = parity.add(by_size.values())
     print(f"exported file, {reader.name}, compared with the trained networks (tolerance {reader.tolerance:g}):")
@@ -141,14 +136,9 @@ def _prove(reader: _Reader, inspector: Inspector, batches: Iterable[Tensor], pat
 
 def _tabulate(by_size: dict[str, parity.Parity], total: parity.Parity) -> str:
     """Return a table with a row for each batch and image size; only the worst sizes if there are many."""
-    shown = by_size
-    if len(by_size) > _MOST_ROWS:
-        worst = sorted(
-            by_size,
-            key=lambda size: (-by_size[size].unexplained, -np.nan_to_num(by_size[size].probability, nan=np.inf)),
-        )
-        shown = {size: by_size[size] for size in worst[: _MOST_ROWS - 1]} | {f"all {len(by_size):,} sizes": total}
-    table = pd.DataFrame(list(shown.values()))
-    table["probability"] = table["probability"].map("{:.1e}".format)
-    table.insert(0, "size", list(shown))
-    return table.to_string(index=False, header=_HEADINGS)
+    table = pd.DataFrame([(size, *row) for size, row in by_size.items()], columns=_HEADINGS)
+    if len(table) > _MOST_ROWS:
+        worst = table.sort_values(["differ otherwise", "largest difference"], ascending=False, na_position="first")
+        summary = pd.DataFrame([(f"all {len(table):,} sizes", *total)], columns=_HEADINGS)
+        table = pd.concat([worst.head(_MOST_ROWS - 1), summary])
+    return table.to_string(index=False, formatters={"largest difference": "{:.1e}".format})

@@ -136,11 +136,7 @@ def compare(eager: Inspector, exported: nn.Module, images: Tensor, tolerance: fl
 
 
 def prove(eager: Inspector, exported: nn.Module, batches: Iterable[Tensor], tolerance: float) -> dict[str, Parity]:
-    """Compare two inspectors on batches; see `compare`.
-
-    Returns:
-        The differences for each batch and image size, such as "3 x 64 x 256".
-    """
+    """Compare two inspectors on batches; return the differences for each size, such as "3 x 64 x 256" (N x H x W)."""
     by_size: dict[str, list[Parity]] = {}
     for images in batches:
         size = f"{len(images)} x {images.shape[2]} x {images.shape[3]}"
@@ -150,7 +146,7 @@ def prove(eager: Inspector, exported: nn.Module, batches: Iterable[Tensor], tole
 
 @torch.inference_mode()
 def describe_cost(full: Inspector, lowered: nn.Module, batches: Iterable[Tensor]) -> str:
-    """Describe how much a lower precision changes gate decisions, and masks of all classes whatever the gate decides."""
+    """Describe how much a lower precision changes gate decisions and, regardless of the gate, all masks."""
     point = full.point()
     pass_all = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
     num_pixels = num_differing = area = num_gate_differs = 0

@@ -74,7 +74,7 @@ class _Scorer(nn.Module):
 
 
 class ScoredInspector(Inspector):
-    """An inspector whose probabilities come from `run`, which maps images, uint8 `(N, 1, H, W)`, to `_SCORES` by name."""
+    """An inspector whose probabilities come from `run`: images, uint8 `(N, 1, H, W)`, to `_SCORES` by name."""
 
     def __init__(self, run: Callable[[Tensor], dict[str, Tensor]], point: OperatingPoint) -> None:
         super().__init__(nn.Identity(), nn.Identity(), point)
@@ -91,8 +91,7 @@ class ScoredInspector(Inspector):
 
 
 def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
-    # Tracing can follow neither the branch that pads other sizes than multiples of 32, nor feature maps of one pixel.
-    # Guards that cannot be proved are checked at run time.
+    # Tracing supports neither padding to multiples of 32 nor feature maps of one pixel; other guards run in the program.
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
         _Scorer(inspector),

@@ -103,6 +103,19 @@ def test_a_file_that_differs_is_not_written(
     assert "differs from the trained networks" in refused(*args)
 
 
+def test_of_many_sizes_the_worst_and_the_sum_are_printed() -> None:
+    by_size = {f"1 x 64 x {32 * i}": parity.Parity(2, 100, i * 1e-7, 5, i, 0, int(i == 3)) for i in range(1, 15)}
+    by_size["1 x 64 x 999"] = parity.Parity(2, 100, float("nan"), 5, 0, 0, 0)
+    heading, *rows = export._tabulate(by_size, parity.add(by_size.values())).splitlines()
+    assert "differ otherwise" in heading
+    cells = [row.split() for row in rows]
+    assert len(rows) == 12
+    assert cells[0] == ["1", "x", "64", "x", "96", "2", "100", "3.0e-07", "5", "3", "0", "1"]
+    assert cells[1][:7] == ["1", "x", "64", "x", "999", "2", "100"]
+    assert cells[2][4] == "448"
+    assert cells[-1][:5] == ["all", "15", "sizes", "30", "1500"]
+
+
 def test_the_comparison_runs_on_given_images(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
