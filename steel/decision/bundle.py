@@ -54,8 +54,8 @@ class Program(Inspector):
     @torch.jit.export
     def self_test(self, probabilities: Probabilities) -> str:
         """Compare `probabilities(example)` of this machine with the stored results; return the difference or ""."""
-        difference = float((probabilities.classes - self.example_classes).abs().max())
-        difference = max(difference, float((probabilities.pixels - self.example_pixels).abs().max()))
+        classes, pixels = probabilities.classes - self.example_classes, probabilities.pixels - self.example_pixels
+        difference = float(torch.stack([classes.abs().max(), pixels.abs().max()]).max())
         if not difference <= self.tolerance:  # true for NaN, too
             return f"its probabilities for the example differ by {difference}, allowed {self.tolerance}"
         stored = Probabilities(self.example_classes, self.example_pixels)

@@ -91,7 +91,7 @@ class ScoredInspector(Inspector):
 
 
 def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
-    # Tracing supports neither padding to multiples of 32 nor feature maps of one pixel; other guards run in the program.
+    # Tracing supports neither padding to multiples of 32 nor feature maps of one pixel. Other guards run with the file.
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
         _Scorer(inspector),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import special
 
 from steel.decision.plain import from_plain, to_plain
@@ -72,6 +73,30 @@ def test_a_point_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         InputError, match=r"point.yaml is for the classes a, b, but the networks know a, c; run `steel tune`"
     ):
         read_point(path, ("a", "c"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gate": 1.5}, "gate must be in [0, 1], got 1.5"),
+        ({"gate": float("nan")}, "gate must be in [0, 1], got nan"),
+        ({"gate": "0.5"}, "gate must be float, got '0.5'"),
+        ({"smallest_area": [0.5, 1]}, "smallest_area must be int, got 0.5"),
+        ({"smallest_spot": [-1, 0]}, "smallest_spot must be at least 0 pixels, got -1"),
+        ({"temperature": [0.0, 1.0]}, "temperature must be finite and above 0, got 0.0"),
+        ({"temperature": [float("inf"), 1.0]}, "temperature must be finite and above 0, got inf"),
+        ({"curve": [[[0.5, 0.0], [1.0, 1.0]]] * 2}, "got [[0.5, 0.0], [1.0, 1.0]]"),
+        ({"curve": [[[0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]]}, "got [[0.0, 0.0]]"),
+        ({"curve": [[[0.0, 0.0], [0.5, 0.1], [0.50000001, 0.2], [1.0, 1.0]]] * 2}, "x increasing from 0 to 1"),
+        ({"threshold": 0.5}, "unknown key threshold"),
+    ],
+)
+def test_values_out_of_range_are_refused(tmp_path: Path, change: dict[str, object], reason: str) -> None:
+    path = tmp_path / "point.yaml"
+    path.write_text(yaml.safe_dump({"operating_point": POINT.to_dict() | change}))
+    with pytest.raises(InputError, match="holds no operating point") as error:
+        read_point(path, ("a", "b"))
+    assert reason in str(error.value)
 
 
 def test_null_means_nan_or_no_bound() -> None:
