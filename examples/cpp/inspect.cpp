@@ -1,9 +1,10 @@
-// Inspects images with an exported file and libtorch alone: prints what was found and writes the codes.
+// Inspects images with an exported file, using libtorch alone: prints the decisions and writes the codes.
 //
 //     inspect inspector.pt codes.csv IMAGE...
 //
-// IMAGE is an 8-bit PNG or JPEG, or raw grey pixels as a binary PGM ("P5 width height 255", then the bytes). PNG and PGM
-// give the pixels that `steel inspect` sees, bit by bit; a JPEG decoder other than OpenCV's may give others.
+// IMAGE is an 8-bit PNG or JPEG, or raw grey pixels as a binary PGM ("P5 width height 255", then the bytes). Grey PNG and
+// PGM give exactly the pixels that `steel inspect` reads. JPEG decoders other than OpenCV's can give slightly different
+// pixels.
 #include <torch/script.h>
 
 #include <chrono>
@@ -29,18 +30,18 @@ using torch::Tensor;
 using torch::jit::IValue;
 using torch::jit::Module;
 
-// What is wrong, in one sentence.
+// A problem that the user can fix, described in one sentence.
 struct InputError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 static std::string read_bytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file || std::filesystem::is_directory(path)) throw InputError("cannot read " + path + "; name a file that is there");
+  if (!file || std::filesystem::is_directory(path)) throw InputError("cannot read " + path + "; name an existing file");
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Grey values, uint8 (1, 1, H, W); the same bytes that OpenCV's IMREAD_GRAYSCALE gives for grey files.
+// Returns uint8 (1, 1, H, W).
 static Tensor to_tensor(std::vector<uint8_t>& pixels, int64_t height, int64_t width) {
   return torch::from_blob(pixels.data(), {1, 1, height, width}, torch::kUInt8).clone();
 }
@@ -50,9 +51,9 @@ static Tensor read_pgm(const std::string& path, const std::string& bytes) {
   std::string magic;
   int64_t width = 0, height = 0, largest = 0;
   stream >> magic >> width >> height >> largest;
-  stream.get();  // one blank before the pixels
+  stream.get();  // the whitespace before the pixels
   if (!stream || width < 1 || height < 1 || largest != 255)
-    throw InputError(path + " is no PGM of 8 bits; its head is P5 width height 255");
+    throw InputError(path + " is not an 8-bit PGM; its header must be P5 width height 255");
   const int64_t start = stream.tellg(), missing = start + width * height - int64_t(bytes.size());
   if (missing > 0) throw InputError(path + " is truncated: " + std::to_string(missing) + " pixels are missing; copy it again");
   std::vector<uint8_t> pixels(bytes.begin() + start, bytes.begin() + start + width * height);
@@ -64,14 +65,14 @@ static Tensor read_png(const std::string& path, const std::string& bytes) {
   png_image image{};
   image.version = PNG_IMAGE_VERSION;
   if (!png_image_begin_read_from_memory(&image, bytes.data(), bytes.size()))
-    throw InputError(path + " is no PNG that can be read (" + image.message + "); take it out");
-  if (image.format & PNG_FORMAT_FLAG_LINEAR) throw InputError(path + " has more than 8 bits a channel; convert it first");
-  // Of a colour image the inspector takes the luma, as JPEG defines it.
+    throw InputError(path + " is not a readable PNG (" + image.message + "); leave it out");
+  if (image.format & PNG_FORMAT_FLAG_LINEAR) throw InputError(path + " has more than 8 bits per channel; convert it to 8 bits");
+  // The inspector converts colour images to luma, as defined for JPEG.
   const bool colour = image.format & PNG_FORMAT_FLAG_COLOR;
   image.format = colour ? PNG_FORMAT_RGB : PNG_FORMAT_GRAY;
   std::vector<uint8_t> pixels(PNG_IMAGE_SIZE(image));
   if (!png_image_finish_read(&image, nullptr, pixels.data(), 0, nullptr))
-    throw InputError(path + " is damaged (" + image.message + "); copy it again or take it out");
+    throw InputError(path + " is damaged (" + image.message + "); copy it again or leave it out");
   if (!colour) return to_tensor(pixels, image.height, image.width);
   const auto rgb = torch::from_blob(pixels.data(), {1, image.height, image.width, 3}, torch::kUInt8);
   return rgb.permute({0, 3, 1, 2}).contiguous();
@@ -86,7 +87,7 @@ static Tensor read_jpeg(const std::string& path, const std::string& bytes) {
   errors.error_exit = [](j_common_ptr info) {
     char reason[JMSG_LENGTH_MAX];
     info->err->format_message(info, reason);
-    throw InputError(std::string("it is no JPEG that can be read (") + reason + "); take it out");
+    throw InputError(std::string("an image is not a readable JPEG (") + reason + "); leave it out");
   };
   jpeg_create_decompress(&decoder);
   jpeg_mem_src(&decoder, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
@@ -101,7 +102,7 @@ static Tensor read_jpeg(const std::string& path, const std::string& bytes) {
   const int64_t height = decoder.output_height, width = decoder.output_width;
   const bool truncated = errors.num_warnings > 0;
   jpeg_destroy_decompress(&decoder);
-  if (truncated) throw InputError(path + " is truncated or damaged; copy it again or take it out");
+  if (truncated) throw InputError(path + " is truncated or damaged; copy it again or leave it out");
   return to_tensor(pixels, height, width);
 }
 #endif
@@ -115,10 +116,10 @@ static Tensor read_image(const std::string& path) {
 #ifdef HAS_JPEG
   if (bytes.compare(0, 2, "\xff\xd8") == 0) return read_jpeg(path, bytes);
 #endif
-  throw InputError(path + " is no image that this program was built to read; give a PNG, JPEG or PGM of 8 bits");
+  throw InputError(path + " is not an image that this program can read; give an 8-bit PNG, JPEG or PGM");
 }
 
-// Loads, freezes, tests and warms the inspector, as `bundle.read` does in Python.
+// Loads and freezes the inspector, runs its self-test and warms it up, like `bundle.read` in Python.
 static Module load(const std::string& path, torch::Device device) {
   read_bytes(path);
   torch::jit::ExtraFilesMap extra{{"inspector.json", ""}};
@@ -135,9 +136,9 @@ static Module load(const std::string& path, torch::Device device) {
       "probabilities", "decide", "point", "self_test", "example", "flips", "gate", "label", "pixel", "smallest_spot",
       "smallest_area", "temperature", "knots", "values"});
   const IValue example = module.attr("example");
-  const IValue said = module.get_method("probabilities")({example});
-  const std::string fault = module.get_method("self_test")({said}).toStringRef();
-  if (!fault.empty()) throw InputError(path + " failed its self-test, since " + fault + "; export it again");
+  const IValue probabilities = module.get_method("probabilities")({example});
+  const std::string fault = module.get_method("self_test")({probabilities}).toStringRef();
+  if (!fault.empty()) throw InputError(path + " failed its self-test: " + fault + "; export it again");
   Tensor gate = module.attr("gate").toTensor();
   const Tensor kept = gate.clone();
   gate.zero_();
@@ -146,7 +147,7 @@ static Module load(const std::string& path, torch::Device device) {
   return module;
 }
 
-// "start length start length ...", from 1, down the columns.
+// Returns "start length start length ...", with pixels numbered from 1, column by column.
 static std::string encode(const Tensor& mask) {
   const Tensor columns = mask.t().contiguous();
   const bool* pixels = columns.data_ptr<bool>();
@@ -180,7 +181,7 @@ static int run(const std::vector<std::string>& args) {
       codes << name << ',' << c + 1 << ',' << encode(masks[c]) << '\n';
     }
   }
-  // It gets its name when it is whole.
+  // The file gets its final name once it is complete.
   std::ofstream(args[1] + ".unfinished") << codes.str();
   std::filesystem::rename(args[1] + ".unfinished", args[1]);
   return 0;

@@ -1,67 +1,63 @@
-"""The metadata of an exported inspector, typed: its classes, where its networks come from, how its point was chosen.
+"""The metadata of an exported inspector: its classes and networks, and how its operating point was chosen.
 
-`to_dict` and `from_dict` convert to and from the types that JSON has. The keys are those that version 0.1 wrote, so
-that its files stay readable.
+The names of attributes are the keys of a file format, so they must stay as they are.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from steel.decision.drift import Reference
+from steel.decision.plain import from_plain, to_plain
 from steel.decision.point import OperatingPoint
-from steel.decision.tuning import Tuning, to_plain
+from steel.decision.tuning import Tuning
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """One network of an inspector, as its checkpoint describes it.
+    """Provenance of one network of an inspector, taken from its checkpoint.
 
     Attributes:
         task: DefectClassifier or DefectSegmenter.
-        init: The task's arguments.
-        digest: Hash of the labels that it was trained on.
-        split: Hash of the split that it was trained with.
-        data: The rest of what the checkpoint keeps of the data: classes, fold, seed and batch size.
+        init: Constructor arguments of the task.
+        data: Description of the data: hashes of labels and split, classes, fold, seed and batch size.
         versions: Versions of the packages that trained it.
     """
 
     task: str
     init: Mapping[str, Any]
-    digest: str
-    split: str
     data: Mapping[str, Any]
     versions: Mapping[str, str | None]
 
+    @property
+    def digest(self) -> str:
+        """Hash of the labels that it was trained on."""
+        return str(self.data["digest"])
+
+    @property
+    def split(self) -> str:
+        """Hash of the split that it was trained with."""
+        return str(self.data["split"])
+
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """Rebuild from a checkpoint's description or from JSON types; the list of images is dropped.
-
-        Raises:
-            KeyError: A key is missing.
-        """
+    def from_dict(cls, plain: Mapping[str, Any]) -> "TrainedNetwork":
+        """Rebuild from a checkpoint's entry `steel` or from JSON types; the folder and the image names are dropped."""
         data = {key: value for key, value in plain["data"].items() if key not in ("members", "root")}
-        digest, split = data.pop("digest"), data.pop("split")
-        return cls(plain["task"], dict(plain["init"]), digest, split, data, dict(plain["versions"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to the types that JSON has."""
-        data = {"digest": self.digest, "split": self.split} | dict(self.data)
-        return {"task": self.task, "init": to_plain(self.init), "data": data, "versions": dict(self.versions)}
+        return from_plain(cls, {**plain, "data": data})
 
 
 @dataclass(frozen=True)
 class About:
-    """What an inspector is made of. The operating point here is a copy of the one that the program's buffers hold.
+    """Metadata of an inspector.
 
     Attributes:
         classes: Names of the C classes.
-        operating_point: The operating point, with C values for each threshold.
+        operating_point: The operating point. In an exported file, it is a copy of the program's buffers.
         tuned: How the operating point was chosen; None if it was not tuned.
         flips: Whether probabilities are averaged over flips.
-        classifiers: The networks whose probabilities are averaged by the gate.
-        segmenters: The networks whose probabilities are averaged for the masks.
-        reference: Distribution of the images that the operating point was chosen on; None if drift is not watched.
+        classifiers: The networks whose averaged probabilities the gate uses.
+        segmenters: The networks whose averaged probabilities the masks are made from.
+        reference: Distribution of the images that the operating point was chosen on; None disables drift warnings.
         format: torchscript, onnx or pt2.
         precision: fp32, bf16 or fp16.
         versions: Versions of the packages that exported it.
@@ -81,41 +77,10 @@ class About:
     license: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to the types that JSON has."""
-        return {
-            "classes": list(self.classes),
-            "operating_point": self.operating_point.to_dict(),
-            "tuned": self.tuned and self.tuned.to_dict(),
-            "flips": self.flips,
-            "classifiers": [network.to_dict() for network in self.classifiers],
-            "segmenters": [network.to_dict() for network in self.segmenters],
-            "reference": self.reference and self.reference.to_dict(),
-            "format": self.format,
-            "precision": self.precision,
-            "versions": dict(self.versions),
-            "license": self.license,
-        }
+        """Convert to JSON types."""
+        return dict(to_plain(self))
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """Rebuild from JSON types; unknown keys are ignored.
-
-        Raises:
-            KeyError: A key is missing.
-            TypeError: A value has another type.
-            ValueError: A value is out of range.
-        """
-        tuned, reference = plain.get("tuned"), plain.get("reference")
-        return cls(
-            classes=tuple(map(str, plain["classes"])),
-            operating_point=OperatingPoint.from_dict(plain["operating_point"]),
-            tuned=Tuning.from_dict(tuned) if tuned else None,
-            flips=bool(plain.get("flips", False)),
-            classifiers=tuple(map(TrainedNetwork.from_dict, plain.get("classifiers", ()))),
-            segmenters=tuple(map(TrainedNetwork.from_dict, plain.get("segmenters", ()))),
-            reference=Reference.from_dict(reference) if reference else None,
-            format=str(plain.get("format", "torchscript")),
-            precision=str(plain.get("precision", "fp32")),
-            versions=dict(plain.get("versions", {})),
-            license=str(plain.get("license", "")),
-        )
+    def from_dict(cls, plain: Mapping[str, Any]) -> "About":
+        """Rebuild from JSON types; see `from_plain`."""
+        return from_plain(cls, plain)

@@ -1,13 +1,12 @@
-"""The exported file: an Inspector as TorchScript, with `inspector.json` inside it. Reading it needs torch alone.
+"""The exported file: a scripted `Inspector` with its metadata in `inspector.json`. Reading it needs torch alone.
 
-It is stored as it was scripted, for a frozen program moves to no other device; who loads it freezes it.
+The program is stored unfrozen, because a frozen program cannot be moved to another device. `read` freezes it.
 """
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,15 +19,17 @@ from steel.errors import InputError
 
 METADATA = "inspector.json"
 
-# What a frozen program keeps beside `forward`: its other methods, and whatever a program may read and set.
+# Attributes that freezing must keep besides `forward`: methods, and what a program may read and set.
 _KEPT = ["probabilities", "decide", "point", "self_test", "example", "flips", *Point._fields]
 
 
 class Program(Inspector):
-    """An inspector that remembers what it said of one image, so that wherever it is loaded it can be tested.
+    """An inspector that stores an example image with its own results, so that it can be tested wherever it is loaded.
 
-    Attributes:
-        example: uint8 `(1, H, W)`, the image.
+    Args:
+        inspector: The inspector, in evaluation mode.
+        example: The image, uint8 `(1, H, W)`.
+        tolerance: Largest difference of a probability that `self_test` accepts. Other machines round differently.
     """
 
     example: Tensor
@@ -37,46 +38,35 @@ class Program(Inspector):
     example_areas: Tensor
 
     def __init__(self, inspector: Inspector, example: Tensor, tolerance: float) -> None:
-        """Asks the inspector about the image.
-
-        Args:
-            inspector: In evaluation mode.
-            example: uint8 `(1, H, W)`.
-            tolerance: By how much a probability may differ later: other machines sum in another order.
-        """
         untuned = OperatingPoint.untuned(len(inspector.label))
         super().__init__(inspector.classifier, inspector.segmenter, untuned, inspector.flips)
         for name, tensor in inspector.point()._asdict().items():
             self.register_buffer(name, tensor)
         self.tolerance = tolerance
         with torch.no_grad():
-            said = inspector.probabilities(example)
+            probabilities = inspector.probabilities(example)
         self.register_buffer("example", example)
-        self.register_buffer("example_classes", said.classes)
-        self.register_buffer("example_pixels", said.pixels)
-        self.register_buffer("example_areas", self.decide(said, self._example_point()).areas)
+        self.register_buffer("example_classes", probabilities.classes)
+        self.register_buffer("example_pixels", probabilities.pixels)
+        self.register_buffer("example_areas", self.decide(probabilities, self._example_point()).areas)
         self.eval()
 
     @torch.jit.export
-    def self_test(self, said: Probabilities) -> str:
-        """What is wrong with the program on this machine; empty where nothing is.
-
-        Args:
-            said: What `probabilities(example)` gives here.
-        """
-        differs = float((said.classes - self.example_classes).abs().max())
-        differs = max(differs, float((said.pixels - self.example_pixels).abs().max()))
-        if not differs <= self.tolerance:  # nor if it is no number
-            return f"its probabilities of the example differ by {differs}, allowed {self.tolerance}"
-        remembered = Probabilities(self.example_classes, self.example_pixels)
-        areas = self.decide(remembered, self._example_point()).areas
+    def self_test(self, probabilities: Probabilities) -> str:
+        """Compare `probabilities(example)` of this machine with the stored results; return the difference or ""."""
+        classes, pixels = probabilities.classes - self.example_classes, probabilities.pixels - self.example_pixels
+        difference = float(torch.stack([classes.abs().max(), pixels.abs().max()]).max())
+        if not difference <= self.tolerance:  # true for NaN, too
+            return f"its probabilities for the example differ by {difference}, allowed {self.tolerance}"
+        stored = Probabilities(self.example_classes, self.example_pixels)
+        areas = self.decide(stored, self._example_point()).areas
         if not torch.equal(areas, self.example_areas):
-            outlined, before = int(areas.sum()), int(self.example_areas.sum())
-            return f"of the same probabilities it outlines {outlined} pixels instead of {before}"
+            found, expected = int(areas.sum()), int(self.example_areas.sum())
+            return f"from the stored probabilities it outlines {found} pixels, expected {expected}"
         return ""
 
     def _example_point(self) -> Point:
-        """A point that outlines half of the pixels of each class, in spots of all sizes, whatever the networks say."""
+        """Return a point that outlines half of the pixels of each class, whatever the networks predict."""
         point = self.point()
         zeros, ones = torch.zeros_like(point.label), torch.ones_like(point.label)
         straight = torch.stack([zeros, ones], 1)
@@ -85,27 +75,13 @@ class Program(Inspector):
         return Point(torch.zeros_like(point.gate), zeros, pixel, size, size, ones, straight, straight)
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Leaves out TorchScript's notice that it is deprecated, which is for us and not for a user.
-
-    It is, in favour of torch.export, which can neither hold the gate's branch nor run in C++ without a compiler on the
-    line computer; it works on.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+# TorchScript warns that it is deprecated, and a user can do nothing about that. Its successor torch.export cannot
+# represent the branch of the gate, and needs a compiler on the line computer to run in C++.
+_ignore_deprecation = partial(warnings.catch_warnings, action="ignore")
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, About]:
-    """Load an exported inspector as it was stored; `read` returns one that is ready to run.
-
-    Args:
-        path: The file that `steel export` wrote.
-        device: Where to run it.
-
-    Returns:
-        The inspector and its metadata.
+    """Load an exported inspector and its metadata, as stored by `steel export`; `read` also prepares it for inspection.
 
     Raises:
         InputError: The file does not exist, is not an exported inspector, or its metadata do not match its program.
@@ -115,7 +91,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
         raise InputError(f"no file {path}; `steel export` writes it")
     extra = {METADATA: ""}
     try:
-        with _silence():
+        with _ignore_deprecation():
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location=device, _extra_files=extra
             )
@@ -127,7 +103,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
 
 
 def _read_about(path: Path, text: str | bytes, module: torch.jit.ScriptModule) -> About:
-    """Parse the metadata and check that they describe this program."""
+    """Parse the metadata and check that they belong to this program."""
     try:
         about = About.from_dict(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -135,30 +111,21 @@ def _read_about(path: Path, text: str | bytes, module: torch.jit.ScriptModule) -
         raise InputError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {reason}); export it again"
         ) from error
-    point = about.operating_point.to_tensors()
-    if len(about.classes) != len(module.label) or not all(map(_is_equal, point, module.point())):
+    pairs = zip(about.operating_point.to_tensors(), module.point(), strict=True)
+    if len(about.classes) != len(module.label) or not all(
+        torch.equal(ours.to(stored), stored) for ours, stored in pairs
+    ):
         raise InputError(f"the metadata of {path} do not match its program; export it again")
     return about
 
 
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other.to(one.device))
-
-
 def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.jit.ScriptModule, About]:
-    """Loads an exported inspector ready for the line: frozen, tested on this machine and warm.
+    """Load an exported inspector and prepare it for inspection: freeze it, run its self-test and warm it up.
 
-    Args:
-        path: The file that `steel export` wrote.
-        device: Where it is to run; it cannot be moved to another later.
-
-    Returns:
-        The inspector, which takes images as `Inspector.forward` does and has its methods and thresholds, and its
-        metadata.
+    The inspector has the methods and thresholds of `Inspector`. It cannot be moved to another device.
 
     Raises:
-        InputError: There is no such file, it is not an exported inspector, or it does not give here what it gave where
-            it was exported.
+        InputError: The file cannot be loaded, or fails its self-test on this machine.
     """
     module, about = load(path, device)
     module = _freeze(module)
@@ -169,46 +136,40 @@ def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
             fault = f"it does not run: {' '.join(str(error).split())[-200:]}"
     if fault:
         raise InputError(
-            f"{path} failed its self-test on {device}, since {fault}; export it again with this version of torch"
+            f"{path} failed its self-test on {device}: {fault}; export it again with this version of torch"
         )
     _warm_up(module)
     return module, about
 
 
 def _freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    # Folding goes through many small tensors, on which torch's threads wait for each other: on two cores it took thirty
-    # times the CPU time of one thread.
-    threads = torch.get_num_threads()
+    # Folding constants involves many small tensors, for which torch's threads wait for each other: with two threads it
+    # took thirty times the CPU time of one.
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _silence():
+        with _ignore_deprecation():
             frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=_KEPT)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
     return frozen
 
 
 @torch.inference_mode()
 def _warm_up(module: torch.jit.ScriptModule) -> None:
-    """Runs both networks as `forward` does, so that the first image on the line is as fast as the others."""
+    """Run both networks through `forward`, so that the first image takes no longer than the others."""
     gate = module.gate.clone()
     module.gate.zero_()
-    for _ in range(2):  # once watched, once compiled
+    for _ in range(2):  # TorchScript profiles the first call and compiles at the second
         module(module.example)
     module.gate.copy_(gate)
 
 
 def write(program: Program, about: About, path: Path) -> None:
-    """Write a program with its metadata; `read` reads it.
-
-    Args:
-        program: The program. The operating point in the metadata is taken from its buffers.
-        about: The metadata.
-        path: The file to write.
-    """
+    """Write a program, and its metadata with the operating point of the program. The file is not written atomically."""
     about = replace(about, operating_point=OperatingPoint.from_tensors(program.point()))
-    with _silence():
+    with _ignore_deprecation():
         scripted = torch.jit.script(program)
-        # Into a file of Python's, since torch's own says "RuntimeError" of a full disk.
+        # A Python file, because torch's own raises RuntimeError instead of OSError if the disk is full.
         with path.open("wb") as file:
             torch.jit.save(scripted, file, _extra_files={METADATA: json.dumps(about.to_dict(), indent=2)})

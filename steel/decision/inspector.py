@@ -1,6 +1,6 @@
-"""The one place that decides: two networks and an operating point.
+"""The inspector: two networks and an operating point. All decisions are made here.
 
-Needs torch alone and scripts to TorchScript. Evaluation, `steel inspect` and the exported file all run this module, so
+Needs torch alone and can be scripted. Evaluation, `steel inspect`, the exported file and the server run this module, so
 they cannot disagree.
 """
 
@@ -15,11 +15,11 @@ from steel.decision.point import OperatingPoint, Point, calibrate
 
 
 class Probabilities(NamedTuple):
-    """What the two networks say.
+    """Outputs of the two networks.
 
     Attributes:
-        classes: float `(N, C)`, the classifier's, not calibrated.
-        pixels: float `(N, C, H, W)`, the segmenter's; 0 on images that were not segmented.
+        classes: float `(N, C)`, from the classifier, not calibrated.
+        pixels: float `(N, C, H, W)`, from the segmenter; 0 for images that were not segmented.
     """
 
     classes: Tensor
@@ -27,13 +27,13 @@ class Probabilities(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """The decision.
+    """The decision for a batch of images.
 
     Attributes:
         gate_probability: float `(N,)`, the largest class probability.
         class_probabilities: float `(N, C)`, calibrated.
         masks: bool `(N, C, H, W)`, after gate, label and pixel thresholds, smallest spots and smallest areas.
-        areas: int64 `(N, C)`, the masks' pixels.
+        areas: int64 `(N, C)`, pixels of each mask.
     """
 
     gate_probability: Tensor
@@ -43,34 +43,40 @@ class Inspection(NamedTuple):
 
 
 class Ensemble(nn.Module):
-    """Several networks of one stage as one: the logit of the mean of their probabilities."""
+    """An ensemble of networks of the same task and classes: returns the logit of their mean probability.
+
+    Args:
+        networks: Map images, uint8 `(N, 1, H, W)`, to logits, all `(N, C)` or all `(N, C, H, W)`.
+    """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        """Joins networks that know the same classes.
-
-        Args:
-            networks: All uint8 `(N, 1, H, W)` -> logits `(N, C)`, or all -> logits `(N, C, H, W)`.
-        """
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 `(N, 1, H, W)` -> float32 logits, shaped as each network gives them, finite."""
+        """Map images, uint8 `(N, 1, H, W)`, to finite float32 logits of the networks' shape."""
         present = torch.zeros(1, device=images.device)
         absent = torch.zeros(1, device=images.device)
         for network in self.networks:
             logits = network(images).float()
             present = present + logits.sigmoid()
-            # Not 1 - sigmoid, which is 0 from a logit of 17 on.
+            # 1 - sigmoid would be 0 for logits above 17.
             absent = absent + (-logits).sigmoid()
         # The smallest normal float32 keeps the logarithms finite.
         return present.clamp_min(1.18e-38).log() - absent.clamp_min(1.18e-38).log()
 
 
 class Inspector(nn.Module):
-    """Classifier as the gate, then the segmenter on the images that it lets through.
+    """A classifier used as gate, a segmenter for the images that pass it, and an operating point.
 
-    The thresholds are buffers, so a program that loaded the exported file can read and set them.
+    The operating point is stored in buffers, so that a program that loads the exported file can read and set it.
+
+    Args:
+        classifier: Maps images, uint8 `(N, 1, H, W)`, to logits `(N, C)`.
+        segmenter: Maps images, uint8 `(N, 1, H, W)`, to logits `(N, C, H, W)`.
+        point: Operating point for C classes.
+        flips: Average the probabilities over four views: unchanged, flipped left to right, top to bottom, and both.
+            Takes four times as long.
     """
 
     gate: Tensor
@@ -83,15 +89,6 @@ class Inspector(nn.Module):
     values: Tensor
 
     def __init__(self, classifier: nn.Module, segmenter: nn.Module, point: OperatingPoint, flips: bool = False) -> None:
-        """Joins two networks.
-
-        Args:
-            classifier: uint8 `(N, 1, H, W)` -> logits `(N, C)`.
-            segmenter: uint8 `(N, 1, H, W)` -> logits `(N, C, H, W)`.
-            point: The operating point, with C thresholds and areas.
-            flips: Whether both networks look at each image as it is, mirrored left to right, top to bottom, and both,
-                and their probabilities are averaged; four times the work.
-        """
         super().__init__()
         self.classifier = classifier
         self.segmenter = segmenter
@@ -100,22 +97,19 @@ class Inspector(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, images: Tensor) -> Inspection:
-        """Inspects images.
+        """Inspect images. Only images that pass the gate are segmented.
 
         Args:
-            images: uint8 `(N, H, W)`, `(N, 1, H, W)`, or `(N, 3, H, W)` RGB, of which the luma is taken. Any size.
-
-        Returns:
-            The decision. Only the images that the gate lets through are segmented.
+            images: uint8 `(N, H, W)`, `(N, 1, H, W)`, or RGB `(N, 3, H, W)`, which is converted to luma. Any size.
 
         Raises:
-            ValueError: The images have another type or shape.
+            ValueError: The images have the wrong type or shape.
         """
         grey = self._to_grey(images)
         classes = self._classify(grey)
         point = self.point()
-        called = calibrate(classes, point.temperature, point.knots, point.values).amax(1) >= point.gate
-        passed = torch.nonzero(called).squeeze(1)
+        is_defective = calibrate(classes, point.temperature, point.knots, point.values).amax(1) >= point.gate
+        passed = torch.nonzero(is_defective).squeeze(1)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
         pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
         if len(passed) > 0:
@@ -124,44 +118,27 @@ class Inspector(nn.Module):
 
     @torch.jit.export
     def point(self) -> Point:
-        """The present operating point: the buffers themselves, not copies."""
-        return Point(
-            self.gate,
-            self.label,
-            self.pixel,
-            self.smallest_spot,
-            self.smallest_area,
-            self.temperature,
-            self.knots,
-            self.values,
-        )
+        """Return the current operating point: the buffers themselves, not copies."""
+        sizes = self.smallest_spot, self.smallest_area
+        return Point(self.gate, self.label, self.pixel, *sizes, self.temperature, self.knots, self.values)
 
     @torch.jit.export
     def probabilities(self, images: Tensor) -> Probabilities:
-        """Runs both networks on every image, so that `decide` can be asked about several operating points.
-
-        Args:
-            images: As `forward` takes them.
-        """
+        """Run both networks on every image, so that `decide` can evaluate several operating points; see `forward`."""
         grey = self._to_grey(images)
         return Probabilities(self._classify(grey), self._segment(grey))
 
     @torch.jit.export
     def decide(self, probabilities: Probabilities, point: Point) -> Inspection:
-        """Applies an operating point: calibration, gate, thresholds and smallest sizes.
-
-        Args:
-            probabilities: Of both networks.
-            point: `point()`, or another one.
-        """
+        """Apply an operating point, such as `point()`, to the outputs of the networks."""
         classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values)
         gate = classes.amax(1)
-        called = (gate >= point.gate)[:, None] & (classes >= point.label)
-        masks = (probabilities.pixels >= point.pixel[:, None, None]) & called[:, :, None, None]
+        is_called = (gate >= point.gate)[:, None] & (classes >= point.label)
+        masks = (probabilities.pixels >= point.pixel[:, None, None]) & is_called[:, :, None, None]
         masks = drop_small_spots(masks, point.smallest_spot)
         areas = masks.flatten(2).sum(2)
-        large = areas >= point.smallest_area
-        return Inspection(gate, classes, masks & large[:, :, None, None], areas * large)
+        is_large = areas >= point.smallest_area
+        return Inspection(gate, classes, masks & is_large[:, :, None, None], areas * is_large)
 
     def _classify(self, grey: Tensor) -> Tensor:
         views = self._views()
@@ -178,21 +155,21 @@ class Inspector(nn.Module):
         return total / len(views)
 
     def _views(self) -> list[list[int]]:
-        """The axes along which images are mirrored, for each look at them."""
-        as_they_are: list[int] = []
-        return [as_they_are, [3], [2], [2, 3]] if self.flips else [as_they_are]
+        """Return the axes to flip for each view."""
+        no_axes: list[int] = []
+        return [no_axes, [3], [2], [2, 3]] if self.flips else [no_axes]
 
     def _to_grey(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
-            raise ValueError("images are uint8, 0 to 255")
+            raise ValueError("images must be uint8, 0 to 255; convert them")
         if images.dim() == 3:
             images = images[:, None]
         if images.dim() != 4 or (images.shape[1] != 1 and images.shape[1] != 3):
-            raise ValueError("images are (N, H, W), (N, 1, H, W) or (N, 3, H, W)")
+            raise ValueError(f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {list(images.shape)}")
         if images.shape[2] == 0 or images.shape[3] == 0:
-            raise ValueError("images have at least one pixel")
+            raise ValueError(f"images must have at least one pixel, got {list(images.shape)}")
         if images.shape[1] == 3:
-            # ITU-R BT.601, as JPEG and OpenCV have it, in whole numbers; equal channels come out unchanged.
+            # ITU-R BT.601 in integers, as in JPEG and OpenCV; equal channels are returned unchanged.
             red, green, blue = images[:, 0].int(), images[:, 1].int(), images[:, 2].int()
             luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
             images = luma.to(torch.uint8)[:, None]

@@ -1,7 +1,7 @@
-"""An operating point: calibration, all thresholds and smallest sizes, as numbers, as tensors and as a file."""
+"""The operating point: calibration, thresholds and smallest sizes, as a dataclass, as tensors and as a YAML file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,28 +11,30 @@ import yaml
 from torch import Tensor
 
 from steel.decision.drift import Reference
+from steel.decision.plain import from_plain, to_plain
 from steel.decision.tuning import Tuning
 from steel.errors import InputError
 from steel.files import write_atomic
 
-Curve = tuple[tuple[float, float], ...]  # points of a line that rises from probability 0 to 1, the first axis strictly
-
-
+# A piecewise linear map of probabilities: points (x, y) with x strictly increasing from 0 to 1.
+Curve = tuple[tuple[float, float], ...]
 STRAIGHT: Curve = ((0.0, 0.0), (1.0, 1.0))
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Calibration, all thresholds and smallest sizes, chosen after training and so never part of a task.
+    """Calibration, thresholds and smallest sizes. They are chosen after training and are never part of a task.
+
+    All attributes but `gate` hold one value per class.
 
     Attributes:
-        gate: The largest class probability from which on an image is segmented, 0 to 1.
-        label: For each class, the class probability from which on it may be outlined.
-        pixel: For each class, the probability from which on a pixel belongs to it.
-        smallest_spot: For each class, the area in pixels below which a spot is dropped.
-        smallest_area: For each class, the area in pixels below which what is left of its mask on an image is dropped.
-        temperature: For each class, what the logit of its probability is divided by before anything else.
-        curve: For each class, what the probability becomes after that: a line through at least two points.
+        gate: An image is segmented if its largest class probability is at least this, 0 to 1.
+        label: A class can be outlined on an image if its probability is at least this, 0 to 1.
+        pixel: A pixel belongs to a class if its probability is at least this, 0 to 1.
+        smallest_spot: Spots of fewer pixels are dropped.
+        smallest_area: A class whose remaining mask has fewer pixels on an image is dropped.
+        temperature: Calibration, first step: the logit of the class probability is divided by this; above 0.
+        curve: Calibration, second step: map of the class probability, at least two points.
     """
 
     gate: float
@@ -45,72 +47,67 @@ class OperatingPoint:
 
     @classmethod
     def untuned(cls, num_classes: int) -> "OperatingPoint":
-        """Gate and pixels at 0.5, everything else left as it is: what holds until a point is chosen on validation."""
-        each = num_classes
-        return cls(0.5, (0.0,) * each, (0.5,) * each, (0,) * each, (0,) * each, (1.0,) * each, (STRAIGHT,) * each)
+        """Return the default point: gate and pixel thresholds of 0.5, no calibration, nothing dropped."""
+        n = num_classes
+        return cls(0.5, (0.0,) * n, (0.5,) * n, (0,) * n, (0,) * n, (1.0,) * n, (STRAIGHT,) * n)
 
     def to_dict(self) -> dict[str, Any]:
-        """The point in the types that JSON and YAML have."""
-
-        def to_lists(value: Any) -> Any:
-            return [to_lists(item) for item in value] if isinstance(value, tuple) else value
-
-        return {key: to_lists(value) for key, value in asdict(self).items()}
-
-    def to_tensors(self) -> "Point":
-        """The point as `Inspector.decide` takes it."""
-        knots, values = tabulate_curves(self.curve)
-        return Point(
-            torch.tensor(self.gate),
-            torch.tensor(self.label),
-            torch.tensor(self.pixel),
-            torch.tensor(self.smallest_spot, dtype=torch.int64),
-            torch.tensor(self.smallest_area, dtype=torch.int64),
-            torch.tensor(self.temperature),
-            knots,
-            values,
-        )
+        """Convert to JSON and YAML types."""
+        return dict(to_plain(self))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "OperatingPoint":
-        """The point that `to_dict` wrote."""
+        """Rebuild from JSON or YAML types.
 
-        def to_tuples(value: Any) -> Any:
-            return tuple(to_tuples(item) for item in value) if isinstance(value, list) else value
-
-        point = cls(**{key: to_tuples(value) for key, value in plain.items()})
-        _check_point(point)
+        Raises:
+            TypeError: A key is unknown or missing, or a value has the wrong type.
+            ValueError: A value is out of range.
+        """
+        if unknown := plain.keys() - {entry.name for entry in fields(cls)}:
+            raise TypeError(f"unknown key {', '.join(sorted(unknown))}")
+        point = from_plain(cls, plain)
+        point._check()
         return point
+
+    def _check(self) -> None:
+        thresholds = dict.fromkeys(("gate", "label", "pixel"), ("in [0, 1]", 0, 1))
+        sizes = dict.fromkeys(("smallest_spot", "smallest_area"), ("at least 0 pixels", 0, np.inf))
+        for name, (expected, low, high) in (thresholds | sizes).items():
+            for value in np.ravel(getattr(self, name)).tolist():
+                if not low <= value <= high:
+                    raise ValueError(f"{name} must be {expected}, got {value}")
+        for temperature in self.temperature:
+            if not 0 < temperature < np.inf:
+                raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+        for curve in self.curve:
+            x, y = np.array(curve, np.float32).reshape(-1, 2).T  # as in the exported file
+            if len(x) < 2 or (x[0], x[-1]) != (0, 1) or not (np.diff(x) > 0).all() or y.min() < 0 or y.max() > 1:
+                raise ValueError(
+                    f"a curve must be two or more points (x, y) with x increasing from 0 to 1 and y in [0, 1], "
+                    f"got {to_plain(curve)}"
+                )
+
+    def to_tensors(self) -> "Point":
+        """Convert to the tensors that `Inspector.decide` takes."""
+        numbers = (self.gate, self.label, self.pixel, self.temperature)
+        gate, label, pixel, temperature = (torch.tensor(number, dtype=torch.float32) for number in numbers)
+        spot, area = (torch.tensor(size, dtype=torch.int64) for size in (self.smallest_spot, self.smallest_area))
+        return Point(gate, label, pixel, spot, area, temperature, *tabulate_curves(self.curve))
 
     @classmethod
     def from_tensors(cls, point: "Point") -> "OperatingPoint":
-        """The point that `to_tensors` gave, as float32 holds it; padding of the curves is dropped."""
-        curves = []
-        for knots, values in zip(point.knots.tolist(), point.values.tolist(), strict=True):
-            curves.append(tuple((x, y) for x, y in zip(knots, values, strict=True) if x <= 1))
-        return cls(
-            gate=float(point.gate),
-            label=tuple(point.label.tolist()),
-            pixel=tuple(point.pixel.tolist()),
-            smallest_spot=tuple(point.smallest_spot.tolist()),
-            smallest_area=tuple(point.smallest_area.tolist()),
-            temperature=tuple(point.temperature.tolist()),
-            curve=tuple(curves),
-        )
+        """Rebuild from tensors. Numbers are rounded to float32, and the padding of the curves is removed."""
+        plain = {name: tensor.tolist() for name, tensor in point._asdict().items()}
+        curves = zip(plain.pop("knots"), plain.pop("values"), strict=True)
+        plain["curve"] = [[(x, y) for x, y in zip(*curve, strict=True) if x <= 1] for curve in curves]
+        return cls.from_dict(plain)
 
 
 class Point(NamedTuple):
-    """An operating point as tensors, so that a program can read it, change it and decide by it; see `OperatingPoint`.
+    """An operating point as tensors, which an exported program can read and change; see `OperatingPoint`.
 
-    Attributes:
-        gate: float `()`.
-        label: float `(C,)`.
-        pixel: float `(C,)`.
-        smallest_spot: int64 `(C,)`.
-        smallest_area: int64 `(C,)`.
-        temperature: float `(C,)`.
-        knots: float `(C, K)`, the first axis of the curves' points; see `tabulate_curves`.
-        values: float `(C, K)`, the second.
+    `gate` has shape `()`, `knots` and `values` are the x and y of the curves, `(C, K)`, and the others are `(C,)`. The
+    smallest sizes are int64, the others float32.
     """
 
     gate: Tensor
@@ -124,27 +121,32 @@ class Point(NamedTuple):
 
 
 def tabulate_curves(curves: Sequence[Curve]) -> tuple[Tensor, Tensor]:
-    """The points of C curves as `calibrate` takes them: both axes, each `(C, K)`."""
-    longest = max(len(curve) for curve in curves)
-    # Curves of fewer points go on beyond 1, where no probability is.
+    """Convert C curves to the tensors that `calibrate` takes.
+
+    Returns:
+        x and y of the points, float `(C, K)` each. Shorter curves are padded with points at x > 1.
+    """
+    longest = max(map(len, curves))
     padded = [[*curve, *((2.0 + i, curve[-1][1]) for i in range(longest - len(curve)))] for curve in curves]
-    knots, values = torch.tensor(padded).unbind(2)
+    knots, values = torch.tensor(padded, dtype=torch.float32).unbind(2)
     return knots.contiguous(), values.contiguous()
 
 
 def calibrate(classes: Tensor, temperature: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Class probabilities as the classifier gives them -> as often true as they say.
+    """Calibrate class probabilities: scale by temperature, then interpolate the curves.
 
     Args:
-        classes: float32 `(N, C)`.
-        temperature: `(C,)`; see `OperatingPoint`.
-        knots: `(C, K)`, the first axis of the curves.
-        values: `(C, K)`, the second.
+        classes: Probabilities of the classifier, float32 `(N, C)`.
+        temperature: float `(C,)`; see `OperatingPoint`.
+        knots: x of the curves' points, float `(C, K)`.
+        values: y of the curves' points, float `(C, K)`.
+
+    Returns:
+        float32 `(N, C)`. Without calibration, the probabilities are returned bit for bit.
     """
-    # Where nothing is to be done, nothing is: not even rounding.
     scaled = torch.where(temperature == 1, classes, torch.sigmoid(torch.logit(classes) / temperature))
     scaled = scaled.t().contiguous()
-    # As searchsorted finds it, which ONNX does not have.
+    # Equivalent to searchsorted, which ONNX does not have.
     right = (scaled[:, :, None] >= knots[:, None]).sum(2).clamp(1, knots.shape[1] - 1)
     x, y = knots.gather(1, right - 1), values.gather(1, right - 1)
     slope = (values.gather(1, right) - y) / (knots.gather(1, right) - x)
@@ -152,12 +154,12 @@ def calibrate(classes: Tensor, temperature: Tensor, knots: Tensor, values: Tenso
 
 
 class PointFile(NamedTuple):
-    """The content of an operating point's YAML file.
+    """Content of an operating point's YAML file.
 
     Attributes:
         point: The operating point.
         tuned: How it was chosen; None if it was written by hand or chosen from scores alone.
-        reference: Distribution of the images it was chosen on; None if that is not known.
+        reference: Distribution of the images it was chosen on; None if the file has none.
     """
 
     point: OperatingPoint
@@ -166,14 +168,10 @@ class PointFile(NamedTuple):
 
 
 def read_point(path: str | Path, classes: Sequence[str]) -> PointFile:
-    """Read an operating point that `steel tune` wrote, or one that was written by hand.
-
-    Args:
-        path: The YAML file.
-        classes: Names of the classes.
+    """Read an operating point for these classes that `steel tune` or a user wrote.
 
     Raises:
-        InputError: The file does not exist, or holds no operating point for these classes.
+        InputError: The file does not exist, is not a valid operating point, or is for other classes.
     """
     path = Path(path)
     if not path.is_file():
@@ -187,44 +185,21 @@ def read_point(path: str | Path, classes: Sequence[str]) -> PointFile:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} holds no operating point ({reason}); `steel tune` writes one") from error
     counts = {len(getattr(point, entry.name)) for entry in fields(point) if entry.name != "gate"}
-    # A point written by hand may name its classes as numbers: [1, 2].
-    theirs = ", ".join(map(str, content.get("classes") or sorted(counts)))
-    if counts != {len(classes)} or ("classes" in content and theirs != ", ".join(classes)):
+    # A user may have written numbers as class names: [1, 2].
+    names = ", ".join(map(str, content.get("classes") or sorted(counts)))
+    if counts != {len(classes)} or ("classes" in content and names != ", ".join(classes)):
         raise InputError(
-            f"{path} is for the classes {theirs}, but the networks know {', '.join(classes)}; run `steel tune` with "
+            f"{path} is for the classes {names}, but the networks know {', '.join(classes)}; run `steel tune` with "
             f"these networks"
         )
     return PointFile(point, tuned, reference)
 
 
 def write_point(path: Path, classes: Sequence[str], file: PointFile, more: Mapping[str, Any]) -> None:
-    """Write an operating point as YAML; see `read_point`.
-
-    Args:
-        path: The file to write.
-        classes: Names of the classes.
-        file: The point, and how it was chosen.
-        more: Further entries that are worth knowing but not read back, such as versions.
-    """
+    """Write an operating point as YAML, with `more` entries such as versions that `read_point` ignores."""
     content = {"classes": list(classes), "operating_point": file.point.to_dict()}
     content |= (file.tuned.to_dict() if file.tuned else {}) | dict(more)
     if file.reference is not None:
         content["reference"] = file.reference.to_dict()
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_atomic(path, text)
-
-
-def _check_point(point: OperatingPoint) -> None:
-    """Raises ValueError where a number cannot be what it stands for."""
-    for threshold in (point.gate, *point.label, *point.pixel):
-        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-            raise ValueError(f"a threshold lies between 0 and 1, but {threshold} came")
-    for size in (*point.smallest_spot, *point.smallest_area):
-        if not isinstance(size, int) or size < 0:
-            raise ValueError(f"a smallest size is a whole number of pixels, but {size} came")
-    if not all(temperature > 0 for temperature in point.temperature):
-        raise ValueError("a temperature is above 0")
-    for curve in point.curve:
-        x, y = zip(*curve, strict=True)
-        if len(x) < 2 or (x[0], x[-1]) != (0, 1) or not (np.diff(x) > 0).all() or min(y) < 0 or max(y) > 1:
-            raise ValueError("a curve has two points or more, from 0 to 1, and rises along its first axis")

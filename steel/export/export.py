@@ -1,32 +1,39 @@
-"""One file that needs only libtorch, proved equal to the networks that were trained."""
+"""`steel export`: writes an inspector as one file, and proves that it equals the trained networks."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
 from steel.errors import InputError
-from steel.evaluation.assemble import Assembly, assemble, require_numbers
+from steel.evaluation.assemble import assemble, require_numbers
 from steel.export import parity, targets
 from steel.export.targets import Format, Precision
+from steel.files import atomic_path
 
-# Probabilities may differ by this from the networks' own. As it is stored, a file computes the same in the same order;
-# a frozen one, and ONNX Runtime, have the normalisation folded into the convolutions. Seen on the CPU: 0 and 2e-6.
+# Allowed differences of a probability. A file as stored computes the same operations in the same order. When frozen or
+# in ONNX Runtime, the normalisation is folded into the convolutions. Measured on a CPU: 0 and 2e-6.
 STORED = 1e-5
 FOLDED = 1e-4
-# On another machine or a GPU, with whatever its convolutions round to; and where folding rounds to a lower precision.
+# Allowed on another machine or a GPU, and where folding rounds to a lower precision.
 _ROUNDED = {"fp32": 1e-2, "bf16": 0.2, "fp16": 0.05}
 
-_MOST_ROWS = 12  # of a table of differences; of more sizes the worst are shown, and all together
+# Of the table of differences; see `Parity`.
+_HEADINGS = [
+    "batch x height x width", "images", "mask pixels", "largest difference", "near threshold", "differ near threshold",
+    "differ by size limit", "differ otherwise",
+]  # fmt: skip
+_MOST_ROWS = 12
 _LICENSE = "Apache-2.0; whoever exports decides on the licence of the weights"
 
 
@@ -41,21 +48,25 @@ def export(
     images: str | None = None,
     out: str = "inspector.pt",
 ) -> None:
-    """Writes both networks and the decision as one file that needs only libtorch.
+    """Write both networks and the operating point as one file that needs only libtorch.
 
-    The file is compared with the trained networks over batch sizes and image sizes before it gets its name; where they
-    differ, nothing is written.
+    The file is compared with the trained networks for several batch sizes and image sizes. If they differ, no file is
+    written.
 
     Args:
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
-        operating_point: File that `steel tune` wrote; by default all thresholds are 0.5.
-        flips: Average over each image as it is and mirrored in both directions, which takes four times as long.
-        format: torchscript holds the whole decision. onnx and pt2 (torch.export) give what the networks say, for images
-            whose sides are multiples of 32, from 64 on; thresholds and smallest sizes are then to be applied outside.
-        precision: What the networks compute in; what bf16 and fp16 cost in masks is shown.
-        images: Images to compare on, as a folder or a pattern in quotes; by default synthetic ones.
+        operating_point: File written by `steel tune`; by default all thresholds are 0.5.
+        flips: Average the probabilities over the image and its mirror images, which takes four times as long.
+        format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
+            images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
+        precision: Precision in which the networks compute. For bf16 and fp16, the change of the masks is printed.
+        images: Folder or quoted pattern of images to compare on; by default synthetic images.
         out: File to write.
+
+    Raises:
+        InputError: A checkpoint or the operating point does not fit, an image cannot be read, packages for the format
+            are missing, weights are not finite in this precision, or the file differs from the trained networks.
 
     Example:
         steel export --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml
@@ -65,102 +76,69 @@ def export(
         targets.require_onnx()
     assembly = assemble(classifier, segmenter, flips, operating_point)
     inspector = targets.lower(assembly.inspector, precision)
-    require_numbers(inspector, f"it is too large for {precision}, so choose bf16 or fp32")
+    require_numbers(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
     about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE)
+    load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unproved = path.with_name(f"{path.name}.unproved")
-
-    def draw() -> Iterator[Tensor]:
-        whole = format != "torchscript"
-        return parity.draw_batches(whole) if images is None else parity.read_batches(images, whole)
-
-    try:
-        exported = _write(format, inspector, assembly, about, precision, unproved)
-        for name, (load, tolerance) in exported.items():
-            _prove(name, inspector, load(), draw(), tolerance, path)
+    # The file gets its name only after it is proved equal.
+    with atomic_path(path) as draft:
+        readers = _write(inspector, about, draft, format=format, precision=precision)
+        for reader in readers:
+            _prove(reader, inspector, load_batches(), path)
         if precision != "fp32":
-            load, _ = list(exported.values())[-1]
-            _show_cost(assembly.inspector, load(), draw(), precision)
-        os.replace(unproved, path)
-    finally:
-        unproved.unlink(missing_ok=True)
+            cost = parity.describe_cost(assembly.inspector, readers[-1].read(), load_batches())
+            print(f"{precision} compared with fp32: {cost}")
     print(assembly.describe_gate())
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _write(
-    format: Format,
-    inspector: Inspector,
-    assembly: Assembly,
-    about: About,
-    precision: Precision,
-    path: Path,
-) -> dict[str, tuple[Callable[[], torch.nn.Module], float]]:
-    """Writes the file; by what it is then read as, how to, and by how much its probabilities may differ."""
+class _Reader(NamedTuple):
+    """One way to read the exported file, with the allowed difference of a probability."""
+
+    name: str
+    read: Callable[[], nn.Module]
+    tolerance: float
+
+
+def _write(inspector: Inspector, about: About, path: Path, *, format: Format, precision: Precision) -> list[_Reader]:
+    """Write the file, and return the ways to read it."""
+    folded = FOLDED if precision == "fp32" else _ROUNDED[precision]
     match format:
         case "torchscript":
-            rng = np.random.default_rng(0)
-            example, _ = draw_image(rng, tuple(range(NUM_CLASSES)), (64, 256))
+            example, _ = draw_image(np.random.default_rng(0), tuple(range(NUM_CLASSES)), (64, 256))
             program = bundle.Program(inspector, torch.from_numpy(example)[None], _ROUNDED[precision])
             bundle.write(program, about, path)
-            frozen = FOLDED if precision == "fp32" else _ROUNDED[precision]
-            return {
-                "as stored": (lambda: bundle.load(path)[0], STORED),
-                "frozen": (lambda: bundle.read(path)[0], frozen),
-            }
+            return [
+                _Reader("as stored", lambda: bundle.load(path)[0], STORED),
+                _Reader("frozen", lambda: bundle.read(path)[0], folded),
+            ]
         case "onnx":
             targets.write_onnx(inspector, about, path)
-            tolerance = FOLDED if precision == "fp32" else _ROUNDED[precision]
-            return {"in ONNX Runtime": (lambda: targets.read_onnx(path, assembly.point), tolerance)}
+            return [_Reader("in ONNX Runtime", lambda: targets.read_onnx(path, about.operating_point), folded)]
         case "pt2":
             targets.write_pt2(inspector, about, path)
-            return {"as stored": (lambda: targets.read_pt2(path, assembly.point), STORED)}
+            return [_Reader("as stored", lambda: targets.read_pt2(path, about.operating_point), STORED)]
 
 
-def _prove(
-    name: str, inspector: Inspector, exported: torch.nn.Module, batches: Iterator[Tensor], tolerance: float, path: Path
-) -> None:
-    """Prints the table of differences.
-
-    Raises:
-        InputError: They are more than that.
-    """
-    table = parity.prove(inspector, exported, batches, tolerance)
-    worst, differing = float(table["probability"].max()), int(table["otherwise"].sum())
-    if len(table) > _MOST_ROWS:
-        total = table.sum()
-        total["probability"] = worst
-        shown = table.sort_values(["otherwise", "probability"], ascending=False).head(_MOST_ROWS - 1)
-        table = pd.concat([shown, total.rename(f"all {len(table):,} sizes").to_frame().T.astype(table.dtypes)])
-    print(f"exported, {name}, against trained; probabilities may differ by {tolerance:g}")
-    print(
-        pd.DataFrame(
-            {
-                "images": table["images"],
-                "pixels": table["pixels"],
-                "largest difference": table["probability"].map("{:.1e}".format),
-                "undecided": table["undecided"],
-                "these differ": table["differing"],
-                "tipped by these": table["tipped"],
-                "differ otherwise": table["otherwise"],
-            }
-        ).to_string()
-    )
-    if not worst <= tolerance or differing:
+def _prove(reader: _Reader, inspector: Inspector, batches: Iterable[Tensor], path: Path) -> None:
+    """Print the differences between the exported file and the trained networks; raise InputError if there are any."""
+    by_size = parity.prove(inspector, reader.read(), batches, reader.tolerance)
+    total = parity.add(by_size.values())
+    print(f"exported file, {reader.name}, compared with the trained networks (tolerance {reader.tolerance:g}):")
+    print(_tabulate(by_size, total))
+    if not total.probability <= reader.tolerance or total.unexplained:
         raise InputError(
-            f"the exported file, {name}, differs from the trained networks (probabilities by up to {worst:.2g}, "
-            f"allowed {tolerance:g}; {differing} pixels), so {path} was not written; report this with the checkpoints"
+            f"the exported file, {reader.name}, differs from the trained networks (probabilities by up to "
+            f"{total.probability:.2g}, allowed {reader.tolerance:g}; {total.unexplained} mask pixels); {path} was not "
+            f"written; report this with the checkpoints"
         )
 
 
-def _show_cost(full: Inspector, lowered: torch.nn.Module, batches: Iterator[Tensor], precision: Precision) -> None:
-    costs = [parity.price(full, lowered, images) for images in batches]
-    total = parity.Cost(*(sum(column) for column in zip(*costs, strict=True)))
-    dice = 2 * total.common / total.either if total.either else 1.0
-    worst = max(cost.probability for cost in costs)
-    print(
-        f"{precision} against fp32: {total.differing:,} of {total.pixels:,} pixels of the masks differ "
-        f"({total.differing / total.pixels:.3%}; Dice between {dice:.4f}; a probability by up to {worst:.2g}), and "
-        f"{total.called_otherwise} images pass the gate in one of them alone"
-    )
+def _tabulate(by_size: dict[str, parity.Parity], total: parity.Parity) -> str:
+    """Return a table with a row for each batch and image size; only the worst sizes if there are many."""
+    table = pd.DataFrame([(size, *row) for size, row in by_size.items()], columns=_HEADINGS)
+    if len(table) > _MOST_ROWS:
+        worst = table.sort_values(["differ otherwise", "largest difference"], ascending=False, na_position="first")
+        summary = pd.DataFrame([(f"all {len(table):,} sizes", *total)], columns=_HEADINGS)
+        table = pd.concat([worst.head(_MOST_ROWS - 1), summary])
+    return table.to_string(index=False, formatters={"largest difference": "{:.1e}".format})

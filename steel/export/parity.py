@@ -1,13 +1,12 @@
-"""Whether an exported inspector is the one that was trained: both run side by side on the same images."""
+"""Comparison of an exported inspector with the trained one: both run on the same images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, product
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steel.data.images import find_images, read_grey
 from steel.data.synthetic import NUM_CLASSES, draw_image
@@ -17,66 +16,69 @@ from steel.progress import track
 
 _BATCH_SIZES = (1, 3)
 _SIZES = ((64, 256), (103, 222), (40, 400))
-# What torch.export and ONNX can take; see `formats`.
-_WHOLE_SIZES = ((64, 256), (96, 224), (128, 64))
+_MULTIPLES = ((64, 256), (96, 224), (128, 64))  # sizes that torch.export and ONNX accept; see `targets`
 
 
-def draw_batches(whole: bool = False) -> Iterator[Tensor]:
-    """Synthetic images over batch sizes and image sizes, grey and RGB.
+def load_batches(images: str | None = None, multiples_of_32: bool = False) -> Iterator[Tensor]:
+    """Load images to compare on, in several batch sizes.
 
     Args:
-        whole: Only sizes that are multiples of 32, from 64 on.
+        images: A file, folder or pattern; see `find_images`. None draws synthetic images of several sizes.
+        multiples_of_32: Accept only sizes that are multiples of 32 and at least 64.
+
+    Returns:
+        Batches of one image size each, uint8 `(N, 1, H, W)` or `(N, 3, H, W)`.
+
+    Raises:
+        InputError: There is no image, an image cannot be read, or its size is not accepted.
     """
-    shapes = list(product(_BATCH_SIZES, _WHOLE_SIZES if whole else _SIZES))
+    return _draw(_MULTIPLES if multiples_of_32 else _SIZES) if images is None else _read(images, multiples_of_32)
+
+
+def _draw(sizes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    shapes = list(product(_BATCH_SIZES, sizes))
     for n, size in track(shapes, "comparing", len(shapes)):
         rng = np.random.default_rng((n, *size))
         drawn = [draw_image(rng, (i % NUM_CLASSES,), size)[0] for i in range(n)]
         images = torch.from_numpy(np.stack(drawn))[:, None]
-        # RGB is made grey before anything else, so once is enough.
+        # RGB is converted to grey before anything else, so one batch size is enough.
         yield images if n == 1 else images.expand(-1, 3, -1, -1)
 
 
-def read_batches(images: str, whole: bool = False) -> Iterator[Tensor]:
-    """The images of a folder or a pattern, those of one size together, in batches of every size by turns.
-
-    Args:
-        images: As `find_images` takes them.
-        whole: Only sizes that are multiples of 32, from 64 on, are allowed.
-
-    Raises:
-        InputError: There is none, one cannot be read, or one has another size.
-    """
+def _read(images: str, multiples_of_32: bool) -> Iterator[Tensor]:
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
-    turns = cycle(_BATCH_SIZES)
-    num = next(turns)
+    batch_sizes = cycle(_BATCH_SIZES)
+    batch_size = next(batch_sizes)
     paths = find_images(images)
     for path in track(paths, "comparing", len(paths)):
         image = torch.from_numpy(read_grey(path))
-        if whole and any(side % 32 or side < 64 for side in image.shape):
+        height, width = image.shape
+        if multiples_of_32 and (height % 32 or width % 32 or min(height, width) < 64):
             raise InputError(
-                f"{path} has {image.shape[0]} x {image.shape[1]} pixels, but this format takes sides that are "
-                f"multiples of 32, from 64 on; name other images, or export as torchscript"
+                f"{path} has {height} x {width} pixels, but this format takes sides that are multiples of 32 and at "
+                f"least 64; give other images, or export as torchscript"
             )
-        batch = waiting.setdefault(tuple(image.shape), [])
+        batch = waiting.setdefault((height, width), [])
         batch.append(image)
-        if len(batch) >= num:
-            yield torch.stack(waiting.pop(tuple(image.shape)))[:, None]
-            num = next(turns)
+        if len(batch) >= batch_size:
+            yield torch.stack(waiting.pop((height, width)))[:, None]
+            batch_size = next(batch_sizes)
     for batch in waiting.values():
         yield torch.stack(batch)[:, None]
 
 
 class Parity(NamedTuple):
-    """How two inspectors differ on images; of pixels of the masks of all classes.
+    """Differences between two inspectors. Pixels are those of the masks of all classes.
 
     Attributes:
-        images: How many images.
-        pixels: How many pixels.
-        probability: The largest difference of a probability of either network.
-        undecided: Pixels whose probability lies within the tolerance of its threshold.
-        differing: Pixels of the masks that differ and are undecided.
-        tipped: Pixels that differ since an undecided one of the same image and class tipped a size over its limit.
-        otherwise: Pixels that differ for no such reason, and decisions on the same probabilities that differ.
+        images: Number of images.
+        pixels: Number of pixels.
+        probability: Largest difference of a class or pixel probability; NaN if a probability is NaN.
+        undecided: Pixels whose probability is within the tolerance of its threshold.
+        differing: Undecided pixels whose masks differ.
+        tipped: Other pixels that differ, where a differing undecided pixel of the same image and class can have moved a
+            spot or an area across its smallest size.
+        unexplained: All other pixels that differ, and differences of the decision for the same probabilities.
     """
 
     images: int
@@ -85,103 +87,82 @@ class Parity(NamedTuple):
     undecided: int
     differing: int
     tipped: int
-    otherwise: int
+    unexplained: int
+
+
+def add(several: Iterable[Parity]) -> Parity:
+    """Add up counts, and take the largest difference of a probability; NaN if one is NaN."""
+    columns = dict(zip(Parity._fields, zip(*several, strict=True), strict=True))
+    # Unlike Python's max, NumPy's returns NaN if any value is NaN.
+    probability = float(np.max(columns.pop("probability")))
+    return Parity(probability=probability, **{name: sum(column) for name, column in columns.items()})
 
 
 @torch.inference_mode()
-def compare(eager: Inspector, exported: torch.nn.Module, images: Tensor, tolerance: float) -> Parity:
-    """Runs both on the same images.
+def compare(eager: Inspector, exported: nn.Module, images: Tensor, tolerance: float) -> Parity:
+    """Run two inspectors on the same images and count the differences.
 
-    Both networks are compared on every image, whatever the gate says of it; then the decision, on the same
-    probabilities and with those that each network gives.
+    Both networks are compared on every image, whatever the gate decides. The decision is compared twice: for the same
+    probabilities, and for each inspector's own.
 
     Args:
-        eager: The inspector that was trained.
-        exported: The other, with its methods.
+        eager: The trained inspector.
+        exported: The exported inspector, with the methods of `Inspector`.
         images: As `Inspector.forward` takes them.
-        tolerance: Within which a probability counts as undecided.
+        tolerance: A pixel is undecided if its probability is within this of the threshold.
     """
     point = eager.point()
     ours: Probabilities = eager.probabilities(images)
     theirs: Probabilities = exported.probabilities(images)  # type: ignore[operator]
-    # A NaN must not get lost, as it does in Python's max.
+    # Unlike Python's max, torch's returns NaN if any value is NaN.
     probability = torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max()
     threshold = point.pixel[:, None, None]
     undecided = (ours.pixels - threshold).abs() <= tolerance
-    tipping = (undecided & ((ours.pixels >= threshold) != (theirs.pixels >= threshold))).flatten(2).any(2)
+    crosses = undecided & ((ours.pixels >= threshold) != (theirs.pixels >= threshold))
+    can_tip = crosses.flatten(2).any(2)[:, :, None, None]
 
-    differ = eager(images).masks != exported(images).masks
-    excused = undecided | tipping[:, :, None, None]
+    differs = eager(images).masks != exported(images).masks
     same = zip(eager.decide(theirs, point), exported.decide(theirs, point), strict=True)  # type: ignore[operator]
-    unequal = sum(int((one != other).sum()) for one, other in same)
+    num_decided_differently = sum(int((one != other).sum()) for one, other in same)
     return Parity(
-        len(images),
-        differ.numel(),
-        float(probability),
-        int(undecided.sum()),
-        int((differ & undecided).sum()),
-        int((differ & ~undecided & tipping[:, :, None, None]).sum()),
-        int((differ & ~excused).sum()) + unequal,
+        images=len(images),
+        pixels=differs.numel(),
+        probability=float(probability),
+        undecided=int(undecided.sum()),
+        differing=int((differs & undecided).sum()),
+        tipped=int((differs & ~undecided & can_tip).sum()),
+        unexplained=int((differs & ~undecided & ~can_tip).sum()) + num_decided_differently,
     )
 
 
-def prove(eager: Inspector, exported: torch.nn.Module, batches: Iterable[Tensor], tolerance: float) -> pd.DataFrame:
-    """Compares over batches.
-
-    Returns:
-        A row for each number of images at once and image size, with the columns of `Parity`.
-    """
-    rows: dict[str, list[Parity]] = {}
+def prove(eager: Inspector, exported: nn.Module, batches: Iterable[Tensor], tolerance: float) -> dict[str, Parity]:
+    """Compare two inspectors on batches; return the differences for each size, such as "3 x 64 x 256" (N x H x W)."""
+    by_size: dict[str, list[Parity]] = {}
     for images in batches:
-        key = f"{len(images)} x {images.shape[2]} x {images.shape[3]}"
-        rows.setdefault(key, []).append(compare(eager, exported, images, tolerance))
-    merged = {}
-    for key, several in rows.items():
-        columns = {name: [getattr(row, name) for row in several] for name in Parity._fields}
-        merged[key] = {name: np.max(it) if name == "probability" else np.sum(it) for name, it in columns.items()}
-    return pd.DataFrame.from_dict(merged, orient="index")
-
-
-class Cost(NamedTuple):
-    """What a lower precision changes, of the masks of all images, with every class let through.
-
-    Attributes:
-        pixels: How many pixels are compared.
-        differing: Pixels that differ.
-        common: Pixels in both masks.
-        either: Pixels in the one and in the other, together.
-        called_otherwise: Images that the gate decides the other way.
-        probability: The largest difference of a pixel's probability.
-    """
-
-    pixels: int
-    differing: int
-    common: int
-    either: int
-    called_otherwise: int
-    probability: float
+        size = f"{len(images)} x {images.shape[2]} x {images.shape[3]}"
+        by_size.setdefault(size, []).append(compare(eager, exported, images, tolerance))
+    return {size: add(several) for size, several in by_size.items()}
 
 
 @torch.inference_mode()
-def price(full: Inspector, lowered: torch.nn.Module, images: Tensor) -> Cost:
-    """What a lower precision changes on images.
-
-    Args:
-        full: The inspector that was trained.
-        lowered: The exported one.
-        images: As `Inspector.forward` takes them.
-    """
+def describe_cost(full: Inspector, lowered: nn.Module, batches: Iterable[Tensor]) -> str:
+    """Describe how much a lower precision changes gate decisions and, regardless of the gate, all masks."""
     point = full.point()
-    everything = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
-    ours: Probabilities = full.probabilities(images)
-    theirs: Probabilities = lowered.probabilities(images)  # type: ignore[operator]
-    one, other = (full.decide(said, everything) for said in (ours, theirs))
-    called = [inspection.gate_probability >= point.gate for inspection in (one, other)]
-    return Cost(
-        one.masks.numel(),
-        int((one.masks != other.masks).sum()),
-        int((one.masks & other.masks).sum()),
-        int(one.areas.sum() + other.areas.sum()),
-        int((called[0] != called[1]).sum()),
-        float((ours.pixels - theirs.pixels).abs().max()),
+    pass_all = point._replace(gate=torch.zeros_like(point.gate), label=torch.zeros_like(point.label))
+    num_pixels = num_differing = area = num_gate_differs = 0
+    worst = 0.0
+    for images in batches:
+        ours: Probabilities = full.probabilities(images)
+        theirs: Probabilities = lowered.probabilities(images)  # type: ignore[operator]
+        one, other = (full.decide(probabilities, pass_all) for probabilities in (ours, theirs))
+        num_pixels += one.masks.numel()
+        num_differing += int((one.masks != other.masks).sum())
+        area += int(one.areas.sum() + other.areas.sum())
+        is_defective, is_still = (inspection.gate_probability >= point.gate for inspection in (one, other))
+        num_gate_differs += int((is_defective != is_still).sum())
+        worst = max(worst, float((ours.pixels - theirs.pixels).abs().max()))
+    return (
+        f"{num_differing:,} of {num_pixels:,} mask pixels differ ({num_differing / num_pixels:.3%}), Dice between the "
+        f"masks {1 - num_differing / area if area else 1:.4f}, largest difference of a pixel probability {worst:.2g}, "
+        f"gate decision differs on {num_gate_differs} images"
     )

@@ -1,10 +1,11 @@
-"""What an inspector is written as: the precisions and the formats of the exported file.
+"""Precisions and formats of the exported file.
 
-TorchScript holds the whole decision. torch.export and ONNX can hold neither the branch of the gate nor the filter of
-small spots, so they give what the networks say, and `Inspector.decide` is to be done outside.
+TorchScript holds the whole decision. torch.export and ONNX can represent neither the branch of the gate nor the filter
+of small spots, so these files return probabilities, and the program that runs them decides.
 """
 
 import copy
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,13 @@ Format = Literal["torchscript", "onnx", "pt2"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Traced on this many; sizes of 1 would become constants.
-_TRACED = (2, 1, 96, 256)
+_EXAMPLE_SHAPE = (2, 1, 96, 256)  # for tracing; a size of 1 would become a constant
+# Outputs of files without the decision: calibrated float `(N,)`, then as in `Probabilities`.
+_SCORES = ("gate_probability", "classes", "pixels")
 
 
 class _Lowered(nn.Module):
-    """A part of a network in a lower precision between float32 in and out."""
+    """Part of a network that computes in a lower precision, with float32 inputs and outputs."""
 
     def __init__(self, part: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -42,9 +44,9 @@ class _Lowered(nn.Module):
 
 
 def lower(inspector: Inspector, precision: Precision) -> Inspector:
-    """An inspector whose networks compute in a lower precision; fp32 gives the same one.
+    """Return a copy of an inspector whose networks compute in a lower precision; for fp32, the inspector itself.
 
-    Images are normalised and resized in float32, and so are logits: what little time that takes is well spent.
+    Images and logits are normalised and resized in float32, which takes little time.
     """
     if precision == "fp32":
         return inspector
@@ -57,41 +59,31 @@ def lower(inspector: Inspector, precision: Precision) -> Inspector:
     return lowered.eval()
 
 
-# What a file without the decision gives: float `(N,)`, calibrated; and as in `Probabilities`.
-_SCORES = ("gate_probability", "classes", "pixels")
-
-
 class _Scorer(nn.Module):
-    """uint8 `(N, 1, H, W)` -> `_SCORES` by their names."""
+    """Maps images, uint8 `(N, 1, H, W)`, to `_SCORES` by name."""
 
     def __init__(self, inspector: Inspector) -> None:
         super().__init__()
         self.inspector = inspector
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        said = self.inspector.probabilities(images)
+        probabilities = self.inspector.probabilities(images)
         point = self.inspector.point()
-        classes = calibrate(said.classes, point.temperature, point.knots, point.values)
-        return dict(zip(_SCORES, (classes.amax(1), said.classes, said.pixels), strict=True))
+        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values)
+        return dict(zip(_SCORES, (classes.amax(1), *probabilities), strict=True))
 
 
-class Outside(Inspector):
-    """An inspector whose probabilities come from a file without the decision."""
+class ScoredInspector(Inspector):
+    """An inspector whose probabilities come from `run`: images, uint8 `(N, 1, H, W)`, to `_SCORES` by name."""
 
     def __init__(self, run: Callable[[Tensor], dict[str, Tensor]], point: OperatingPoint) -> None:
-        """Joins them.
-
-        Args:
-            run: uint8 `(N, 1, H, W)` -> `_SCORES` by their names.
-            point: The operating point.
-        """
         super().__init__(nn.Identity(), nn.Identity(), point)
         self.run = run
 
     def probabilities(self, images: Tensor) -> Probabilities:
         """See `Inspector.probabilities`."""
-        said = self.run(self._to_grey(images))
-        return Probabilities(said["classes"], said["pixels"])
+        scores = self.run(self._to_grey(images))
+        return Probabilities(scores["classes"], scores["pixels"])
 
     def forward(self, images: Tensor) -> Inspection:
         """See `Inspector.forward`; every image is segmented."""
@@ -99,30 +91,29 @@ class Outside(Inspector):
 
 
 def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
-    # Any number of images whose sides are multiples of 32, from 64 on: tracing can follow neither the branch that pads
-    # others nor features of one pixel. Guards become checks at run time, for whether they hold always is beyond proof.
+    # Tracing supports neither padding to multiples of 32 nor feature maps of one pixel. Other guards run with the file.
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
         _Scorer(inspector),
-        (torch.zeros(_TRACED, dtype=torch.uint8),),
+        (torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8),),
         dynamic_shapes={"images": sizes},
         prefer_deferred_runtime_asserts_over_guards=True,
     )
 
 
 def write_pt2(inspector: Inspector, about: About, path: Path) -> None:
-    """Writes what the networks say as a program of `torch.export`, `inspector.json` inside it."""
-    with path.open("wb") as file:  # as in `bundle.write`
+    """Write the networks and the calibration as a torch.export program, with the metadata as `inspector.json` in it."""
+    with path.open("wb") as file:  # see `bundle.write`
         torch.export.save(_trace(inspector), file, extra_files={METADATA: json.dumps(about.to_dict(), indent=2)})
 
 
-def read_pt2(path: Path, point: OperatingPoint) -> Outside:
-    """Loads what `write_pt2` wrote."""
-    return Outside(torch.export.load(path).module(), point)
+def read_pt2(path: Path, point: OperatingPoint) -> ScoredInspector:
+    """Load a file that `write_pt2` wrote."""
+    return ScoredInspector(torch.export.load(path).module(), point)
 
 
 def write_onnx(inspector: Inspector, about: About, path: Path) -> None:
-    """Writes what the networks say as ONNX, `inspector.json` among its metadata."""
+    """Write the networks and the calibration as ONNX, with the metadata as its property `inspector.json`."""
     program = torch.onnx.export(
         _trace(inspector), (), dynamo=True, input_names=["images"], output_names=list(_SCORES), verbose=False
     )
@@ -131,8 +122,8 @@ def write_onnx(inspector: Inspector, about: About, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def read_onnx(path: Path, point: OperatingPoint) -> Outside:
-    """Loads what `write_onnx` wrote in ONNX Runtime, on the CPU."""
+def read_onnx(path: Path, point: OperatingPoint) -> ScoredInspector:
+    """Load a file that `write_onnx` wrote, to run in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -140,16 +131,18 @@ def read_onnx(path: Path, point: OperatingPoint) -> Outside:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        said = session.run(list(_SCORES), {"images": images.numpy()})
-        return {name: torch.from_numpy(scores) for name, scores in zip(_SCORES, said, strict=True)}
+        outputs = session.run(list(_SCORES), {"images": images.numpy()})
+        return {name: torch.from_numpy(output) for name, output in zip(_SCORES, outputs, strict=True)}
 
-    return Outside(run, point)
+    return ScoredInspector(run, point)
 
 
 def require_onnx() -> None:
-    """Refuses where the packages are missing that write and check ONNX."""
-    import importlib.util
+    """Check that the packages for writing and checking ONNX are installed.
 
+    Raises:
+        InputError: A package is missing.
+    """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(

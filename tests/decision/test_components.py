@@ -1,4 +1,4 @@
-"""Small spots against SciPy's labelling, pixel for pixel."""
+"""Removal of small spots equals SciPy's labelling, pixel for pixel."""
 
 import math
 import subprocess
@@ -28,7 +28,7 @@ Mask = NDArray[np.bool_]
 
 
 class Filter(nn.Module):
-    """Calls the filter as the inspector does, from an exported method."""
+    """Calls the filter from an exported method, like `Inspector`."""
 
     @torch.jit.export
     def decide(self, masks: Tensor, smallest_spot: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def scripted() -> Any:
 
 
 def measure_spots(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The label of each pixel, 0 for none, and the area of each label."""
+    """Return the label of each pixel, 0 for background, and the area of each label."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return labels, np.bincount(labels.ravel())
 
@@ -80,7 +80,7 @@ def draw_noise(share: float, rng: np.random.Generator, y: NDArray[Any], x: NDArr
 
 
 def draw_tree(rng: np.random.Generator, y: NDArray[Any], x: NDArray[Any]) -> Mask:
-    """Teeth joined in pairs, pairs of pairs, ... from top to bottom: what is joined late was started early."""
+    """Draw columns that are joined in pairs, then pairs of pairs, and so on from top to bottom."""
     joint = x // 2 + 1
     depth = np.log2(joint & -joint)
     mask: Mask = (x % 2 == 0) | (y == np.minimum(3 * depth + 3, y.shape[0] - 1))
@@ -98,7 +98,7 @@ PATTERNS: dict[str, Draw] = {
     "other diagonals": lambda rng, y, x: (x + y) % rng.integers(3, 9) == 0,
     "rows": lambda rng, y, x: y % 2 == 0,
     "columns": lambda rng, y, x: x % 2 == 0,
-    # What a careless flat index would join.
+    # Runs that are neighbours in a flattened mask only.
     "left and right edge": lambda rng, y, x: ((x == 0) & (y % 4 == 2)) | ((x == x.max()) & (y % 4 == 1)),
     "comb": lambda rng, y, x: (x % 2 == 0) | (y == y.max()),
     "comb upside down": lambda rng, y, x: (x % 2 == 0) | (y == 0),
@@ -125,7 +125,7 @@ def test_equals_scipy(pattern: str, scripted: Any) -> None:
     for size in sizes:
         mask = draw(pattern, rng, size)
         areas = measure_spots(mask)[1][1:]
-        # Either side of an area that is there.
+        # A limit that keeps an existing area, and one that drops it.
         area = int(rng.choice(areas)) if len(areas) else 5
         masks = torch.from_numpy(mask)[None, None].expand(1, 2, -1, -1)
         expected = drop_by_scipy(masks.numpy(), [area, area + 1])
@@ -144,13 +144,13 @@ def test_any_masks_and_sizes(masks: Mask, smallest: list[int]) -> None:
 
 
 def stack(num_images: int, num_classes: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Masks `(N, C, H, W)` of all patterns in turn."""
+    """Draw masks `(N, C, H, W)` of all patterns in turn."""
     rng, names = np.random.default_rng(seed), list(PATTERNS)
     planes = [draw(names[i % len(names)], rng, size) for i in range(num_images * num_classes)]
     return torch.from_numpy(np.stack(planes)).view(num_images, num_classes, *size)
 
 
-def test_each_class_has_its_own_size_and_the_input_stays(scripted: Any) -> None:
+def test_each_class_has_its_own_limit_and_the_input_is_not_modified(scripted: Any) -> None:
     masks, smallest = stack(10, 5, (23, 40)), [0, 1, 2, 9, 10_000]
     before = masks.clone()
     kept = drop_small_spots(masks, torch.tensor(smallest))
@@ -163,14 +163,14 @@ def test_each_class_has_its_own_size_and_the_input_stays(scripted: Any) -> None:
 
 
 @pytest.mark.parametrize("smallest", [0, 1])
-def test_nothing_to_drop_is_a_copy_too(smallest: int) -> None:
+def test_limits_of_0_and_1_return_a_copy(smallest: int) -> None:
     masks = stack(2, 2, (8, 9))
     kept = drop_small_spots(masks, torch.full((2,), smallest))
     assert torch.equal(kept, masks)
     assert kept.data_ptr() != masks.data_ptr()
 
 
-def test_masks_in_any_layout_of_memory() -> None:
+def test_any_memory_layout() -> None:
     masks, smallest = stack(4, 3, (18, 31)), torch.tensor([7, 20, 50])
     expected = drop_small_spots(masks, smallest)
     for layout in (masks.contiguous(memory_format=torch.channels_last), masks.mT.contiguous().mT):
@@ -178,8 +178,8 @@ def test_masks_in_any_layout_of_memory() -> None:
         assert torch.equal(drop_small_spots(layout, smallest), expected)
 
 
-def test_many_planes_at_once_do_not_touch_each_other() -> None:
-    # As an accelerator is asked.
+def test_planes_in_one_call_do_not_affect_each_other() -> None:
+    # Devices other than the CPU pass all planes in one call.
     masks = stack(40, 3, (17, 29))
     smallest = torch.tensor([5, 11, 40])
     kept = components._clear_small(masks.flatten(0, 1), smallest.repeat(40)).view_as(masks)
@@ -187,7 +187,7 @@ def test_many_planes_at_once_do_not_touch_each_other() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_keeps_the_same_pixels(scripted: Any) -> None:
+def test_a_gpu_gives_the_same_masks(scripted: Any) -> None:
     masks, smallest = stack(16, 4, (256, 1600)), torch.tensor([0, 30, 200, 3000])
     expected = drop_small_spots(masks, smallest)
     for run in (drop_small_spots, scripted.decide):
@@ -217,7 +217,7 @@ def join_at_random(num: int) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("join", [join_path, join_star, join_caterpillar, join_tree, join_at_random])
 @pytest.mark.parametrize("num", [2, 3, 64, 1000, 4096])
-def test_few_rounds_join_any_graph(
+def test_roots_of_any_graph_are_found_in_few_rounds(
     join: Callable[[int], NDArray[np.int64]], num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = 0
@@ -227,7 +227,7 @@ def test_few_rounds_join_any_graph(
         rounds += 1
         return maximum(one, other)
 
-    monkeypatch.setattr(torch, "maximum", count_rounds)  # called once a round
+    monkeypatch.setattr(torch, "maximum", count_rounds)  # called once per round
     for name in (np.arange(num), np.arange(num)[::-1], np.random.default_rng(num).permutation(num)):
         edges = name[join(num)]
         rounds = 0
@@ -239,10 +239,14 @@ def test_few_rounds_join_any_graph(
         assert 1 <= rounds <= 2 * math.log2(num)
 
 
-def test_needs_torch_alone() -> None:
+def test_decisions_need_torch_numpy_opencv_and_yaml_alone() -> None:
     code = (
         "import sys, torch; before = set(sys.modules); import steel.decision.components;"
-        "print(*sorted(set(sys.modules) - before))"
+        "print(*set(sys.modules) - before); import steel.decision.bundle; print(*set(sys.modules) - before)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["steel", "steel.decision", "steel.decision.components"]
+    components, bundle = (set(line.split()) for line in run.stdout.splitlines())
+    assert components == {"steel", "steel.decision", "steel.decision.components"}
+    packages = {name.split(".")[0] for name in bundle}
+    assert "cv2" in packages
+    assert not packages & {"pandas", "scipy", "sklearn", "matplotlib", "pyarrow", "PIL", "torchvision", "rich"}

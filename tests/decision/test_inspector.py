@@ -1,20 +1,22 @@
+"""The decision equals a NumPy reference; ensembles, flips and scripting change nothing else."""
+
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, special
+from scipy import ndimage
 from torch import Tensor, nn
 
 from steel.decision.inspector import Ensemble, Inspector
-from steel.decision.point import STRAIGHT, OperatingPoint, calibrate, tabulate_curves
+from steel.decision.point import STRAIGHT, OperatingPoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 
 
 class BrightnessGate(nn.Module):
-    """Logits that depend on the image: class c gets the brightness of the image, above 100 times c."""
+    """Predicts class 0 for images brighter than 100, class 1 for images brighter than 200."""
 
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.float().mean(dim=[1, 2, 3])
@@ -22,7 +24,7 @@ class BrightnessGate(nn.Module):
 
 
 class BrightPixels(nn.Module):
-    """A pixel belongs to class 0 from grey value 128 on, to class 1 below. Counts the images that it sees."""
+    """Assigns pixels of grey value 128 and above to class 0, others to class 1, and counts its images in `seen`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ def build(**point: Any) -> Inspector:
 
 
 def draw() -> Tensor:
-    """Three images: dark, medium with a bright spot of 12 pixels, bright."""
+    """Draw three images: dark, medium with a bright spot of 12 pixels, bright."""
     images = torch.zeros(3, 6, 8, dtype=torch.uint8)
     images[1] = 110
     images[1, 1:4, 2:6] = 180
@@ -52,7 +54,7 @@ def draw() -> Tensor:
 
 
 def reference(images: Tensor, inspector: Inspector) -> np.ndarray:
-    """The decision image by image, in NumPy."""
+    """Decide image by image in NumPy; return the masks."""
     masks = np.zeros((len(images), 2, *images.shape[1:]), bool)
     for i, image in enumerate(images.numpy().astype(float)):
         classes = 1 / (1 + np.exp(-(image.mean() - np.array([100, 200])) / 10))
@@ -78,14 +80,14 @@ def reference(images: Tensor, inspector: Inspector) -> np.ndarray:
     "inspector",
     [
         build(),
-        build(gate=0.0),  # everything is segmented
-        build(gate=1.0),  # next to nothing
-        build(label=(0.8, 0.0)),  # of the medium image class 0 is not likely enough
+        build(gate=0.0),  # all images are segmented
+        build(gate=1.0),  # only images with probability 1
+        build(label=(0.8, 0.0)),  # class 0 is not likely enough in the medium image
         build(smallest_area=(13, 0)),  # the spot of 12 pixels is too small
-        build(smallest_area=(12, 37)),  # just large enough; its surroundings of 36 are not
+        build(smallest_area=(12, 37)),  # the spot is just large enough; the 36 pixels around it are not
         build(smallest_spot=(13, 0)),
         build(smallest_spot=(12, 36), smallest_area=(12, 36)),
-        build(temperature=(4.0, 1.0), gate=0.6),  # less sure of the medium image than that
+        build(temperature=(4.0, 1.0), gate=0.6),  # calibration lowers the medium image below the gate
         build(curve=(((0.0, 0.0), (0.5, 0.1), (0.8, 0.4), (1.0, 1.0)), STRAIGHT)),
         build(curve=(STRAIGHT, ((0.0, 0.3), (1.0, 0.9))), label=(0.0, 0.2), gate=0.2),
         build(pixel=(1.0, 0.2)),
@@ -98,22 +100,6 @@ def test_decision_equals_the_reference(inspector: Inspector) -> None:
     assert np.array_equal(inspection.masks.numpy(), expected)
     assert np.array_equal(inspection.areas.numpy(), expected.sum((2, 3)))
     assert torch.equal(inspection.gate_probability, inspection.class_probabilities.amax(1))
-
-
-def test_what_is_not_calibrated_stays_bit_by_bit() -> None:
-    classes = torch.rand(50, 2)
-    classes[0], classes[1] = 0, 1
-    ours = calibrate(classes, torch.ones(2), *tabulate_curves([STRAIGHT, STRAIGHT]))
-    assert torch.equal(ours, classes)
-
-
-def test_calibration_is_scipys_and_numpys() -> None:
-    classes = torch.rand(50, 2)
-    classes[0], classes[1] = 0, 1
-    curve = ((0.0, 0.05), (0.3, 0.2), (0.31, 0.8), (1.0, 0.95))
-    ours = calibrate(classes, torch.tensor([1.7, 1.0]), *tabulate_curves([STRAIGHT, curve])).numpy()
-    assert ours[:, 0] == pytest.approx(special.expit(special.logit(classes[:, 0].double().numpy()) / 1.7), abs=1e-6)
-    assert ours[:, 1] == pytest.approx(np.interp(classes[:, 1].numpy(), *zip(*curve, strict=True)), abs=1e-6)
 
 
 def test_only_gated_images_are_segmented() -> None:
@@ -134,17 +120,17 @@ def test_forward_is_probabilities_then_decide() -> None:
         assert torch.equal(one, other)
 
 
-def test_another_point_is_decided_without_the_networks() -> None:
+def test_decide_applies_another_point_without_running_the_networks() -> None:
     inspector = build()
-    said = inspector.probabilities(draw())
+    probabilities = inspector.probabilities(draw())
     seen = int(inspector.segmenter.seen)
     other = replace(UNTUNED, gate=0.6, pixel=(0.5, 0.2), smallest_spot=(13, 0), temperature=(4.0, 1.0))
     expected = build(**{key: getattr(other, key) for key in ("gate", "pixel", "smallest_spot", "temperature")})(draw())
     for decide in (inspector.decide, torch.jit.script(inspector).decide):
-        for one, two in zip(decide(said, other.to_tensors()), expected, strict=True):
+        for one, two in zip(decide(probabilities, other.to_tensors()), expected, strict=True):
             assert torch.equal(one, two)
     assert int(inspector.segmenter.seen) == seen
-    assert torch.equal(inspector(draw()).masks, build()(draw()).masks)  # the buffers are as they were
+    assert torch.equal(inspector(draw()).masks, build()(draw()).masks)  # the buffers are unchanged
 
 
 def test_thresholds_are_buffers_that_a_program_can_set() -> None:
@@ -154,7 +140,7 @@ def test_thresholds_are_buffers_that_a_program_can_set() -> None:
     assert not scripted(draw()).masks.any()
 
 
-def test_the_same_image_in_every_form() -> None:
+def test_all_image_shapes_give_the_same_result() -> None:
     inspector, images = build(), draw()
     expected = inspector(images)
     for form in (images[:, None], images[:, None].expand(-1, 3, -1, -1)):
@@ -162,7 +148,7 @@ def test_the_same_image_in_every_form() -> None:
             assert torch.equal(one, other)
 
 
-def test_luma_is_that_of_opencv() -> None:
+def test_luma_equals_opencv_within_one_grey_value() -> None:
     import cv2
 
     rgb = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -179,13 +165,13 @@ def test_luma_is_that_of_opencv() -> None:
         torch.zeros(1, 1, 0, 4, dtype=torch.uint8),  # no pixel
     ],
 )
-def test_rubbish_is_refused(images: Tensor) -> None:
-    with pytest.raises(ValueError, match="images"):
+def test_images_of_the_wrong_type_or_shape_are_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="images must"):
         build()(images)
 
 
 class Constant(nn.Module):
-    """The same logits whatever the image: `(N, C)`."""
+    """Returns the same logits `(N, C)` for all images."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()
@@ -197,7 +183,7 @@ class Constant(nn.Module):
 
 
 class Slope(nn.Module):
-    """Pixels' logits that depend on grey value, row and column, and so on how the image is held."""
+    """Returns pixel logits that depend on grey value, row and column, so that flips change them."""
 
     def __init__(self, down: float, across: float) -> None:
         super().__init__()
@@ -212,7 +198,7 @@ class Slope(nn.Module):
 
 
 class Corner(nn.Module):
-    """Class 0 by the grey value of the top left pixel, class 1 by that of the top right one."""
+    """Predicts class 0 from the grey value of the top left pixel, class 1 from the top right pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
         return (images[:, 0, 0, :: images.shape[3] - 1].float() - 128) / 64
@@ -236,12 +222,12 @@ def test_an_ensemble_is_the_mean_of_probabilities(networks: list[nn.Module]) -> 
     logits = Ensemble(networks)(images)
     assert np.allclose(sigmoid(logits.numpy()), expected, atol=1e-7)
     assert np.allclose(logits.numpy(), np.log(expected / (1 - expected)), atol=1e-5)
-    # Not the mean of the logits, which is another thing.
+    # The mean of the logits is different.
     assert np.abs(sigmoid(np.mean([network(images).numpy() for network in networks], axis=0)) - expected).max() > 0.01
 
 
 @pytest.mark.parametrize("logit", [-1000.0, -90.0, -30.0, -1.5, 0.0, 1.5, 20.0, 90.0, 1000.0])
-def test_an_ensemble_of_one_or_of_equals_changes_nothing(logit: float) -> None:
+def test_an_ensemble_of_equal_networks_equals_one_of_them(logit: float) -> None:
     images = random_images(2, 3, 4)
     for k in (1, 2, 5):
         logits = Ensemble([Constant(logit, 0.25)] * k)(images)
@@ -250,13 +236,13 @@ def test_an_ensemble_of_one_or_of_equals_changes_nothing(logit: float) -> None:
         assert torch.allclose(logits.sigmoid(), torch.tensor([logit, 0.25]).sigmoid(), rtol=1e-6, atol=1e-37)
 
 
-def test_an_ensemble_stays_exact_where_all_are_certain() -> None:
+def test_an_ensemble_is_exact_for_large_logits() -> None:
     logits = Ensemble([Constant(20.0), Constant(24.0)])(random_images(1, 2, 2)).double()
     expected = -np.log((np.exp(-20.0) + np.exp(-24.0)) / 2)  # 1 - sigmoid in float32 is 0 here
     assert float(logits[0, 0]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_an_ensemble_of_half_precision_answers_in_float32() -> None:
+def test_an_ensemble_in_half_precision_returns_float32() -> None:
     class Half(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.full((images.shape[0], 2), 3.0, dtype=torch.bfloat16)
@@ -273,7 +259,7 @@ def test_the_order_of_an_ensemble_does_not_matter() -> None:
 
 
 def flipped_reference(images: np.ndarray, network: nn.Module, has_pixels: bool) -> np.ndarray:
-    """The mean over the four views, image by image, in NumPy; probabilities of pixels are turned back."""
+    """Average over the four flips, image by image in NumPy; pixel probabilities are flipped back."""
     total = 0
     for turn in (lambda a: a, np.fliplr, np.flipud, lambda a: np.flipud(np.fliplr(a))):
         for_each = []
@@ -300,17 +286,17 @@ def test_flips_are_the_mean_over_four_views(
         assert not torch.allclose(ours, without, atol=1e-3)
 
 
-def test_flips_change_nothing_where_networks_do_not_mind() -> None:
+def test_flips_change_nothing_if_the_networks_are_symmetric() -> None:
     flipping = Inspector(BrightnessGate(), BrightPixels(), UNTUNED, flips=True)
     for one, other in zip(flipping(draw()), build()(draw()), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
-    # Once for each of four views, and only what the gate lets through.
+    # Four views of each of the two images that pass the gate.
     assert int(flipping.segmenter.seen) == 8
 
 
 def test_the_gate_decides_by_the_flipped_mean() -> None:
     image = torch.full((1, 4, 4), 70, dtype=torch.uint8)
-    image[0, 0, 0] = 255  # in the corner that class 0 looks at in one view of four, likewise for class 1
+    image[0, 0, 0] = 255  # seen by each class in one of four views
     point = OperatingPoint.untuned(2)
     assert Inspector(Corner(), SLOPES[0], point)(image).masks.any()
     flipping = Inspector(Corner(), SLOPES[0], point, flips=True)(image)
@@ -321,7 +307,7 @@ def test_the_gate_decides_by_the_flipped_mean() -> None:
 
 @pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("shape", [(1, 4, 6), (3, 7, 5), (2, 1, 1), (0, 4, 4)])
-def test_a_scripted_inspector_is_the_eager_one(flips: bool, shape: tuple[int, int, int]) -> None:
+def test_a_scripted_inspector_equals_the_eager_one(flips: bool, shape: tuple[int, int, int]) -> None:
     classifier, segmenter = Ensemble([BrightnessGate(), Constant(1.0, -1.0)]), Ensemble(SLOPES)
     point = replace(
         UNTUNED, gate=0.4, pixel=(0.5, 0.3), smallest_area=(2, 0), smallest_spot=(0, 3), temperature=(1.0, 2.0)

@@ -1,4 +1,4 @@
-"""The C++ program against `steel inspect`, and what it says to rubbish."""
+"""The C++ example: same codes as `steel inspect`, and errors for invalid files."""
 
 import os
 import re
@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by the line that the README names."""
+    """Build the program with the command in the README."""
     folder = Path(shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("cpp") / "cpp"))
     found = re.search(r"^T=.*$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert found
@@ -42,7 +42,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def inspector(_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lets everything through and drops small spots, so that there is something to outline."""
+    """Export an inspector that passes all images and drops small spots, so that there are masks to compare."""
     folder = tmp_path_factory.mktemp("exported")
     point = OperatingPoint.untuned(4).to_dict() | {"gate": 0.0, "smallest_spot": [5, 5, 5, 5]}
     (folder / "point.yaml").write_text(yaml.safe_dump({"operating_point": point}), encoding="utf-8")
@@ -55,7 +55,7 @@ def run(program: Path, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(program), *map(str, args)], capture_output=True, text=True, check=False)
 
 
-def test_it_gives_the_codes_of_steel_inspect(program: Path, inspector: Path, trained: Trained, tmp_path: Path) -> None:
+def test_codes_equal_those_of_steel_inspect(program: Path, inspector: Path, trained: Trained, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for path in sorted((trained.root / "train_images").iterdir())[:6]:
@@ -68,14 +68,14 @@ def test_it_gives_the_codes_of_steel_inspect(program: Path, inspector: Path, tra
     ours = (tmp_path / "out" / "submission.csv").read_bytes()
     assert any(line.count(b" ") > 3 for line in ours.splitlines())
     assert (tmp_path / "codes.csv").read_bytes() == ours
-    # Raw pixels are the same pixels.
+    # The same pixels as PGM.
     grey = read_grey(images / "odd.png")
     (tmp_path / "odd.png").write_bytes(b"P5\n77 50\n255\n" + grey.tobytes())
     run(program, inspector, tmp_path / "raw.csv", tmp_path / "odd.png")
     assert (tmp_path / "raw.csv").read_bytes().splitlines()[1:] == ours.splitlines()[1:5]
 
 
-def test_it_refuses_rubbish_with_a_sentence(program: Path, inspector: Path, tmp_path: Path) -> None:
+def test_invalid_files_are_refused_with_one_sentence(program: Path, inspector: Path, tmp_path: Path) -> None:
     whole = inspector.read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.warns(FutureWarning, match="deprecated"):
@@ -94,8 +94,8 @@ def test_it_refuses_rubbish_with_a_sentence(program: Path, inspector: Path, tmp_
         (inspector, "gone.png", "cannot read"),
         (inspector, "cut.png", "damaged"),
         (inspector, "cut.pgm", "is truncated: 1597 pixels are missing"),
-        (inspector, "empty.pgm", "no PGM of 8 bits"),
-        (inspector, "text.png", "no image that this program"),
+        (inspector, "empty.pgm", "not an 8-bit PGM"),
+        (inspector, "text.png", "not an image that this program"),
         (inspector, "deep.png", "more than 8 bits"),
     ):
         done = run(program, model, out, tmp_path / image)

@@ -1,25 +1,25 @@
+"""The exported file equals the trained networks, describes itself, and is not written if it differs."""
+
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 from conftest import Trained
 from steel.cli import main
 from steel.decision import bundle
-from steel.decision.inspector import Inspector
+from steel.decision.about import About
 from steel.decision.point import OperatingPoint
-from steel.errors import InputError
 from steel.evaluation.assemble import assemble
-from steel.export import export, parity, targets
+from steel.export import export, parity
 
-ON_OTHER_MACHINE = """
+WITHOUT_STEEL = """
 import sys
 import warnings
 warnings.simplefilter("ignore")
@@ -47,12 +47,12 @@ def draw(n: int, size: tuple[int, int]) -> torch.Tensor:
 def test_the_file_runs_without_this_package_and_equals_eager(trained: Trained, exported: Path, tmp_path: Path) -> None:
     batches = [draw(1, (64, 128)), draw(3, (50, 77)), draw(2, (33, 200))]
     inspector = assemble(str(trained.classifier), str(trained.segmenter)).inspector
-    inspector.gate.fill_(0.0)  # so that every image is segmented
+    inspector.gate.fill_(0.0)  # every image is segmented
     torch.save(batches, tmp_path / "images.pt")
     module, _ = bundle.load(exported)
     module.gate.fill_(0.0)
     module.save(str(tmp_path / "open.pt"))
-    command = [sys.executable, "-c", ON_OTHER_MACHINE, "open.pt", "images.pt", "answers.pt"]
+    command = [sys.executable, "-c", WITHOUT_STEEL, "open.pt", "images.pt", "answers.pt"]
     subprocess.run(command, cwd=tmp_path, check=True)
     with torch.inference_mode():
         for images, answers in zip(batches, torch.load(tmp_path / "answers.pt"), strict=True):
@@ -60,7 +60,7 @@ def test_the_file_runs_without_this_package_and_equals_eager(trained: Trained, e
                 assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_the_file_says_what_it_is(trained: Trained, exported: Path) -> None:
+def test_the_file_contains_its_metadata(trained: Trained, exported: Path) -> None:
     _, about = bundle.read(exported)
     assert about.classes == ("pits", "crack", "scratch", "patch")
     assert about.operating_point == OperatingPoint.untuned(4)
@@ -68,78 +68,27 @@ def test_the_file_says_what_it_is(trained: Trained, exported: Path) -> None:
     assert about.versions["torch"]
     assert [len(network.digest) for network in about.classifiers] == [16]
     assert about.flips is False
-    json.dumps(about.to_dict())
+    assert About.from_dict(json.loads(json.dumps(about.to_dict()))) == about
 
 
-def test_the_file_that_was_read_keeps_methods_and_thresholds(trained: Trained, exported: Path) -> None:
+def test_a_frozen_file_keeps_methods_and_thresholds(trained: Trained, exported: Path) -> None:
     module, _ = bundle.read(exported)
     inspector = assemble(str(trained.classifier), str(trained.segmenter)).inspector
     images = draw(3, (64, 96))
     with torch.inference_mode():
-        said = module.probabilities(images)
-        for ours, theirs in zip(inspector.probabilities(images), said, strict=True):
+        probabilities = module.probabilities(images)
+        for ours, theirs in zip(inspector.probabilities(images), probabilities, strict=True):
             assert torch.allclose(ours, theirs, atol=export.FOLDED)
         point = module.point()._replace(gate=torch.tensor(0.0), pixel=torch.full((4,), 0.3))
-        decided = module.decide(said, point)
-        assert torch.equal(decided.masks, said.pixels >= 0.3)
+        decided = module.decide(probabilities, point)
+        assert torch.equal(decided.masks, probabilities.pixels >= 0.3)
     module.gate.fill_(0.0)
     module.pixel.fill_(0.3)
     assert torch.equal(module(images).masks, decided.masks)
     assert module.flips is False
 
 
-def build_brightness(shift: float = 0.0) -> Inspector:
-    """Pixels are the more likely of class 0 the brighter they are; images are called by their brightness."""
-
-    class Pixels(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            grey = images[:, 0].float()
-            return torch.stack([grey - 120 + shift, 120 - grey + shift], 1) / 40
-
-    class Gate(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return Pixels()(images).mean([2, 3])
-
-    return Inspector(Gate(), Pixels(), OperatingPoint.untuned(2)).eval()
-
-
-def test_parity_counts_every_difference() -> None:
-    images = next(parity.draw_batches())
-    same = parity.compare(build_brightness(), build_brightness(), images, 1e-5)
-    assert same == parity.Parity(1, 2 * 64 * 256, 0.0, same.undecided, 0, 0, 0)
-    # Grey 120 is exactly at the threshold of both classes.
-    assert same.undecided == 2 * int((images == 120).sum()) > 0
-    # Half a grey value turns the pixels at the threshold alone, and by more than is allowed.
-    ours, theirs = build_brightness(), build_brightness(-0.01)
-    shifted = parity.compare(ours, theirs, images, 1e-3)
-    assert 0 < shifted.probability < 1e-3
-    assert shifted.differing == shifted.undecided == same.undecided
-    assert shifted.otherwise == 0
-    strict = parity.compare(ours, theirs, images, 1e-9)
-    assert strict.undecided == strict.differing  # at the threshold itself
-    far = parity.compare(ours, build_brightness(20), images, 1e-5)
-    assert far.probability > 0.1
-    assert far.otherwise > 0
-
-
-def test_a_spot_that_one_pixel_tips_is_told_apart() -> None:
-    ours, theirs = build_brightness(), build_brightness(-0.01)
-    for inspector in (ours, theirs):
-        inspector.smallest_spot.fill_(4)
-    image = torch.full((1, 8, 8), 100, dtype=torch.uint8)
-    image[0, 2, 2:6] = torch.tensor([200, 200, 200, 120], dtype=torch.uint8)  # four pixels, the last undecided
-    image[0, 6:] = 200  # so that the gate lets it through
-    found = parity.compare(ours, theirs, image[:, None], 1e-3)
-    # Both classes lose it; of class 1 it was part of all that is dark.
-    assert (found.differing, found.tipped, found.otherwise) == (2, 3, 0)
-
-
-def test_a_number_that_is_none_is_a_difference() -> None:
-    broken = build_brightness(float("nan"))
-    assert np.isnan(parity.compare(build_brightness(), broken, next(parity.draw_batches()), 1e-5).probability)
-
-
-def test_what_differs_is_not_written(
+def test_a_file_that_differs_is_not_written(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     found = parity.Parity(1, 100, 0.25, 0, 0, 0, 7)
@@ -147,10 +96,24 @@ def test_what_differs_is_not_written(
     out = tmp_path / "new" / "inspector.pt"
     args = ["export", f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}", f"--out={out}"]
     sentence = refused(*args)
-    assert "as stored, differs from the trained networks" in sentence
+    assert "as stored, differs from the trained networks (probabilities by up to 0.25, allowed 1e-05" in sentence
+    assert f"{out} was not written" in sentence
     assert list(out.parent.iterdir()) == []
-    monkeypatch.setattr(parity, "compare", lambda *_: found._replace(probability=float("nan"), otherwise=0))
+    monkeypatch.setattr(parity, "compare", lambda *_: found._replace(probability=float("nan"), unexplained=0))
     assert "differs from the trained networks" in refused(*args)
+
+
+def test_of_many_sizes_the_worst_and_the_sum_are_printed() -> None:
+    by_size = {f"1 x 64 x {32 * i}": parity.Parity(2, 100, i * 1e-7, 5, i, 0, int(i == 3)) for i in range(1, 15)}
+    by_size["1 x 64 x 999"] = parity.Parity(2, 100, float("nan"), 5, 0, 0, 0)
+    heading, *rows = export._tabulate(by_size, parity.add(by_size.values())).splitlines()
+    assert "differ otherwise" in heading
+    cells = [row.split() for row in rows]
+    assert len(rows) == 12
+    assert cells[0] == ["1", "x", "64", "x", "96", "2", "100", "3.0e-07", "5", "3", "0", "1"]
+    assert cells[1][:7] == ["1", "x", "64", "x", "999", "2", "100"]
+    assert cells[2][4] == "448"
+    assert cells[-1][:5] == ["all", "15", "sizes", "30", "1500"]
 
 
 def test_the_comparison_runs_on_given_images(
@@ -161,16 +124,18 @@ def test_the_comparison_runs_on_given_images(
     args = ["export", f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}"]
     assert main([*args, f"--images={tmp_path}", f"--out={tmp_path / 'x.pt'}"]) == 0
     printed = capsys.readouterr().out
-    assert "as stored" in printed
-    assert "frozen" in printed
-    assert "1 x 64 x 128" in printed
-    assert "3 x 64 x 128" in printed
+    stored, frozen = re.split(r"exported file, frozen", printed)
+    assert "exported file, as stored" in stored
+    for table in (stored, frozen):
+        assert re.search(r"^ *1 x 64 x 128 +2 +65536 ", table, re.MULTILINE)
+        assert re.search(r"^ *3 x 64 x 128 +3 +98304 ", table, re.MULTILINE)
     assert "of the segmenter's operations" in printed
-    assert "no" in refused(*args, f"--images={tmp_path / 'gone'}", f"--out={tmp_path / 'y.pt'}")
+    sentence = refused(*args, f"--images={tmp_path / 'gone'}", f"--out={tmp_path / 'y.pt'}")
+    assert f"{tmp_path / 'gone'}; name" in sentence
     assert not (tmp_path / "y.pt").exists()
 
 
-def test_weights_that_are_no_numbers_are_refused(trained: Trained, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_weights_that_are_not_finite_are_refused(trained: Trained, tmp_path: Path, refused: Callable[..., str]) -> None:
     checkpoint = torch.load(trained.segmenter, weights_only=True)
     next(iter(checkpoint["state_dict"].values()))[0] = float("nan")
     torch.save(checkpoint, tmp_path / "nan.ckpt")
@@ -184,58 +149,8 @@ def test_weights_that_are_no_numbers_are_refused(trained: Trained, tmp_path: Pat
     assert "no finite number" in refused("tune", *networks, f"--root={trained.root}", f"--out={tmp_path / 'p.yaml'}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_lower_precision_says_what_it_costs(
-    precision: str,
-    trained: Trained,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(parity, "_SIZES", ((64, 128),))
-    out = tmp_path / "x.pt"
-    args = ["export", f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}", f"--out={out}"]
-    assert main([*args, f"--precision={precision}"]) == 0
-    assert f"{precision} against fp32: " in capsys.readouterr().out
-    module, about = bundle.read(out)
-    assert about.precision == precision
-    inspector = assemble(str(trained.classifier), str(trained.segmenter)).inspector
-    with torch.inference_mode():
-        images = draw(2, (64, 128))
-        ours, theirs = inspector.probabilities(images), module.probabilities(images)
-    assert theirs.pixels.dtype == torch.float32
-    assert 0 < float((ours.pixels - theirs.pixels).abs().max()) < 0.1
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the exporters' own
-@pytest.mark.parametrize("form", ["pt2", "onnx"])
-def test_other_formats_give_the_probabilities(form: targets.Format, trained: Trained, tmp_path: Path) -> None:
-    out = tmp_path / f"x.{form}"
-    args = ["export", f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}", f"--out={out}"]
-    assert main([*args, f"--format={form}"]) == 0
-    inspector = assemble(str(trained.classifier), str(trained.segmenter)).inspector
-    point = OperatingPoint.untuned(4)
-    outside = targets.read_onnx(out, point) if form == "onnx" else targets.read_pt2(out, point)
-    for n, size in ((1, (64, 128)), (2, (64, 160))):
-        images = draw(n, size)
-        with torch.inference_mode():
-            ours, theirs = inspector.probabilities(images), outside.probabilities(images)
-        for one, other in zip(ours, theirs, strict=True):
-            assert torch.allclose(one, other, atol=export.FOLDED)
-
-
-def test_sizes_that_a_format_cannot_take_are_refused(tmp_path: Path) -> None:
-    for name, size in (("a.png", (64, 96)), ("b.png", (64, 100))):
-        cv2.imwrite(str(tmp_path / name), np.zeros(size, np.uint8))
-    assert len(list(parity.read_batches(str(tmp_path)))) == 2
-    with pytest.raises(InputError, match=r"b.png has 64 x 100 pixels, but this format takes"):
-        list(parity.read_batches(str(tmp_path), whole=True))
-
-
 def perturb(checkpoint: Path, path: Path) -> Path:
-    """A checkpoint as another seed might have left it."""
+    """Write a copy of a checkpoint with random changes, as if trained with another seed."""
     saved = torch.load(checkpoint, weights_only=True)
     saved["steel"]["data"]["seed"] = 1
     generator = torch.Generator().manual_seed(1)
@@ -249,7 +164,7 @@ def perturb(checkpoint: Path, path: Path) -> Path:
 def test_several_networks_and_flips_are_in_the_file(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Each size is compiled anew, for every network.
+    # Fewer sizes, because TorchScript compiles each one for every network.
     monkeypatch.setattr(parity, "_SIZES", ((40, 64),))
     monkeypatch.setattr(parity, "_BATCH_SIZES", (3,))
     classifiers = [trained.classifier, perturb(trained.classifier, tmp_path / "a.ckpt")]
@@ -261,14 +176,14 @@ def test_several_networks_and_flips_are_in_the_file(
         f"--out={tmp_path / 'x.pt'}",
     ]
     assert main(["export", *args]) == 0
-    assert "exported, as stored, against trained" in capsys.readouterr().out
+    assert "exported file, as stored, compared with the trained networks" in capsys.readouterr().out
     module, about = bundle.read(tmp_path / "x.pt")
     assert module.flips is True
     assert about.flips is True
-    for key in ("classifiers", "segmenters"):
-        assert [network["data"]["seed"] for network in about[key]] == [0, 1]
+    for networks in (about.classifiers, about.segmenters):
+        assert [network.data["seed"] for network in networks] == [0, 1]
 
-    # By hand: the mean over networks and views of what each says alone.
+    # Reference: the mean over networks and flips of the probabilities of single networks.
     images = draw(2, (40, 64))
     with torch.inference_mode():
         found = module.probabilities(images)
@@ -283,7 +198,7 @@ def test_several_networks_and_flips_are_in_the_file(
         assert not torch.allclose(found.pixels, alone[0].pixels, atol=1e-4)
 
 
-def test_one_checkpoint_in_a_list_is_that_checkpoint(trained: Trained) -> None:
+def test_a_list_of_one_checkpoint_equals_the_checkpoint(trained: Trained) -> None:
     plain = assemble(str(trained.classifier), str(trained.segmenter))
     listed = assemble([str(trained.classifier)], [str(trained.segmenter)])
     assert listed.describe() == plain.describe()
@@ -294,16 +209,20 @@ def test_one_checkpoint_in_a_list_is_that_checkpoint(trained: Trained) -> None:
         assert torch.equal(one, other)
 
 
-def test_a_list_names_each_checkpoint_once(trained: Trained, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_empty_list_bare_commas_and_duplicates_are_refused(
+    trained: Trained, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     out = f"--out={tmp_path / 'x.pt'}"
     sentence = refused("export", "--classifier=[]", f"--segmenter={trained.segmenter}", out)
-    assert "--classifier takes one or more different checkpoints, but [] came" in sentence
+    assert "--classifier" in sentence
+    assert "[]" in sentence
     bare = f"{trained.segmenter},{tmp_path / 'b.ckpt'}"
     sentence = refused("export", f"--classifier={trained.classifier}", f"--segmenter={bare}", out)
-    assert f"several are given in brackets, as [{bare}]" in sentence
+    assert f"[{bare}]" in sentence
     twice = f"[{trained.segmenter},{trained.segmenter}]"
     sentence = refused("export", f"--classifier={trained.classifier}", f"--segmenter={twice}", out)
-    assert f"--segmenter takes one or more different checkpoints, but {twice} came" in sentence
+    assert "--segmenter" in sentence
+    assert twice in sentence
 
 
 def test_swapped_checkpoints_are_refused(trained: Trained, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -313,7 +232,10 @@ def test_swapped_checkpoints_are_refused(trained: Trained, tmp_path: Path, refus
         f"--segmenter={trained.classifier}",
         f"--out={tmp_path / 'x.pt'}",
     ]
-    assert "is a checkpoint of DefectSegmenter, but one of DefectClassifier is expected" in refused(*args)
+    sentence = refused(*args)
+    assert str(trained.segmenter) in sentence
+    assert "DefectSegmenter" in sentence
+    assert "DefectClassifier" in sentence
 
 
 def test_networks_of_other_classes_are_refused(trained: Trained, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -322,52 +244,5 @@ def test_networks_of_other_classes_are_refused(trained: Trained, tmp_path: Path,
     torch.save(checkpoint, tmp_path / "other.ckpt")
     for segmenter in (tmp_path / "other.ckpt", f"[{trained.segmenter},{tmp_path / 'other.ckpt'}]"):
         sentence = refused("export", f"--classifier={trained.classifier}", f"--segmenter={segmenter}")
-        assert f"{tmp_path / 'other.ckpt'} knows a, b, c, d; train all on the same data set" in sentence
-
-
-def test_files_that_are_no_inspector_are_refused(
-    trained: Trained, exported: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    text = tmp_path / "text.pt"
-    text.write_text("no program")
-    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):  # as torch 2.15 and 2.11 say
-        torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "relu.pt")
-    images = trained.root / "train_images"
-    assert "no file" in refused("inspect", tmp_path / "gone.pt", images)
-    assert "not an exported inspector" in refused("inspect", text, images)
-    assert "not an exported inspector" in refused("inspect", trained.classifier, images)
-    assert "but not an inspector" in refused("inspect", tmp_path / "relu.pt", images)
-    cut = tmp_path / "cut.pt"
-    cut.write_bytes(exported.read_bytes()[:-5000])
-    assert "is damaged" in refused("inspect", cut, images)
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.zeros(1, 4, 4),
-        torch.zeros(4, 4, dtype=torch.uint8),
-        torch.zeros(1, 2, 4, 4, dtype=torch.uint8),
-        torch.zeros(1, 0, 4, dtype=torch.uint8),
-    ],
-    ids=["dtype", "rank", "channels", "size"],
-)
-def test_rubbish_is_refused_by_the_file_too(images: torch.Tensor, exported: Path) -> None:
-    module, _ = bundle.read(exported)
-    with pytest.raises(torch.jit.Error, match="ValueError: images "):
-        module(images)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
-def test_a_file_that_says_something_else_here_is_refused(
-    exported: Path, trained: Trained, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    module, about = bundle.load(exported)
-    images = trained.root / "train_images"
-    for buffer, sentence in (("example_classes", "differ by 0."), ("example_areas", "outlines")):
-        kept = getattr(module, buffer).clone()
-        getattr(module, buffer).add_(1 if buffer == "example_areas" else 0.3)
-        other = tmp_path / "other.pt"
-        torch.jit.save(module, other, _extra_files={bundle.METADATA: json.dumps(about.to_dict())})
-        assert sentence in refused("inspect", other, images)
-        getattr(module, buffer).copy_(kept)
+        assert f"{tmp_path / 'other.ckpt'}" in sentence
+        assert "a, b, c, d" in sentence

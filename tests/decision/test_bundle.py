@@ -1,0 +1,117 @@
+"""The exported file refuses wrong files, wrong images, and results that differ from those stored in it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bright import write_images, write_model
+from steel.decision import bundle
+from steel.decision.about import About
+from steel.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "inspector.pt", gate=0.4)
+
+
+def test_the_metadata_are_read_as_written_with_the_point_of_the_program(model: Path) -> None:
+    module, about = bundle.load(model)
+    assert about.classes == ("spot", "never")
+    assert about.operating_point.gate == pytest.approx(0.4)
+    assert float(module.gate) == about.operating_point.gate
+    assert About.from_dict(json.loads(json.dumps(about.to_dict()))) == about
+
+
+def test_files_that_are_not_an_inspector_are_refused(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    images = write_images(tmp_path / "images", num=2)
+    (tmp_path / "text.pt").write_text("no program")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "checkpoint.pt")
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "relu.pt")
+    (tmp_path / "cut.pt").write_bytes(model.read_bytes()[:-5000])
+    for name, reason in (
+        ("gone.pt", "no file"),
+        ("text.pt", "not an exported inspector"),
+        ("checkpoint.pt", "not an exported inspector"),
+        ("relu.pt", "not an inspector"),
+        ("cut.pt", "is damaged"),
+    ):
+        sentence = refused("inspect", tmp_path / name, images)
+        assert str(tmp_path / name) in sentence
+        assert reason in sentence
+        assert "`steel export`" in sentence
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(1, 4, 4),
+        torch.zeros(4, 4, dtype=torch.uint8),
+        torch.zeros(1, 2, 4, 4, dtype=torch.uint8),
+        torch.zeros(1, 0, 4, dtype=torch.uint8),
+    ],
+    ids=["dtype", "rank", "channels", "size"],
+)
+def test_the_program_refuses_images_of_the_wrong_type_or_shape(images: torch.Tensor, model: Path) -> None:
+    module, _ = bundle.read(model)
+    with pytest.raises(torch.jit.Error, match="ValueError: images must"):
+        module(images)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "shift", "reason"),
+    [
+        ("example_pixels", float("nan"), "differ by -?nan"),
+        ("example_classes", 0.3, r"differ by 0\.[23].*allowed 1.*e-05"),
+        ("example_areas", 1, r"outlines \d+ pixels"),
+    ],
+)
+def test_results_that_differ_on_this_machine_are_refused(
+    buffer: str, shift: float, reason: str, model: Path, tmp_path: Path
+) -> None:
+    module, about = bundle.load(model)
+    getattr(module, buffer).add_(shift)
+    other = tmp_path / "other.pt"
+    torch.jit.save(module, other, _extra_files={bundle.METADATA: json.dumps(about.to_dict())})
+    with pytest.raises(InputError, match=f"other.pt failed its self-test on cpu.*{reason}.*export it again"):
+        bundle.read(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"classes": ["spot"]}, "do not match its program"),
+        ({"operating_point": {"gate": 0.3}}, "do not match its program"),
+        ({"operating_point": {"gate": 1.5}}, r"damaged \(ValueError: gate must be in \[0, 1\], got 1.5\)"),
+        ({"operating_point": {"gate": "high"}}, r"damaged \(TypeError: gate must be float, got 'high'\)"),
+        ({"classes": None}, r"damaged \(TypeError"),
+        ({"flips": "yes"}, r"damaged \(TypeError: flips must be bool, got 'yes'\)"),
+    ],
+)
+def test_metadata_that_are_damaged_or_of_another_program_are_refused(
+    change: dict[str, Any], reason: str, model: Path, tmp_path: Path
+) -> None:
+    module, about = bundle.load(model)
+    plain = about.to_dict()
+    changed = {key: plain[key] | value if isinstance(value, dict) else value for key, value in change.items()}
+    other = tmp_path / "other.pt"
+    torch.jit.save(module, other, _extra_files={bundle.METADATA: json.dumps(plain | changed)})
+    with pytest.raises(InputError, match=f"the metadata of .*other.pt (are )?{reason}.*; export it again"):
+        bundle.load(other)
+
+
+def test_thresholds_that_are_integers_are_read(model: Path, tmp_path: Path) -> None:
+    """An operating point written by hand can have integer thresholds, and older files stored them as int64."""
+    module, about = bundle.load(model)
+    module.label = module.label.long()
+    plain = about.to_dict()
+    plain["operating_point"]["label"] = [0, 0]
+    other = tmp_path / "other.pt"
+    torch.jit.save(module, other, _extra_files={bundle.METADATA: json.dumps(plain)})
+    assert bundle.load(other)[1].operating_point == about.operating_point
