@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from steel.data.runs import Runs
 from steel.errors import InputError
 
-Runs = NDArray[np.integer]
 Mask = NDArray[np.uint8]
 
 UNKNOWN_BIT = 7  # the bit of a bit plane that marks unlabelled pixels in datasets of at most 7 classes

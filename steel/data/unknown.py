@@ -1,33 +1,35 @@
-"""The rule for regions that nobody has labelled: they count in no loss and in no score.
+"""The rule for unlabelled regions: they count in no loss and in no score.
 
-A bit plane marks them by its last bit, so datasets of 8 classes have none. A class that is visible on an image is known
-to be there; a class that is not visible is known to be absent only if no part of the image is unlabelled.
+Bit `UNKNOWN_BIT` of a bit plane marks unlabelled pixels, so datasets of 8 classes have none. A class that is visible on
+an image is known to be present. A class that is not visible is known to be absent only if the whole image is labelled.
 """
 
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from steel.data.rle import UNKNOWN_BIT
 
-Mask = TypeVar("Mask", NDArray[np.bool_], Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Mask = TypeVar("Mask", NDArray[np.bool_], "Tensor")
 
 
 @overload
-def find_unknown(plane: Tensor, num_classes: int) -> Tensor: ...
+def find_unknown(plane: "Tensor", num_classes: int) -> "Tensor": ...
 @overload
 def find_unknown(plane: NDArray[np.uint8], num_classes: int) -> NDArray[np.bool_]: ...
 def find_unknown(plane: Any, num_classes: int) -> Any:
-    """Return the unlabelled pixels of bit planes.
+    """Return which pixels of bit planes are unlabelled.
 
     Args:
         plane: uint8 `(..., H, W)`, NumPy or torch.
         num_classes: C. With 8 classes every bit is a class, so every pixel is labelled.
 
     Returns:
-        bool, shaped as `plane`.
+        bool, with the shape of `plane`.
     """
     if num_classes > UNKNOWN_BIT:
         return plane != plane
@@ -35,7 +37,7 @@ def find_unknown(plane: Any, num_classes: int) -> Any:
 
 
 def find_known_labels(labels: Mask, has_unknown: Mask) -> Mask:
-    """Return which labels of an image are known.
+    """Return which labels of images are known.
 
     Args:
         labels: bool `(n, C)`, whether the class is visible on the image; NumPy or torch.

@@ -30,7 +30,7 @@ from steel.data.formats.labels import (
     read_clean_by_stem,
 )
 from steel.data.formats.severstal import CLASS_IDS, read_classes, write_classes
-from steel.data.runs import find_runs
+
 from steel.data.severstal import MAX_CLASSES
 from steel.errors import InputError
 from steel.progress import track

@@ -13,7 +13,7 @@ from steel.data import images as image_files
 from steel.data import rle
 from steel.data.annotations import read_annotations
 from steel.data.formats.labels import LabelledImage, Labels, read_clean
-from steel.data.runs import find_runs, unite
+from steel.data.runs import unite
 from steel.data.severstal import MAX_CLASSES, read_class_names
 from steel.data.tables import Table, raise_first, read_table
 from steel.errors import InputError
