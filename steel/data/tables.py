@@ -1,4 +1,4 @@
-"""The CSV files of a data set, read line by line so that one bad line costs no other, and what is wrong with them."""
+"""CSV files of a dataset, parsed line by line so that a bad line does not affect the others, with their findings."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -14,9 +14,9 @@ _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @contextmanager
 def unlimited_fields() -> Iterator[None]:
-    """Lift the csv module's limit of 131,072 characters a field, which the code of a ragged mask exceeds.
+    """Lift the csv module's limit of 131,072 characters per field, which codes of ragged masks exceed.
 
-    The limit belongs to the whole process, so it is restored afterwards.
+    The limit applies to the whole process, so it is restored afterwards.
     """
     limit = csv.field_size_limit(2**31 - 1)
     try:
@@ -27,14 +27,14 @@ def unlimited_fields() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a file that its owner should know.
+    """A problem or a remark about a file.
 
     Attributes:
         file: The file.
-        line: Its line, from 1, or None where the whole file is meant.
-        kind: One or two words for what it is.
-        message: What it is and what to do, as the rest of a sentence that begins with file and line.
-        is_error: Whether it stops or falsifies the work; else it is for information.
+        line: The line, counted from 1; None for the whole file.
+        kind: One or two words that name the kind of finding.
+        message: The problem and its remedy; continues a sentence that starts with file and line.
+        is_error: Whether it prevents or falsifies the work; otherwise it is information.
     """
 
     file: Path
@@ -49,10 +49,10 @@ class Finding:
 
 
 def raise_first(findings: Iterable[Finding]) -> None:
-    """Raises the error that stands highest in its file, if there is one; those of a whole file come last.
+    """Raise the error with the lowest line number, if there is an error; errors of a whole file come last.
 
     Raises:
-        InputError: What the finding says.
+        InputError: There is an error among the findings.
     """
     errors = [finding for finding in findings if finding.is_error]
     if errors:
@@ -61,14 +61,14 @@ def raise_first(findings: Iterable[Finding]) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a CSV file, as text.
+    """The rows of a CSV file as text.
 
     Attributes:
-        form: The columns that were asked for and are there; empty where the file is of no use.
-        num_rows: How many rows stand below the header; blank lines are none.
-        lines: The line (from 1, the header's) of each row that could be read.
-        columns: The cells of these rows, without the blanks around them, by the columns of `form`.
-        findings: What is wrong with the file and with its other rows.
+        form: The requested columns that the file has; empty if the file is unusable.
+        num_rows: Number of rows below the header, without blank lines.
+        lines: The line number of each valid row; the header is usually line 1.
+        columns: The cells of the valid rows by the columns of `form`, without surrounding blanks.
+        findings: Findings about the file and its other rows.
     """
 
     form: tuple[str, ...]
@@ -79,28 +79,28 @@ class Table:
 
 
 def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
-    """Reads a CSV file; what is wrong with it is a finding, not an exception.
+    """Read a CSV file; every problem becomes a finding, and no exception is raised.
 
     Args:
-        path: The file: UTF-8 with commas. A byte-order mark, the line ends of Windows, quotes, blank lines and columns
-            that nobody asked for do no harm.
-        forms: Columns that the file has to have, in one form or another; the first that fits is taken.
+        path: The file: UTF-8, separated by commas. A byte-order mark, Windows line ends, quotes, blank lines and
+            additional columns are accepted.
+        forms: Alternative sets of columns; the first that the file has is read.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return _no_rows(Finding(path, None, "missing", "there is no such file; put it there"))
+        return _reject(Finding(path, None, "missing", "there is no such file; add it"))
     except OSError as error:
-        return _no_rows(Finding(path, None, "unreadable", f"the file cannot be read ({error.strerror}); mend that"))
+        return _reject(Finding(path, None, "unreadable", f"the file cannot be read ({error.strerror}); fix that"))
     findings = list(_find_marks(path, data))
-    # What is not UTF-8 becomes U+FFFD, which no name or code holds.
+    # Invalid bytes become U+FFFD, which no name or code contains.
     text = data.removeprefix(_BOM).decode("utf-8", errors="replace")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     rows = _split_lines(text)
     header = next(rows, None)
     if header is None:
-        return _no_rows(Finding(path, None, "empty file", "the file is empty; put its header and rows there"))
+        return _reject(Finding(path, None, "empty file", "the file is empty; add its header and rows"))
     names = [name.strip() for name in _split(header[1]) or []]
     form = next((form for form in forms if set(form) <= set(names)), ())
     if not form:
@@ -124,7 +124,7 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
 
 
 def _split_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that hold something, with their numbers; one at a time, since a train.csv has megabytes."""
+    """Yield each line that is not blank with its number, without a second copy of a text of many megabytes."""
     start, number = 0, 0
     while start < len(text):
         number += 1
@@ -136,12 +136,12 @@ def _split_lines(text: str) -> Iterator[tuple[int, str]]:
         start = end + 1
 
 
-def _no_rows(finding: Finding) -> Table:
+def _reject(finding: Finding) -> Table:
     return Table((), 0, [], {}, [finding])
 
 
 def _split(line: str) -> list[str] | None:
-    """The cells of a line that may hold quotes; None where these do not match."""
+    """Return the cells of a line that may contain quotes; None if the quotes do not match."""
     try:
         with unlimited_fields():
             return next(csv.reader([line], strict=True))
@@ -151,34 +151,31 @@ def _split(line: str) -> list[str] | None:
 
 def _find_marks(path: Path, data: bytes) -> Iterator[Finding]:
     if data.startswith(_BOM):
-        message = "the file begins with a byte-order mark, which other programs may take for a part of the first name"
+        message = "the file starts with a byte-order mark, which other programs may read as part of the first name"
         yield Finding(path, 1, "byte-order mark", f"{message}; save it as plain UTF-8", is_error=False)
     if b"\r" in data:
-        message = "lines end as on Windows, which other programs may take for a part of the last column"
+        message = "lines have Windows line ends, which other programs may read as part of the last column"
         yield Finding(path, None, "line ends", f"{message}; save it with Unix line ends", is_error=False)
 
 
 def _describe_header(path: Path, header: str, names: list[str], forms: tuple[tuple[str, ...], ...]) -> Finding:
-    wanted = " (or ".join(",".join(form) for form in forms) + ")" * (len(forms) - 1)
     if "\0" in header or "\ufffd" in header:
-        return Finding(path, None, "encoding", "this is no text in UTF-8; save it as CSV in UTF-8")
+        return Finding(path, None, "encoding", "the file is not UTF-8 text; save it as CSV in UTF-8")
     for delimiter, word in _OTHER_DELIMITERS.items():
-        if delimiter in header and any(
-            set(form) <= {cell.strip() for cell in header.split(delimiter)} for form in forms
-        ):
+        cells = {cell.strip() for cell in header.split(delimiter)}
+        if delimiter in header and any(set(form) <= cells for form in forms):
             return Finding(path, None, "delimiter", f"the columns are separated by {word}; save it with commas")
+    wanted = " (or ".join(",".join(form) for form in forms) + ")" * (len(forms) - 1)
     closest = max(forms, key=lambda form: len(set(form) & set(names)))
     missing = ", ".join(name for name in closest if name not in names)
-    shown = ",".join(names)[:200]
-    return Finding(
-        path, None, "columns", f"it needs the columns {wanted}, but {missing} is not among {shown}; name them so"
-    )
+    message = f"it must have the columns {wanted}, but {missing} is not among {','.join(names)[:200]}; fix the header"
+    return Finding(path, None, "columns", message)
 
 
 def _describe_row(path: Path, line: int, text: str, cells: list[str] | None, num_columns: int) -> Finding:
     if cells is None:
-        return Finding(path, line, "quotes", "a quote is not closed or stands inside a cell; mend the row")
+        return Finding(path, line, "quotes", "a quote is not closed or is inside a cell; fix the row")
     if "\ufffd" in text:
-        return Finding(path, line, "encoding", "there are bytes that are not UTF-8; save the file as UTF-8")
-    message = f"{len(cells)} cells stand in the row, but the header has {num_columns} columns; mend the row"
+        return Finding(path, line, "encoding", "the row has bytes that are not UTF-8; save the file as UTF-8")
+    message = f"the row has {len(cells)} cells, but the header has {num_columns} columns; fix the row"
     return Finding(path, line, "cells", message)
