@@ -1,12 +1,10 @@
-"""Labels to and from the formats of other tools: COCO, YOLO segmentation and PNG masks.
+"""Conversion of labels between this project's layout, COCO, YOLO segmentation and PNG masks.
 
-Each reader gives one neutral form, `Labels`, and each writer takes it, so that every pair of formats works. Nothing is
-rounded on the way: all formats come back without the loss of a pixel, but for `index` where classes overlap. `convert`
-tells the folders of each.
+Each reader returns the neutral `Labels` and each writer takes it, so every pair of formats works. Nothing is rounded:
+every format keeps each pixel, except `index` where classes overlap. `convert` lists the folders of each format.
 
-`groups.csv`, `splits.csv` and `unknown.csv` are taken along by every format. What other tools export of these is read
-too, as `steel.data.formats` says of each: CVAT's COCO, Ultralytics YOLO and Segmentation mask, Label Studio's COCO and
-YOLO.
+Every format keeps groups.csv, splits.csv and unknown.csv. The readers also accept the exports of other tools: CVAT's
+COCO, Ultralytics YOLO and Segmentation mask, and Label Studio's COCO and YOLO; see `steel.data.formats`.
 """
 
 import shutil
@@ -18,6 +16,7 @@ from steel.data.formats.coco import read_coco, write_coco
 from steel.data.formats.labels import Labels, index_stems
 from steel.data.formats.png_masks import Overlap, read_index, read_masks, write_index, write_masks
 from steel.data.formats.severstal import read_severstal, write_severstal
+from steel.data.formats.submission import read_submission
 from steel.data.formats.yolo import read_yolo, write_yolo
 from steel.data.runs import area
 from steel.data.severstal import MAX_CLASSES
@@ -27,13 +26,13 @@ from steel.progress import track
 
 Format = Literal["severstal", "coco", "coco-polygons", "yolo", "masks", "index"]
 
-# `from` is a keyword of Python, so that only keyword arguments by a dictionary make the options --from and --to.
+# `from` is a Python keyword, so only a dictionary of keyword arguments can make the options --from and --to.
 Formats = TypedDict("Formats", {"from": Required[Format], "to": Required[Format]})
 Formats.__doc__ = """The two formats.
 
 Args:
-    from: What SRC is.
-    to: What DST becomes.
+    from: Format of SRC.
+    to: Format of DST.
 """
 
 
@@ -46,25 +45,29 @@ def convert(
     overlap: Overlap = "refuse",
     **formats: Unpack[Formats],
 ) -> None:
-    """Converts labels between this layout (severstal), COCO, YOLO segmentation and PNG masks.
+    """Convert labels between this project's layout (severstal), COCO, YOLO segmentation and PNG masks.
 
         severstal       train_images/ train.csv classes.csv
         coco            images/ annotations/instances_default.json: a mask for each spot
         coco-polygons   images/ annotations/instances_default.json: an outline for each spot
         yolo            images/ labels/<stem>.txt data.yaml: an outline for each spot
         masks           images/ masks/<stem>_<class id>.png classes.csv: 0 and 255, a file for each defect
-        index           images/ index/<stem>.png classes.csv: 0 is clean, else the class id
+        index           images/ index/<stem>.png classes.csv: 0 is clean, other values are class ids
 
-    No format loses a pixel when it is read back here or by COCO's own code, holes and single pixels included; index
-    does where classes overlap, and says how many. Class names, clean images, groups.csv and splits.csv are kept.
+    Every format keeps each pixel, including holes and single pixels, when it is read here or by COCO's own code. Only
+    index loses pixels, where classes overlap; their number is printed. Class names, clean images, groups.csv,
+    splits.csv and unknown.csv are kept.
 
     Args:
-        src: Folder of the data set. For coco the JSON file will do, for severstal also a submission.csv of
-            steel inspect, with --images; a classes.csv beside it names the classes.
+        src: Folder of the dataset. For coco it may be the JSON file; for severstal it may be a submission.csv of
+            steel inspect, with --images, and a classes.csv beside it names the classes.
         dst: Folder to write; new or empty.
-        images: Folder with the images, where they are not in SRC.
-        copy_images: Whether the image files are copied, so that DST is complete.
-        overlap: Which class id wins where classes overlap, for index, which holds one class a pixel.
+        images: Folder with the images, if they are not in SRC.
+        copy_images: Whether to copy the image files, so that DST is complete.
+        overlap: For index, which holds one class per pixel: the class id to keep where classes overlap.
+
+    Raises:
+        InputError: SRC is wrong, DST is not empty, or the format of DST cannot hold the labels.
 
     Example:
         steel convert coco data --from coco --to severstal
@@ -77,8 +80,8 @@ def convert(
     missing = [image.name for image in labels.images if image.path is None]
     if copy_images and missing:
         raise InputError(
-            f'no image "{missing[0]}" (and {len(missing) - 1} more) near {src}, though it names it; give its folder '
-            f"with --images, or --copy_images=false to convert labels only"
+            f'no image "{missing[0]}" (and {len(missing) - 1} more) in {src}; give the folder of the images with '
+            f"--images, or convert only the labels with --copy_images=false"
         )
     folder = "train_images" if to == "severstal" else "images"
     with new_folder(out) as draft:
@@ -86,29 +89,29 @@ def convert(
         if copy_images:
             _copy_images(labels, draft / folder)
     _report(labels, changed)
-    print(f"wrote {out}" + ("" if copy_images else f"; the images belong into {out / folder}"))
+    print(f"wrote {out}" + ("" if copy_images else f"; put the images into {out / folder}"))
 
 
 def read_labels(src: Path, form: Format, images: Path | None = None) -> Labels:
-    """Reads a data set's labels.
+    """Read the labels of a dataset.
 
     Args:
-        src: Its folder or file; see `convert`.
-        form: What it is.
-        images: Folder with the images, where they are not in `src`.
+        src: The folder or file; see `convert`.
+        form: Its format.
+        images: The folder with the images, if they are not in `src`.
 
     Raises:
-        InputError: The first thing that is wrong, with file and place.
+        InputError: A file or folder is missing or wrong; the message names the first error with file and place.
     """
     if not src.exists():
-        raise InputError(f"no file or folder {src}; name what to convert")
+        raise InputError(f"no file or folder {src}; give the dataset to convert")
     if images and not images.is_dir():
-        raise InputError(f"no folder {images}; --images is the folder with the images")
+        raise InputError(f"no folder {images}; --images must be the folder with the images")
     if src.is_file() and form in ("yolo", "masks", "index"):
-        raise InputError(f"{src} is a file, but {form} is a folder with labels and images; name the folder")
+        raise InputError(f"{src} is a file, but {form} is a folder with labels and images; give the folder")
     match form:
         case "severstal":
-            labels = read_severstal(src, images)
+            labels = (read_submission if src.is_file() else read_severstal)(src, images)
         case "coco" | "coco-polygons":
             labels = read_coco(src, images)
         case "yolo":
@@ -119,23 +122,25 @@ def read_labels(src: Path, form: Format, images: Path | None = None) -> Labels:
             labels = read_index(src, images)
     for name, num in Counter(image.name for image in labels.images).most_common(1):
         if num > 1:
-            raise InputError(f'{src}: two images are called "{name}" in different folders; rename one')
+            raise InputError(f'{src}: two images in different folders are called "{name}"; rename one')
     if not 1 <= (num_classes := len(labels.classes)) <= MAX_CLASSES:
-        raise InputError(f"{src}: {num_classes} classes, but 1 to {MAX_CLASSES} are possible; choose among them")
+        raise InputError(
+            f"{src}: the number of classes must be 1 to {MAX_CLASSES}, got {num_classes}; merge or add some"
+        )
     return labels
 
 
 def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "refuse") -> Counter[str]:
-    """Writes labels, without the images.
+    """Write labels without the images.
 
     Args:
-        labels: What to write.
-        out: Folder, which is there.
-        form: In what form.
-        overlap: Which class wins in an index map.
+        labels: The labels.
+        out: An existing folder.
+        form: The format.
+        overlap: The class that an index map keeps where classes overlap.
 
     Returns:
-        How many pixels the reader of the same form would find changed, by the names of the images where there are any.
+        The number of pixels that reading the result back would change, by image; without images that do not change.
 
     Raises:
         InputError: The format cannot hold the labels.
@@ -162,20 +167,20 @@ def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "re
 def _copy_images(labels: Labels, folder: Path) -> None:
     folder.mkdir()
     for image in track(labels.images, "copying images", len(labels.images)):
-        assert image.path  # or `convert` has refused
+        assert image.path  # checked by `convert`
         shutil.copyfile(image.path, folder / image.name)
 
 
 def _report(labels: Labels, changed: Counter[str]) -> None:
-    num_clean = sum(not image.codes for image in labels.images)
-    num_defects = sum(len(image.codes) for image in labels.images)
-    num_pixels = sum(area(runs) for image in labels.images for runs in image.codes.values())
+    num_clean = sum(not image.runs for image in labels.images)
+    num_defects = sum(len(image.runs) for image in labels.images)
+    num_pixels = sum(area(runs) for image in labels.images for runs in image.runs.values())
     print(f"{len(labels.images):,} images, {num_clean:,} clean; {num_defects:,} defects of {', '.join(labels.classes)}")
     if labels.num_empty:
-        print(f"{labels.num_empty:,} annotations cover no pixel and are left out")
-    if lost := changed.total():
-        ((worst, most),) = changed.most_common(1)
-        share = f"{lost:,} of {num_pixels:,} labelled pixels changed ({lost / num_pixels:.3%})"
-        print(f"{share}, on {len(changed):,} images, most on {worst} ({most:,})")
+        print(f"skipped {labels.num_empty:,} annotations that cover no pixel")
+    if num_changed := changed.total():
+        ((worst, num_worst),) = changed.most_common(1)
+        fraction = f"{num_changed:,} of {num_pixels:,} labelled pixels changed ({num_changed / num_pixels:.3%})"
+        print(f"{fraction}, on {len(changed):,} images, most on {worst} ({num_worst:,})")
     else:
         print(f"none of {num_pixels:,} labelled pixels changed")

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# In Severstal's images, columns beside the strip have a mean grey value of 0 to 9 and the darkest steel has at least 16.
+# In Severstal's images, columns beside the strip have a mean grey value of 0 to 9, and the darkest steel at least 16.
 # Shaded edges of the strip are narrower than 2 % of the width.
 BLACK = 10
 MIN_MARGIN = 0.02

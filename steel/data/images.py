@@ -1,7 +1,7 @@
 """Finding and decoding grey images.
 
-A line camera is grey: the three channels of its JPEGs are equal. Decoding only the grey channel gives the same pixels in
-three quarters of the time.
+The JPEGs of a line camera have three equal channels. Decoding only the grey channel gives the same pixels in three
+quarters of the time.
 """
 
 import glob

@@ -8,6 +8,7 @@ left pixel and pixel 2 is *below* it. For an image of height 4 and width 4:
      3  7 11 15      pixels 2-3         # # . .
      4  8 12 16      and 7-9            . # . .
 
+The numbers of a code as a flat array are its runs; see `steel.data.runs`.
 Source: https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation
 """
 
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from steel.data.runs import Runs
+from steel.data.runs import Runs, Size
 from steel.errors import InputError
 
 Mask = NDArray[np.uint8]
@@ -29,12 +30,6 @@ _BLOCK = 128  # number of codes that `parse_all` parses as one text
 
 def parse(code: str) -> NDArray[np.int64]:
     """Return the runs of a code, without checking them against an image.
-
-    Args:
-        code: The text; empty for an empty mask.
-
-    Returns:
-        Flat array `(2R,)`: start, length, start, length, ...
 
     Raises:
         InputError: The code contains something other than whole numbers and blanks.
@@ -51,10 +46,7 @@ def parse(code: str) -> NDArray[np.int64]:
 
 
 def _parse_plain(text: str, num_numbers: int) -> NDArray[np.int64] | None:
-    """Parse a text of digits and single blanks; return None if it may contain anything else.
-
-    The result is checked instead of the text: checking the text would take longer than parsing it.
-    """
+    """Parse digits and single blanks; return None if there is anything else. Checking first would take longer."""
     if num_numbers == 0:
         return np.zeros(0, np.int64)
     # fromstring accepts these as part of a number or as a blank.
@@ -62,7 +54,7 @@ def _parse_plain(text: str, num_numbers: int) -> NDArray[np.int64] | None:
         return None
     try:
         numbers: NDArray[np.int64] = np.fromstring(text, np.int64, sep=" ")
-    except (DeprecationWarning, ValueError):  # the text ends early; the warning is raised where warnings are errors
+    except (DeprecationWarning, ValueError):  # invalid text; the warning is raised where warnings are errors
         return None
     # Older NumPy versions only warn and return the numbers so far, so check the last word, which may be "2x".
     last = text.rstrip(" ").rpartition(" ")[2]
@@ -81,20 +73,15 @@ class Fault(NamedTuple):
     text: str
 
 
-def find_fault(runs: Runs, size: tuple[int, int]) -> Fault | None:
-    """Return the first reason why runs are invalid for an image, or None if they are valid.
-
-    Args:
-        runs: Flat array `(2R,)`: start, length, start, length, ...
-        size: Height and width of the image in pixels.
-    """
+def find_fault(runs: Runs, size: Size) -> Fault | None:
+    """Return the first reason why runs are invalid for an image of a size, or None if they are valid."""
     if len(runs) % 2:
         text = f"a code must hold pairs of start and length, got an odd count of numbers ({len(runs)})"
         return Fault("odd code", text)
+    if len(runs) == 0:
+        return None
     starts, lengths = runs[0::2].astype(np.int64), runs[1::2].astype(np.int64)
     ends = starts + lengths
-    if len(starts) == 0:
-        return None
     if starts.min() < 1:
         return Fault("zero or negative", f"a run must start at pixel 1 or later, got pixel {starts.min()}")
     if lengths.min() < 1:
@@ -109,13 +96,13 @@ def find_fault(runs: Runs, size: tuple[int, int]) -> Fault | None:
         )
         return Fault("beyond the image", text)
     backwards = np.flatnonzero(starts[1:] < ends[:-1])
-    if len(backwards):
-        i = backwards[0]
-        run, previous = f"the run from pixel {starts[i + 1]}", f"the run of {lengths[i]} pixels from pixel {starts[i]}"
-        if starts[i + 1] < starts[i]:
-            return Fault("unsorted runs", f"runs must be sorted by their start, but {run} follows {previous}")
-        return Fault("overlapping runs", f"{run} overlaps {previous}")
-    return None
+    if len(backwards) == 0:
+        return None
+    i = backwards[0]
+    run, previous = f"the run from pixel {starts[i + 1]}", f"the run of {lengths[i]} pixels from pixel {starts[i]}"
+    if starts[i + 1] < starts[i]:
+        return Fault("unsorted runs", f"runs must be sorted by their start, but {run} follows {previous}")
+    return Fault("overlapping runs", f"{run} overlaps {previous}")
 
 
 class Codes(NamedTuple):
@@ -123,7 +110,7 @@ class Codes(NamedTuple):
 
     Attributes:
         runs: int32, the runs of all valid codes in one flat array.
-        offsets: int64 `(n + 1,)`. The runs of code i are `runs[offsets[i] : offsets[i + 1]]`, empty for an invalid code.
+        offsets: int64 `(n + 1,)`. Code i has the runs `runs[offsets[i] : offsets[i + 1]]`, none if it is invalid.
         faults: Why a code is invalid, by the index of the code.
         touching: Indices of valid codes whose runs touch; fewer, longer runs would describe the same mask.
     """
@@ -135,10 +122,7 @@ class Codes(NamedTuple):
 
 
 def parse_all(codes: Sequence[str], sizes: NDArray[np.int32]) -> Codes:
-    """Parse and check many codes.
-
-    A block of codes is parsed as one text and checked as one array that fits the cache. This is several times faster
-    than one code at a time. Only codes in which the check finds something are checked again one by one.
+    """Parse and check many codes, several times faster than one at a time.
 
     Args:
         codes: The n texts.
@@ -159,63 +143,47 @@ def parse_all(codes: Sequence[str], sizes: NDArray[np.int32]) -> Codes:
 def _parse_block(
     codes: Sequence[str], sizes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], dict[int, Fault], list[int]]:
-    """Return the numbers of valid codes, their count for each code, the faults, and the codes with touching runs."""
-    numbers, counts, faults = _parse_joined(codes) or _parse_singly(codes)
-    suspects = range(len(codes)) if (counts % 2).any() else _find_suspects(numbers, counts, sizes)
-    ends = np.cumsum(counts)
-    touching = []
-    for i in sorted(set(suspects).difference(faults)):
-        runs = numbers[ends[i] - counts[i] : ends[i]]
-        if fault := find_fault(runs, (int(sizes[i, 0]), int(sizes[i, 1]))):
-            faults[i] = fault
-        elif (runs[2::2] == runs[:-2:2] + runs[1:-1:2]).any():
-            touching.append(i)
-    if faults:
-        good = np.ones(len(codes), bool)
-        good[list(faults)] = False
-        numbers = numbers[np.repeat(good, counts)]
-        counts = np.where(good, counts, 0)
-    return numbers.astype(np.int32), counts, faults, touching
+    """Return the runs of all valid codes, their count for each code, the faults, and the codes with touching runs.
 
-
-def _parse_joined(codes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, Fault]] | None:
-    """Parse codes as one text; return None if one is anything but numbers separated by single blanks."""
+    The block is parsed as one text and checked as one array that fits the cache; each code alone only if that fails.
+    """
     counts = np.array([code.count(" ") + 1 if code else 0 for code in codes], np.int64)
     # Extra blanks make the count of a code too large, and nothing makes the count of another code too small.
     numbers = _parse_plain(" ".join(codes), int(counts.sum()))
-    return None if numbers is None else (numbers, counts, {})
-
-
-def _parse_singly(codes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, Fault]]:
-    parsed, faults = [np.zeros(0, np.int64)] * len(codes), {}
+    if numbers is not None and _is_clean(numbers, counts, sizes):
+        return numbers.astype(np.int32), counts, {}, []
+    parsed, faults, touching = [np.zeros(0, np.int64)] * len(codes), {}, []
     for i, code in enumerate(codes):
         try:
-            parsed[i] = parse(code)
+            runs = parse(code)
         except InputError as error:
             faults[i] = Fault("not numbers", str(error))
-    return np.concatenate(parsed), np.array([len(runs) for runs in parsed], np.int64), faults
+            continue
+        if fault := find_fault(runs, (int(sizes[i, 0]), int(sizes[i, 1]))):
+            faults[i] = fault
+            continue
+        parsed[i] = runs
+        if (runs[2::2] == runs[:-2:2] + runs[1:-1:2]).any():
+            touching.append(i)
+    counts = np.array([len(runs) for runs in parsed], np.int64)
+    return np.concatenate(parsed).astype(np.int32), counts, faults, touching
 
 
-def _find_suspects(numbers: NDArray[np.int64], counts: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[int]:
-    """Return the codes, all of even counts, with a number out of range or a run that does not lie behind the last."""
-    if len(numbers) == 0:
-        return []
+def _is_clean(numbers: NDArray[np.int64], counts: NDArray[np.int64], sizes: NDArray[np.int32]) -> bool:
+    """Return whether all codes are valid and have no touching runs."""
+    if (counts % 2).any():
+        return False
     starts, lengths = numbers[0::2], numbers[1::2]
     ends = starts + lengths
-    last = np.cumsum(counts)[counts > 0] // 2 - 1
-    pixels = sizes.astype(np.int64).prod(axis=1)[counts > 0]
-    is_wrong = starts[1:] <= ends[:-1]
-    is_wrong[last[:-1]] = False  # the next run belongs to another code
-    found = [np.flatnonzero(is_wrong), last[ends[last] - 1 > pixels]]
-    largest = pixels.max()
-    # The sum of huge numbers overflows, so checking `ends` alone would accept them.
-    if starts.min() < 1 or lengths.min() < 1 or max(starts.max(), lengths.max()) > largest:
-        found.append(np.flatnonzero((starts < 1) | (lengths < 1) | (starts > largest) | (lengths > largest)))
-    suspects: list[int] = np.flatnonzero(counts)[np.searchsorted(last, np.concatenate(found))].tolist()
-    return suspects
+    previous = np.concatenate([[0], ends])[: len(ends)]
+    previous[np.cumsum(counts)[:-1][counts[1:] > 0] // 2] = 0  # the run before belongs to another code
+    pixels = np.repeat(sizes.astype(np.int64).prod(axis=1), counts // 2)
+    # The sum of huge numbers overflows, so each number is checked as well.
+    is_inside = (starts <= pixels) & (lengths <= pixels) & (ends - 1 <= pixels)
+    return bool(((starts > previous) & (lengths > 0) & is_inside).all())
 
 
-def decode(code: str | Runs, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def decode(code: str | Runs, size: Size, out: Mask | None = None) -> Mask:
     """Draw a code as a mask.
 
     Example:
@@ -226,10 +194,9 @@ def decode(code: str | Runs, size: tuple[int, int], out: NDArray[np.uint8] | Non
                [0, 1, 0, 0]], dtype=uint8)
 
     Args:
-        code: The text, or its numbers as a flat array.
+        code: The text, or its runs.
         size: Height and width of the image in pixels.
-        out: A uint8 array `(H, W)` to draw into. This saves the page faults of a new array, which cost more than
-            drawing.
+        out: uint8 `(H, W)` to draw into. The page faults of a new array cost more than drawing.
 
     Returns:
         uint8 `(H, W)`, 1 in the runs and 0 elsewhere; `out` itself if given.
@@ -250,13 +217,8 @@ def decode(code: str | Runs, size: tuple[int, int], out: NDArray[np.uint8] | Non
     return out
 
 
-def add(plane: NDArray[np.uint8], runs: Runs, bit: int) -> None:
-    """Set one bit of a bit plane in all pixels of the runs; other bits are unchanged.
-
-    Args:
-        plane: uint8 `(H, W)`, changed in place.
-        runs: Flat array `(2R,)`: start, length, start, length, ...
-        bit: 0 to 7.
+def add(plane: Mask, runs: Runs, bit: int) -> None:
+    """Set a bit (0 to 7) of a bit plane, uint8 `(H, W)`, in place in all pixels of the runs.
 
     Raises:
         InputError: The runs are malformed, unsorted, overlap or leave the image.
@@ -268,11 +230,7 @@ def add(plane: NDArray[np.uint8], runs: Runs, bit: int) -> None:
 
 
 def _measure(runs: Runs, size: tuple[int, ...]) -> tuple[NDArray[np.int64], slice]:
-    """Return the lengths of gaps and runs in turn, within the columns that the runs touch, and these columns.
-
-    Raises:
-        InputError: See `decode`.
-    """
+    """Return the lengths of gaps and runs in turn within the columns that the runs touch, and these columns."""
     height, num_pixels = size[0], size[0] * size[1]
     edges = np.empty(len(runs) + 2, np.int64)
     if len(runs) % 2 == 0:
@@ -294,26 +252,19 @@ def _measure(runs: Runs, size: tuple[int, ...]) -> tuple[NDArray[np.int64], slic
 def _fill(counts: NDArray[np.int64], value: int, height: int) -> Mask:
     """Return a transposed block `(columns, H)` with 0 in the gaps and `value` in the runs.
 
-    One `np.repeat` fills at the speed of memset. A cumulative sum over the pixels is twenty times slower, a slice
-    assignment per run three times.
+    `np.repeat` fills at the speed of memset. A cumulative sum is twenty times slower, a slice per run three times.
     """
     values = np.zeros(len(counts), np.uint8)
     values[1::2] = value
     return np.repeat(values, counts).reshape(-1, height)
 
 
-def find_runs(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the runs of a mask.
+def find_runs(mask: NDArray[np.bool_] | Mask) -> NDArray[np.int64]:
+    """Return the runs of all nonzero pixels of a mask `(H, W)`; they are sorted and never touch.
 
     Example:
         >>> find_runs(decode("2 2 7 3", (4, 4)))
         array([2, 2, 7, 3])
-
-    Args:
-        mask: `(H, W)`, bool or uint8. Every nonzero pixel belongs to the mask.
-
-    Returns:
-        Flat array `(2R,)`: start, length, start, length, ... Runs are sorted and never touch.
     """
     mask = np.ascontiguousarray(mask).view(np.uint8)
     touched = np.flatnonzero(mask.max(axis=0))
@@ -330,12 +281,7 @@ def find_runs(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.int64]:
     return runs
 
 
-def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> str:
-    """Return the code of a mask, empty for an empty mask; see `find_runs`.
-
-    Example:
-        >>> encode(decode("2 2 7 3", (4, 4)))
-        '2 2 7 3'
-    """
+def encode(mask: NDArray[np.bool_] | Mask) -> str:
+    """Return the code of a mask, empty for an empty mask; see `find_runs`."""
     runs = find_runs(mask)
     return ("%d " * len(runs) % tuple(runs.tolist()))[:-1]

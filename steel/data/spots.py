@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from steel.data import rle
 from steel.data.runs import Runs, Size
 
-Mask = NDArray[np.bool_] | NDArray[np.uint8]
 Labels = NDArray[np.int32]
 
 
@@ -21,8 +20,8 @@ class Spot(NamedTuple):
         class_index: The class, counted from 0.
         area_pixels: Number of pixels.
         box: Left, top, width and height in pixels.
-        centroid: Mean x and y of its pixels, where the upper left pixel is at (0, 0).
-        code: Its run-length code; see `steel.data.rle`.
+        centroid: Mean x and y of its pixels; the upper left pixel of the image is at (0, 0).
+        code: Its run-length code.
     """
 
     class_index: int
@@ -32,11 +31,8 @@ class Spot(NamedTuple):
     code: str
 
 
-def label_spots(mask: Mask) -> tuple[int, Labels]:
-    """Label the spots of a mask.
-
-    Args:
-        mask: `(H, W)`, bool or uint8. Every nonzero pixel belongs to the mask.
+def label_spots(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[int, Labels]:
+    """Label the spots of a mask `(H, W)`.
 
     Returns:
         The number of spots, and int32 `(H, W)`: 0 for the background and 1, 2, ... for the spots.
@@ -48,26 +44,17 @@ def label_spots(mask: Mask) -> tuple[int, Labels]:
 def split_spots(runs: Runs, size: Size) -> list[Runs]:
     """Return the runs of each spot of a mask.
 
-    Args:
-        runs: The runs of the mask; see `steel.data.runs`.
-        size: Height and width of the image in pixels.
-
     Raises:
-        InputError: The runs are invalid for the image.
+        InputError: The runs are invalid for an image of this size.
     """
     if len(runs) == 0:
         return []
     first, last = (int(runs[0]) - 1) // size[0], (int(runs[-2] + runs[-1]) - 2) // size[0] + 1
-    num_spots, labels = label_spots(rle.decode(runs, size)[:, first:last])
-    return _find_runs(num_spots, labels, first)
+    return _find_runs(*label_spots(rle.decode(runs, size)[:, first:last]), first)
 
 
 def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:
-    """Return the spots of an image, ordered by class and then by their first pixel, down the columns.
-
-    Args:
-        masks: bool `(C, H, W)`.
-    """
+    """Return the spots of masks `(C, H, W)`, ordered by class and then by their first pixel, down the columns."""
     return [spot for c, mask in enumerate(masks) if mask.any() for spot in _list_spots(c, mask)]
 
 
@@ -85,10 +72,7 @@ def _list_spots(class_index: int, mask: NDArray[np.bool_]) -> Iterator[Spot]:
 
 
 def _find_runs(num_spots: int, labels: Labels, first_column: int) -> list[Runs]:
-    """Return the runs of each labelled spot in a block that starts at a column of its image.
-
-    A run of the whole mask may cover the end of one column and the start of the next, and so two spots.
-    """
+    """Return the runs of each spot in a block of columns; a run of the whole mask may belong to two spots."""
     flat = cv2.transpose(labels).ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=-1))
     owners = flat[starts]

@@ -94,10 +94,8 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
         return _reject(Finding(path, None, "unreadable", f"the file cannot be read ({error.strerror}); fix that"))
     findings = list(_find_marks(path, data))
     # Invalid bytes become U+FFFD, which no name or code contains.
-    text = data.removeprefix(_BOM).decode("utf-8", errors="replace")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    rows = _split_lines(text)
+    text = data.removeprefix(_BOM).decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    rows = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip(", \t"))
     header = next(rows, None)
     if header is None:
         return _reject(Finding(path, None, "empty file", "the file is empty; add its header and rows"))
@@ -121,19 +119,6 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
         else:
             findings.append(_describe_row(path, number, line, cells, len(names)))
     return Table(form, num_rows, lines, dict(zip(form, columns, strict=True)), findings)
-
-
-def _split_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each line that is not blank with its number, without a second copy of a text of many megabytes."""
-    start, number = 0, 0
-    while start < len(text):
-        number += 1
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        line = text[start:end]
-        if line.strip(", \t"):
-            yield number, line
-        start = end + 1
 
 
 def _reject(finding: Finding) -> Table:

@@ -204,7 +204,10 @@ def test_add_sets_one_bit_and_keeps_the_others(case: tuple[Mask, NDArray[np.bool
         ("1 13", "13 pixels from pixel 1 goes beyond"),  # longer than the image
         ("1 3 3 2", "from pixel 3 overlaps the run of 3 pixels from pixel 1"),  # overlap
         ("1 3 1 3", "from pixel 1 overlaps the run of 3 pixels from pixel 1"),  # the same run twice
-        ("5 2 1 2", "sorted by their start, but the run from pixel 1 follows the run of 2 pixels from pixel 5"),  # unsorted
+        (
+            "5 2 1 2",
+            "sorted by their start, but the run from pixel 1 follows the run of 2 pixels from pixel 5",
+        ),  # unsorted
         ("9223372036854775807 9223372036854775807", "goes beyond"),  # the sum overflows
         ("1 99999999999999999999999999", "goes beyond"),  # no 64-bit number
         ("2 99999999999999999999999999", "goes beyond"),  # the sum wraps around to a negative number

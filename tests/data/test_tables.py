@@ -56,7 +56,11 @@ def test_the_second_form_is_read_if_the_first_does_not_fit(read: Callable[[str],
         ('"ImageId","ClassId","EncodedPixels"\na,1,1 3\n', [2], ["a"]),  # quotes around columns
         ("x,EncodedPixels,ClassId,ImageId\n,1 3,1,a\n", [2], ["a"]),  # another order, another column
         (HEADER + "Blech_ä_钢.jpg,1,1 3\n", [2], ["Blech_ä_钢.jpg"]),  # non-ASCII names
-        (HEADER + "a\x0cb\u2028c\x85d,1,1 3\n", [2], ["a\x0cb\u2028c\x85d"]),  # line ends for str.splitlines, not for a file
+        (
+            HEADER + "a\x0cb\u2028c\x85d,1,1 3\n",
+            [2],
+            ["a\x0cb\u2028c\x85d"],
+        ),  # line ends for str.splitlines, not for a file
         (HEADER + f'a,1,"{"1 3 " * 50_000}"\n', [2], ["a"]),  # 200,000 characters in quotes
         (HEADER, [], []),  # no rows
     ],

@@ -1,16 +1,16 @@
 """The neutral form of labels, and how labels find their images.
 
-    severstal, coco     a label names its image
-    the others          label and image have the same name without suffix, the stem
+    severstal, coco, submission     a label names its image
+    yolo, masks, index              label and image have the same file name without suffix, the stem
 
-Images lie where CVAT, Label Studio or this project put them, in folders below that too.
+Images are found in the folders of CVAT, Label Studio and this project, and in subfolders.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from steel.data import images as image_files
+from steel.data.images import SUFFIXES, read_size
 from steel.data.runs import Runs, Size
 from steel.errors import InputError
 from steel.progress import track
@@ -20,26 +20,26 @@ class LabelledImage(NamedTuple):
     """An image with its labels.
 
     Attributes:
-        name: File name, without folders.
-        path: Where it lies; None where it was not found and the format tells its size.
+        name: File name without folders.
+        path: The file; None if it was not found and the format stores the size.
         size: Height and width in pixels.
-        codes: The runs of each class (from 0) that is on it.
+        runs: The runs of each class (from 0) on the image.
     """
 
     name: str
     path: Path | None
     size: Size
-    codes: dict[int, Runs]
+    runs: dict[int, Runs]
 
 
 class Labels(NamedTuple):
-    """The labels of a data set, in no format.
+    """The labels of a dataset, independent of a format.
 
     Attributes:
         classes: The names of the C classes.
-        images: All images, clean ones too.
-        root: Folder where groups.csv, splits.csv and unknown.csv lie, if there are any.
-        num_empty: How many annotations were left out because they cover no pixel.
+        images: All images, including clean ones.
+        root: The folder of groups.csv, splits.csv and unknown.csv, if there are any.
+        num_empty: Number of annotations that were skipped because they cover no pixel.
     """
 
     classes: tuple[str, ...]
@@ -49,20 +49,16 @@ class Labels(NamedTuple):
 
 
 def find_images_below(folder: Path) -> list[Path]:
-    """All images in a folder and in folders in it, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in image_files.SUFFIXES and p.is_file())
-
-
-def find_label_folder(src: Path, *names: str) -> Path:
-    """The first of some folders that is there; an InputError where none is."""
-    folder = next((src / name for name in names if (src / name).is_dir()), None)
-    if folder is None:
-        raise InputError(f"no folder {src / names[0]}; the labels belong there")
-    return folder
+    """Return all images in a folder and its subfolders, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
-    """Files by their stems; an InputError where two have the same one."""
+    """Return files by their stems.
+
+    Raises:
+        InputError: Two files have the same stem.
+    """
     found: dict[str, Path] = {}
     for path in map(Path, names):
         if other := found.get(path.stem):
@@ -74,32 +70,46 @@ def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
     return found
 
 
-def match_stems(files: Iterable[Path], images: Mapping[str, LabelledImage]) -> dict[str, Path]:
-    """Files of labels by the stems of their images; an InputError where there is no such image."""
-    found = index_stems(files)
-    for stem, file in found.items():
-        if stem not in images:
-            raise InputError(f"{file}: there is no image with the stem {stem}; put it there or take the file out")
-    return found
+def require_image(stem: str, path: Path, images: Mapping[str, LabelledImage]) -> LabelledImage:
+    """Return the image of a label file by its stem.
+
+    Raises:
+        InputError: There is no such image.
+    """
+    if stem not in images:
+        raise InputError(f'{path}: no image has the stem "{stem}"; add the image or remove the file')
+    return images[stem]
 
 
 def read_clean(paths: Mapping[str, Path]) -> dict[str, LabelledImage]:
-    """Images without labels yet, under the keys of their paths; an InputError where one cannot be read."""
-    items = track(paths.items(), "reading sizes", len(paths))
-    return {key: LabelledImage(path.name, path, image_files.read_size(path), {}) for key, path in items}
-
-
-def read_clean_by_stem(src: Path, images: Path | None) -> dict[str, LabelledImage]:
-    """The images of a data set, without labels yet, by their stems.
+    """Return images without labels, by the keys of their paths.
 
     Raises:
-        InputError: There is none, one cannot be read, or two have the same stem.
+        InputError: An image is unreadable.
+    """
+    items = track(paths.items(), "reading sizes", len(paths))
+    return {key: LabelledImage(path.name, path, read_size(path), {}) for key, path in items}
+
+
+def open_folders(src: Path, images: Path | None, *label_folders: str) -> tuple[dict[str, LabelledImage], Path]:
+    """Return the images of a dataset without labels, by their stems, and the folder of its labels.
+
+    Args:
+        src: The folder of the dataset.
+        images: The folder with the images; None if they are in `src`.
+        label_folders: Alternative names of the folder with the labels.
+
+    Raises:
+        InputError: There are no images or no labels, an image is unreadable, or two images have the same stem.
     """
     places = [src / name for name in ("images", "JPEGImages", "train_images")]
     folder = images or next((place for place in places if place.is_dir()), None)
-    if folder in (None, src):  # where the labels lie, too
+    if folder in (None, src):  # src contains label images as well
         raise InputError(f"no folder {places[0]}; put the images there or give their folder with --images")
     paths = index_stems(find_images_below(folder))
     if not paths:
-        raise InputError(f"no image in {folder}; images end in {', '.join(image_files.SUFFIXES)}")
-    return read_clean(paths)
+        raise InputError(f"no image in {folder}; images end in {', '.join(SUFFIXES)}")
+    labels = next((src / name for name in label_folders if (src / name).is_dir()), None)
+    if labels is None:
+        raise InputError(f"no folder {src / label_folders[0]}; put the labels there")
+    return read_clean(paths), labels
