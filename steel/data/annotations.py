@@ -35,8 +35,7 @@ class Annotations:
         groups: int64 `(n,)`, the group number of each image; an image without a group is its own group.
         classes: The names of the C classes.
         runs: int32, the runs of all codes, ordered by image and then by class.
-        offsets: int64 `(n * C + 1,)`. The runs of class c on image i are
-            `runs[offsets[i * C + c] : offsets[i * C + c + 1]]`.
+        offsets: int64 `(n * C + 1,)`. Class c on image i has the runs from `offsets[i * C + c]` to the next offset.
         unknown: The runs of the unlabelled region of an image, by its row; see `steel.data.unknown`.
     """
 
@@ -60,8 +59,7 @@ class Annotations:
     @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Bool `(n, C)`, whether the class is on the image."""
-        present: NDArray[np.bool_] = np.diff(self.offsets) > 0
-        return present.reshape(len(self), self.num_classes)
+        return (np.diff(self.offsets) > 0).reshape(len(self), self.num_classes)
 
     @cached_property
     def areas(self) -> NDArray[np.int64]:
@@ -110,8 +108,7 @@ class Annotations:
     def draw_masks(self, index: int) -> NDArray[np.bool_]:
         """Draw the labels of an image as masks: bool `(C, H, W)`."""
         bits = (1 << np.arange(self.num_classes, dtype=np.uint8))[:, None, None]
-        masks: NDArray[np.bool_] = (self.draw_plane(index) & bits) != 0
-        return masks
+        return np.asarray(self.draw_plane(index) & bits, bool)
 
     @cached_property
     def digest(self) -> str:
@@ -133,9 +130,9 @@ class Reading(NamedTuple):
 
     Attributes:
         annotations: The valid labels, without the images and rows that errors name; None if nothing is left.
-        findings: Errors and remarks.
+        findings: Errors and information.
         num_rows: Number of rows of train.csv.
-        num_used: Number of rows that are used: those with a valid code, or in the first form with an empty one.
+        num_used: Number of rows with a valid code, or with an empty one in the first form of the contest.
     """
 
     annotations: Annotations | None
@@ -145,14 +142,14 @@ class Reading(NamedTuple):
 
 
 def read_annotations(root: str | Path, num_classes: int | None = None) -> Annotations:
-    """Read the labels of a dataset; any error in its files is raised.
+    """Read the labels of a dataset; the first error in its files is raised.
 
     Args:
         root: The folder with `train.csv` and `train_images/`.
         num_classes: C; by default the number of rows of `classes.csv`, or else the largest class in `train.csv`.
 
     Raises:
-        InputError: A file or an image is wrong; the message names the first error with file and line.
+        InputError: A file or an image is wrong; the message names file and line.
     """
     annotations, findings, _, _ = read_leniently(root, num_classes)
     raise_first(findings)
@@ -173,8 +170,8 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         )
     if not (root / "train_images").is_dir():
         raise InputError(f"no folder {root / 'train_images'}; put the images there")
-    names, sizes, findings = _read_sizes(root / "train_images")
     csv = root / "train.csv"
+    names, sizes, findings = _read_sizes(root / "train_images")
     rows, num_rows, row_findings = parse(csv)
     largest = max((class_id for class_id, code in zip(rows.class_ids, rows.codes, strict=True) if code), default=0)
     classes, class_findings = choose_classes(root, largest, num_classes)
@@ -189,10 +186,10 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         return Reading(None, findings, num_rows, 0)
     runs, offsets, num_used, code_findings = join_rows(csv, rows, names, sizes, len(classes))
     findings += code_findings
-    # Unreadable images have no labels here and are removed from the table.
     is_good = sizes[:, 0] > 0
     if not is_good.any():
         return Reading(None, findings, num_rows, num_used)
+    # Unreadable images have no labels here and are removed from the table.
     counts = np.diff(offsets).reshape(len(names), len(classes))[is_good]
     offsets = np.concatenate([[0], np.cumsum(counts)])
     groups = pd.factorize(groups)[0].astype(np.int64)[is_good]

@@ -1,10 +1,7 @@
 """Conversion of labels between this project's layout, COCO, YOLO segmentation and PNG masks.
 
-Each reader returns the neutral `Labels` and each writer takes it, so every pair of formats works. Nothing is rounded:
-every format keeps each pixel, except `index` where classes overlap. `convert` lists the folders of each format.
-
-Every format keeps groups.csv, splits.csv and unknown.csv. The readers also accept the exports of other tools: CVAT's
-COCO, Ultralytics YOLO and Segmentation mask, and Label Studio's COCO and YOLO; see `steel.data.formats`.
+Each reader returns the neutral `Labels` and each writer takes it, so every pair of formats works. The readers accept
+CVAT's COCO, Ultralytics YOLO and Segmentation mask, and Label Studio's COCO and YOLO; see `steel.data.formats`.
 """
 
 import shutil
@@ -45,7 +42,7 @@ def convert(
     overlap: Overlap = "refuse",
     **formats: Unpack[Formats],
 ) -> None:
-    """Convert labels between this project's layout (severstal), COCO, YOLO segmentation and PNG masks.
+    """Convert labels between the layout of this project (severstal), COCO, YOLO segmentation and PNG masks.
 
         severstal       train_images/ train.csv classes.csv
         coco            images/ annotations/instances_default.json: a mask for each spot
@@ -54,17 +51,17 @@ def convert(
         masks           images/ masks/<stem>_<class id>.png classes.csv: 0 and 255, a file for each defect
         index           images/ index/<stem>.png classes.csv: 0 is clean, other values are class ids
 
-    Every format keeps each pixel, including holes and single pixels, when it is read here or by COCO's own code. Only
-    index loses pixels, where classes overlap; their number is printed. Class names, clean images, groups.csv,
-    splits.csv and unknown.csv are kept.
+    Every pixel is kept, including holes and single pixels, if the result is read here or by COCO's own code. Only index
+    loses pixels, where classes overlap; their number is printed. Class names, clean images, groups.csv, splits.csv and
+    unknown.csv are kept.
 
     Args:
-        src: Folder of the dataset. For coco it may be the JSON file; for severstal it may be a submission.csv of
-            steel inspect, with --images, and a classes.csv beside it names the classes.
+        src: Folder of the dataset, or the JSON file of coco. For severstal also a submission.csv of steel inspect, with
+            --images; a classes.csv beside it names the classes.
         dst: Folder to write; new or empty.
         images: Folder with the images, if they are not in SRC.
-        copy_images: Whether to copy the image files, so that DST is complete.
-        overlap: For index, which holds one class per pixel: the class id to keep where classes overlap.
+        copy_images: Whether to copy the image files.
+        overlap: The class id that index, which has one class per pixel, keeps where classes overlap.
 
     Raises:
         InputError: SRC is wrong, DST is not empty, or the format of DST cannot hold the labels.
@@ -87,18 +84,15 @@ def convert(
     with new_folder(out) as draft:
         changed = write_labels(labels, draft, to, overlap)
         if copy_images:
-            _copy_images(labels, draft / folder)
+            (draft / folder).mkdir()
+            for image in track(labels.images, "copying images", len(labels.images)):
+                shutil.copyfile(image.path or "", draft / folder / image.name)
     _report(labels, changed)
     print(f"wrote {out}" + ("" if copy_images else f"; put the images into {out / folder}"))
 
 
 def read_labels(src: Path, form: Format, images: Path | None = None) -> Labels:
-    """Read the labels of a dataset.
-
-    Args:
-        src: The folder or file; see `convert`.
-        form: Its format.
-        images: The folder with the images, if they are not in `src`.
+    """Read the labels of a dataset; see `convert`.
 
     Raises:
         InputError: A file or folder is missing or wrong; the message names the first error with file and place.
@@ -114,30 +108,18 @@ def read_labels(src: Path, form: Format, images: Path | None = None) -> Labels:
             labels = (read_submission if src.is_file() else read_severstal)(src, images)
         case "coco" | "coco-polygons":
             labels = read_coco(src, images)
-        case "yolo":
-            labels = read_yolo(src, images)
-        case "masks":
-            labels = read_masks(src, images)
-        case "index":
-            labels = read_index(src, images)
+        case "yolo" | "masks" | "index":
+            labels = {"yolo": read_yolo, "masks": read_masks, "index": read_index}[form](src, images)
     for name, num in Counter(image.name for image in labels.images).most_common(1):
         if num > 1:
             raise InputError(f'{src}: two images in different folders are called "{name}"; rename one')
-    if not 1 <= (num_classes := len(labels.classes)) <= MAX_CLASSES:
-        raise InputError(
-            f"{src}: the number of classes must be 1 to {MAX_CLASSES}, got {num_classes}; merge or add some"
-        )
+    if not 1 <= len(labels.classes) <= MAX_CLASSES:
+        raise InputError(f"{src}: the number of classes must be 1 to {MAX_CLASSES}, got {len(labels.classes)}")
     return labels
 
 
 def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "refuse") -> Counter[str]:
-    """Write labels without the images.
-
-    Args:
-        labels: The labels.
-        out: An existing folder.
-        form: The format.
-        overlap: The class that an index map keeps where classes overlap.
+    """Write labels without the images into an existing folder; see `convert`.
 
     Returns:
         The number of pixels that reading the result back would change, by image; without images that do not change.
@@ -151,24 +133,15 @@ def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "re
         if (labels.root / name).is_file():
             shutil.copyfile(labels.root / name, out / name)
     match form:
-        case "severstal":
-            write_severstal(labels, out)
         case "coco" | "coco-polygons":
             return write_coco(labels, out, form)
         case "yolo":
             return write_yolo(labels, out)
-        case "masks":
-            write_masks(labels, out)
         case "index":
             return write_index(labels, out, overlap)
+        case "severstal" | "masks":
+            (write_severstal if form == "severstal" else write_masks)(labels, out)
     return Counter()
-
-
-def _copy_images(labels: Labels, folder: Path) -> None:
-    folder.mkdir()
-    for image in track(labels.images, "copying images", len(labels.images)):
-        assert image.path  # checked by `convert`
-        shutil.copyfile(image.path, folder / image.name)
 
 
 def _report(labels: Labels, changed: Counter[str]) -> None:

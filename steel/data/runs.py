@@ -67,14 +67,11 @@ def intersect(
 
 
 def unite(parts: Sequence[Runs]) -> Runs:
-    """Return the union of masks as runs that are sorted and never touch.
+    """Return the union of masks, sorted and never touching; runs within a mask may touch, overlap and have any order.
 
     Example:
         >>> unite([np.array([7, 3, 1, 2]), np.array([3, 1])]).tolist()
         [1, 3, 7, 3]
-
-    Args:
-        parts: The runs of each mask. Here they may touch, overlap and have any order.
     """
     flat = np.concatenate([np.zeros(0, np.int64), *parts])
     flat = flat.reshape(-1, 2)[np.argsort(flat[0::2], kind="stable")]
@@ -104,27 +101,21 @@ def to_counts(runs: Runs, size: Size) -> list[int]:
 
 
 def from_counts(counts: str | Sequence[int], size: Size) -> Runs:
-    """Return the runs of a mask from COCO's counts.
+    """Return the runs of a mask from COCO's counts, a list or compressed text.
 
     Example:
         >>> from_counts("12314", (4, 4)).tolist()
         [2, 2, 7, 3]
 
-    Args:
-        counts: A list, or COCO's compressed text.
-        size: Height and width of the image in pixels.
-
     Raises:
-        InputError: The counts are damaged or do not fill the image. The message has no subject; the caller adds it.
+        InputError: The counts are damaged or do not fill an image of this size. The caller adds the subject.
     """
     numbers = _decompress(counts) if isinstance(counts, str) else counts
     if any(type(number) is not int or number < 0 for number in numbers):
         raise InputError("has RLE counts that are not whole numbers from 0; export it again")
-    if sum(numbers) != size[0] * size[1]:
-        raise InputError(
-            f"has RLE counts that sum to {sum(numbers)}, but its image has {size[1]} x {size[0]} = "
-            f"{size[0] * size[1]} pixels; export it again"
-        )
+    if sum(numbers) != (num_pixels := size[0] * size[1]):
+        expected = f"{size[1]} x {size[0]} = {num_pixels} pixels"
+        raise InputError(f"has RLE counts that sum to {sum(numbers)}, but its image has {expected}; export it again")
     edges, lengths = np.cumsum(numbers, dtype=np.int64), np.array(numbers[1::2], np.int64)
     runs = np.column_stack([edges[0::2][: len(lengths)] + 1, lengths])
     return unite([runs[lengths > 0].ravel()])
@@ -137,17 +128,14 @@ def _decompress(text: str) -> list[int]:
     the last character is the sign. From the fourth number on, it is the difference to the number two places before.
     """
     codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise InputError("has damaged RLE counts; export it again")
     ends = np.flatnonzero((codes & 32) == 0)
     widths = np.diff(ends, prepend=-1)
-    starts = ends - widths + 1
-    if widths.max() > 8:
+    if len(ends) == 0 or ends[-1] != len(codes) - 1 or widths.max() > 8 or codes.min() < 0 or codes.max() > 63:
         raise InputError("has damaged RLE counts; export it again")
+    starts = ends - widths + 1
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, widths))
     numbers = np.add.reduceat((codes & 31) << shifts, starts)
     numbers -= np.where(codes[ends] & 16, 1 << (5 * widths), 0)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
-    counts: list[int] = numbers.tolist()
-    return counts
+    return list(numbers.tolist())

@@ -23,9 +23,11 @@ from steel.data.runs import Offsets
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
 
+Names = NDArray[np.str_]
+Sizes = NDArray[np.int32]
+
 MAX_CLASSES = 8  # each class is one bit of a uint8 plane
 CLASS_IDS = tuple(str(c + 1) for c in range(MAX_CLASSES))
-
 _NEW_FORM = ("ImageId", "ClassId", "EncodedPixels")
 _OLD_FORM = ("ImageId_ClassId", "EncodedPixels")
 
@@ -87,23 +89,11 @@ def parse(path: Path) -> tuple[Rows, int, list[Finding]]:
 
 
 def join_rows(
-    csv: Path,
-    rows: Rows,
-    names: NDArray[np.str_],
-    sizes: NDArray[np.int32],
-    num_classes: int,
-    *,
-    folder: Path | None = None,
+    csv: Path, rows: Rows, names: Names, sizes: Sizes, num_classes: int, *, folder: Path | None = None
 ) -> tuple[NDArray[np.int32], Offsets, int, list[Finding]]:
     """Parse the codes of the rows of a file, and arrange them by image and class.
 
-    Args:
-        csv: The file.
-        rows: Its rows.
-        names: See the module.
-        sizes: See the module.
-        num_classes: C.
-        folder: The folder of the images, for findings; by default `train_images` beside the file.
+    Findings name the `folder` of the images, by default `train_images` beside the file.
 
     Returns:
         The runs of all codes in one flat array, their offsets int64 `(n * C + 1,)`, the number of used rows, and
@@ -130,7 +120,7 @@ def join_rows(
 
 
 def _place_rows(
-    csv: Path, rows: Rows, names: NDArray[np.str_], sizes: NDArray[np.int32], num_classes: int, folder: Path
+    csv: Path, rows: Rows, names: Names, sizes: Sizes, num_classes: int, folder: Path
 ) -> tuple[dict[tuple[int, int], int], list[Finding]]:
     """Return the usable rows by image and class (from 1), and findings about the others."""
     findings: list[Finding] = []
@@ -198,13 +188,8 @@ def require_classes(folder: Path, largest: int, place: str) -> tuple[str, ...]:
     return classes
 
 
-def read_named(path: Path, columns: Sequence[str], names: NDArray[np.str_]) -> tuple[Table, list[int], list[Finding]]:
-    """Read a file with one value for each image, such as splits.csv.
-
-    Args:
-        path: The file, with the column ImageId and one of `columns`.
-        columns: The alternative columns with the value.
-        names: See the module.
+def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table, list[int], list[Finding]]:
+    """Read a file with the column ImageId and one of `columns`, a value for each image, such as splits.csv.
 
     Returns:
         The table, the index in `names` for each of its rows (-1 for an unknown or repeated image), and the findings.
@@ -225,7 +210,7 @@ def read_named(path: Path, columns: Sequence[str], names: NDArray[np.str_]) -> t
     return table, positions, findings
 
 
-def read_groups(path: Path, names: NDArray[np.str_]) -> tuple[NDArray[np.int64], list[Finding]]:
+def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], list[Finding]]:
     """Return for each image the index of an image that stands for its group, and findings about groups.csv.
 
     An image without a group stands for itself, and so does every image if the file is missing.
@@ -244,7 +229,7 @@ def read_groups(path: Path, names: NDArray[np.str_]) -> tuple[NDArray[np.int64],
 
 
 def read_unknown(
-    path: Path, names: NDArray[np.str_], sizes: NDArray[np.int32], num_classes: int
+    path: Path, names: Names, sizes: Sizes, num_classes: int
 ) -> tuple[dict[int, NDArray[np.int32]], list[Finding]]:
     """Return the runs of unlabelled regions by the index of the image, and findings about unknown.csv, if it exists."""
     if not path.is_file():

@@ -1,6 +1,5 @@
 """Spots: the 8-connected components of the mask of one class. Imports NumPy and OpenCV only."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -55,20 +54,20 @@ def split_spots(runs: Runs, size: Size) -> list[Runs]:
 
 def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:
     """Return the spots of masks `(C, H, W)`, ordered by class and then by their first pixel, down the columns."""
-    return [spot for c, mask in enumerate(masks) if mask.any() for spot in _list_spots(c, mask)]
-
-
-def _list_spots(class_index: int, mask: NDArray[np.bool_]) -> Iterator[Spot]:
-    touched = np.flatnonzero(mask.any(axis=0))
-    first, last = int(touched[0]), int(touched[-1]) + 1
-    block = mask[:, first:last].view(np.uint8)
-    num_labels, labels, stats, centroids = cv2.connectedComponentsWithStats(block, connectivity=8)
-    runs = _find_runs(num_labels - 1, np.asarray(labels, np.int32), first)
-    for i in sorted(range(len(runs)), key=lambda i: int(runs[i][0])):
-        left, top, width, height, area = stats[i + 1].tolist()
-        x, y = centroids[i + 1].tolist()
-        code = " ".join(map(str, runs[i].tolist()))
-        yield Spot(class_index, area, (left + first, top, width, height), (x + first, y), code)
+    spots: list[Spot] = []
+    for c, mask in enumerate(masks):
+        touched = np.flatnonzero(mask.any(axis=0))
+        if len(touched) == 0:
+            continue
+        first, block = int(touched[0]), mask[:, touched[0] : touched[-1] + 1].view(np.uint8)
+        num_labels, labels, stats, centroids = cv2.connectedComponentsWithStats(block, connectivity=8)
+        runs = _find_runs(num_labels - 1, np.asarray(labels, np.int32), first)
+        for i in np.argsort([spot[0] for spot in runs]).tolist():
+            left, top, width, height, area = stats[i + 1].tolist()
+            x, y = centroids[i + 1].tolist()
+            code = " ".join(map(str, runs[i].tolist()))
+            spots.append(Spot(c, area, (left + first, top, width, height), (x + first, y), code))
+    return spots
 
 
 def _find_runs(num_spots: int, labels: Labels, first_column: int) -> list[Runs]:

@@ -66,8 +66,8 @@ class Table:
     Attributes:
         form: The requested columns that the file has; empty if the file is unusable.
         num_rows: Number of rows below the header, without blank lines.
-        lines: The line number of each valid row; the header is usually line 1.
-        columns: The cells of the valid rows by the columns of `form`, without surrounding blanks.
+        lines: The line number of each valid row, counted from 1.
+        columns: The cells of the valid rows by column, without surrounding blanks.
         findings: Findings about the file and its other rows.
     """
 
@@ -86,24 +86,28 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
             additional columns are accepted.
         forms: Alternative sets of columns; the first that the file has is read.
     """
+    findings: list[Finding] = []
+
+    def reject(kind: str, message: str, num_rows: int = 0) -> Table:
+        return Table((), num_rows, [], {}, [*findings, Finding(path, None, kind, message)])
+
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return _reject(Finding(path, None, "missing", "there is no such file; add it"))
+        return reject("missing", "there is no such file; add it")
     except OSError as error:
-        return _reject(Finding(path, None, "unreadable", f"the file cannot be read ({error.strerror}); fix that"))
-    findings = list(_find_marks(path, data))
+        return reject("unreadable", f"the file cannot be read ({error.strerror}); fix that")
     # Invalid bytes become U+FFFD, which no name or code contains.
     text = data.removeprefix(_BOM).decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     rows = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip(", \t"))
     header = next(rows, None)
     if header is None:
-        return _reject(Finding(path, None, "empty file", "the file is empty; add its header and rows"))
+        return reject("empty file", "the file is empty; add its header and rows")
+    findings += _find_marks(path, data)
     names = [name.strip() for name in _split(header[1]) or []]
     form = next((form for form in forms if set(form) <= set(names)), ())
     if not form:
-        findings.append(_describe_header(path, header[1], names, forms))
-        return Table((), sum(1 for _ in rows), [], {}, findings)
+        return reject(*_describe_header(header[1], names, forms), sum(1 for _ in rows))
 
     places = [names.index(name) for name in form]
     lines: list[int] = []
@@ -116,13 +120,16 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
             lines.append(number)
             for column, place in zip(columns, places, strict=True):
                 column.append(cells[place].strip())
+        elif cells is None:
+            message = "a quote is not closed or is inside a cell; fix the row"
+            findings.append(Finding(path, number, "quotes", message))
+        elif "\ufffd" in line:
+            message = "the row has bytes that are not UTF-8; save the file as UTF-8"
+            findings.append(Finding(path, number, "encoding", message))
         else:
-            findings.append(_describe_row(path, number, line, cells, len(names)))
+            message = f"the row has {len(cells)} cells, but the header has {len(names)} columns; fix the row"
+            findings.append(Finding(path, number, "cells", message))
     return Table(form, num_rows, lines, dict(zip(form, columns, strict=True)), findings)
-
-
-def _reject(finding: Finding) -> Table:
-    return Table((), 0, [], {}, [finding])
 
 
 def _split(line: str) -> list[str] | None:
@@ -143,24 +150,15 @@ def _find_marks(path: Path, data: bytes) -> Iterator[Finding]:
         yield Finding(path, None, "line ends", f"{message}; save it with Unix line ends", is_error=False)
 
 
-def _describe_header(path: Path, header: str, names: list[str], forms: tuple[tuple[str, ...], ...]) -> Finding:
+def _describe_header(header: str, names: list[str], forms: tuple[tuple[str, ...], ...]) -> tuple[str, str]:
+    """Return the kind and the message of the finding about a header without the requested columns."""
     if "\0" in header or "\ufffd" in header:
-        return Finding(path, None, "encoding", "the file is not UTF-8 text; save it as CSV in UTF-8")
+        return "encoding", "the file is not UTF-8 text; save it as CSV in UTF-8"
     for delimiter, word in _OTHER_DELIMITERS.items():
         cells = {cell.strip() for cell in header.split(delimiter)}
         if delimiter in header and any(set(form) <= cells for form in forms):
-            return Finding(path, None, "delimiter", f"the columns are separated by {word}; save it with commas")
+            return "delimiter", f"the columns are separated by {word}; save it with commas"
     wanted = " (or ".join(",".join(form) for form in forms) + ")" * (len(forms) - 1)
     closest = max(forms, key=lambda form: len(set(form) & set(names)))
-    missing = ", ".join(name for name in closest if name not in names)
-    message = f"it must have the columns {wanted}, but {missing} is not among {','.join(names)[:200]}; fix the header"
-    return Finding(path, None, "columns", message)
-
-
-def _describe_row(path: Path, line: int, text: str, cells: list[str] | None, num_columns: int) -> Finding:
-    if cells is None:
-        return Finding(path, line, "quotes", "a quote is not closed or is inside a cell; fix the row")
-    if "\ufffd" in text:
-        return Finding(path, line, "encoding", "the row has bytes that are not UTF-8; save the file as UTF-8")
-    message = f"the row has {len(cells)} cells, but the header has {num_columns} columns; fix the row"
-    return Finding(path, line, "cells", message)
+    missing, found = ", ".join(name for name in closest if name not in names), ",".join(names)[:200]
+    return "columns", f"it must have the columns {wanted}, but {missing} is not among {found}; fix the header"

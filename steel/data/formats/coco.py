@@ -40,9 +40,13 @@ def read_coco(src: Path, images: Path | None) -> Labels:
         InputError: The JSON is wrong, or an image has another size than its record.
     """
     path, root = _find_json(src)
-    content = _load_json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: it is not JSON ({error}); export it again") from error
     found = _read_images(path, _take(str(path), content, "images", list), images or root)
-    names = _read_categories(path, content)
+    categories, where = _take(str(path), content, "categories", list), f"{path}: a category"
+    names = {_take(where, category, "id", int): _take(where, category, "name", str) for category in categories}
     class_of = {number: c for c, number in enumerate(sorted(names))}  # by id, since the order in the file is arbitrary
     spots: dict[tuple[int, int], list[Runs]] = defaultdict(list)
     annotations = _take(str(path), content, "annotations", list)
@@ -71,15 +75,6 @@ def _find_json(src: Path) -> tuple[Path, Path]:
     return found[0], src
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: it is not JSON ({error.msg}); export it again") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: it is not JSON ({error}); export it again") from error
-
-
 def _describe(path: Path, kind: str, record: Any, i: int) -> str:
     return f"{path}: {kind} {record.get('id', i) if isinstance(record, dict) else i}"
 
@@ -92,12 +87,6 @@ def _take(where: str, record: Any, key: str, *kinds: type[T]) -> T:
         words = " or ".join(kind.__name__ for kind in kinds)
         raise InputError(f'{where} must have "{key}" ({words}), got {found}; export it again')
     return value
-
-
-def _read_categories(path: Path, content: Any) -> dict[int, str]:
-    where = f"{path}: a category"
-    categories = _take(str(path), content, "categories", list)
-    return {_take(where, category, "id", int): _take(where, category, "name", str) for category in categories}
 
 
 def _read_images(path: Path, records: list[Any], folder: Path) -> dict[int, LabelledImage]:
@@ -117,19 +106,17 @@ def _read_images(path: Path, records: list[Any], folder: Path) -> dict[int, Labe
 
 def _read_image(where: str, record: Any, by_name: dict[str, list[Path]]) -> LabelledImage:
     file_name = _take(where, record, "file_name", str)
+    height, width = _take(where, record, "height", int), _take(where, record, "width", int)
     where = f"{where} ({file_name})"
-    size = (_take(where, record, "height", int), _take(where, record, "width", int))
-    if min(size) < 1:
-        raise InputError(f"{where} is {size[1]} x {size[0]} pixels; export it again")
+    if min(height, width) < 1:
+        raise InputError(f"{where} is {width} x {height} pixels; export it again")
     # Label Studio may write folders of its own machine, with the separators of Windows.
     parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")] or [""]
     file = _choose_file(where, parts, by_name[parts[-1]])
-    if file and (actual := image_files.read_size(file)) != size:
-        raise InputError(
-            f"{where} is {size[1]} x {size[0]} pixels, but {file} is {actual[1]} x {actual[0]}; "
-            f"convert with the images that were labelled"
-        )
-    return LabelledImage(parts[-1], file, size, {})
+    if file and (size := image_files.read_size(file)) != (height, width):
+        reason = f"{where} is {width} x {height} pixels, but {file} is {size[1]} x {size[0]}"
+        raise InputError(f"{reason}; convert with the images that were labelled")
+    return LabelledImage(parts[-1], file, (height, width), {})
 
 
 def _choose_file(where: str, parts: list[str], files: list[Path]) -> Path | None:
@@ -172,13 +159,7 @@ def _read_segmentation(segmentation: list[Any] | dict[str, Any], size: Size) -> 
 
 
 def write_coco(labels: Labels, out: Path, form: CocoFormat) -> Counter[str]:
-    """Write the JSON file; return the number of changed pixels by image.
-
-    Args:
-        labels: The labels.
-        out: The folder of the dataset.
-        form: Whether an annotation is a mask ("coco") or an outline ("coco-polygons").
-    """
+    """Write the JSON file with masks ("coco") or outlines ("coco-polygons"); return the changed pixels by image."""
     changed: Counter[str] = Counter()
     images, records = [], []
     for i, image in enumerate(track(labels.images, "writing annotations", len(labels.images)), 1):

@@ -62,10 +62,8 @@ def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in map(Path, names):
         if other := found.get(path.stem):
-            raise InputError(
-                f'{other} and {path} have the same stem "{path.stem}", by which labels and images are matched; '
-                f"rename one"
-            )
+            reason = f'{other} and {path} have the same stem "{path.stem}", by which labels and images are matched'
+            raise InputError(f"{reason}; rename one")
         found[path.stem] = path
     return found
 
@@ -92,12 +90,7 @@ def read_clean(paths: Mapping[str, Path]) -> dict[str, LabelledImage]:
 
 
 def open_folders(src: Path, images: Path | None, *label_folders: str) -> tuple[dict[str, LabelledImage], Path]:
-    """Return the images of a dataset without labels, by their stems, and the folder of its labels.
-
-    Args:
-        src: The folder of the dataset.
-        images: The folder with the images; None if they are in `src`.
-        label_folders: Alternative names of the folder with the labels.
+    """Return the images of a dataset without labels, by their stems, and the first of its label folders that exists.
 
     Raises:
         InputError: There are no images or no labels, an image is unreadable, or two images have the same stem.

@@ -28,15 +28,7 @@ Loop = NDArray[np.int64]  # (V, 2), corners of pixels as x, y; the last is conne
 
 
 def trace(runs: Runs, size: Size) -> Loop:
-    """Return the outline of a spot; filled by the even-odd rule it gives the spot.
-
-    Args:
-        runs: The runs of one spot.
-        size: Height and width of the image in pixels.
-
-    Returns:
-        int64 `(V, 2)`, corners of pixels as x, y.
-    """
+    """Return the outline of one spot on an image of a size; filled by the even-odd rule it gives the spot."""
     mask = rle.decode(runs, size)
     left, top, width, height = cv2.boundingRect(mask)
     outline, *holes = _trace_loops(mask[top : top + height, left : left + width])
@@ -95,24 +87,17 @@ def fill(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
         size: Height and width of the image in pixels.
 
     Raises:
-        InputError: A polygon has less than three points or one outside the image. The message has no subject; the
-            caller adds it.
+        InputError: A polygon has less than three points or one outside the image. The caller adds the subject.
     """
     for polygon in polygons:
-        _require_polygon(polygon, size)
+        if (num := len(polygon)) % 2:
+            raise InputError(f"has a polygon of {num} numbers, but x and y must be pairs; outline it again")
+        if num < 6:
+            raise InputError(f"has a polygon of {num // 2} points, but at least 3 are needed; outline it again")
+        for x, y in zip(polygon[0::2], polygon[1::2], strict=True):
+            # Tools let the pointer leave the image by up to a pixel. NaN fails the comparison as well.
+            if not (-1 <= x <= size[1] + 1 and -1 <= y <= size[0] + 1):
+                reason = f"has the point {x:g}, {y:g} outside its image, which is {size[1]} x {size[0]} pixels"
+                raise InputError(f"{reason}; outline it again")
     coded = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size)
     return unite([from_counts(code["counts"].decode(), size) for code in coded])
-
-
-def _require_polygon(numbers: Sequence[float], size: Size) -> None:
-    num = len(numbers)
-    if num % 2:
-        raise InputError(f"has a polygon of {num} numbers, but x and y must be pairs; outline it again")
-    if num < 6:
-        raise InputError(f"has a polygon of {num // 2} points, but at least 3 are needed; outline it again")
-    for x, y in zip(numbers[0::2], numbers[1::2], strict=True):
-        # Tools let the pointer leave the image by up to a pixel. NaN fails the comparison as well.
-        if not (-1 <= x <= size[1] + 1 and -1 <= y <= size[0] + 1):
-            raise InputError(
-                f"has the point {x:g}, {y:g} outside its image, which is {size[1]} x {size[0]} pixels; outline it again"
-            )

@@ -43,15 +43,14 @@ def read_masks(src: Path, images: Path | None) -> Labels:
     for name, path in track(files.items(), "reading masks", len(files)):
         stem, _, class_id = name.rpartition("_")
         if stem not in found or class_id not in CLASS_IDS:
+            rule = f"a mask must be called <stem of its image>_<class, 1 to {MAX_CLASSES}>.png"
+            reason = f'no image has the stem "{stem}" or the class is wrong'
             raise InputError(
-                f"{path}: a mask must be called <stem of its image>_<class, 1 to {MAX_CLASSES}>.png, but no image has "
-                f'the stem "{stem}" or the class is wrong; rename it (with Label Studio\'s brush, export COCO instead)'
+                f"{path}: {rule}, but {reason}; rename it (from Label Studio's brush, export COCO instead)"
             )
         mask = _read_grey(path, found[stem])
         if len(values := np.unique(mask[mask > 0])) > 1:
-            raise InputError(
-                f"{path} must have one value other than 0, got {values[0]} and {values[1]}; write one mask per file"
-            )
+            raise InputError(f"{path} must have one value other than 0, got {values[0]} and {values[1]}; fix it")
         largest = max(largest, (int(class_id), str(path)))
         if len(values):
             found[stem].runs[int(class_id) - 1] = rle.find_runs(mask > 0)
@@ -87,12 +86,9 @@ def _open(path: Path, image: LabelledImage) -> Image.Image:
         picture.load()
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise InputError(f"{path} is not a readable image; export it again") from error
-    height, width = image.size
-    if picture.size != (width, height):
-        raise InputError(
-            f"{path} is {picture.width} x {picture.height} pixels, but its image {image.name} is {width} x {height}; "
-            f"export it again"
-        )
+    if picture.size != image.size[::-1]:
+        reason = f"{path} is {picture.width} x {picture.height} pixels, but its image {image.name} is "
+        raise InputError(f"{reason}{image.size[1]} x {image.size[0]}; export it again")
     return picture
 
 
@@ -152,15 +148,10 @@ def write_masks(labels: Labels, out: Path) -> None:
 
 
 def write_index(labels: Labels, out: Path, overlap: Overlap) -> Counter[str]:
-    """Write a map of class ids for each image, and classes.csv; return the number of changed pixels by image.
-
-    Args:
-        labels: The labels.
-        out: The folder of the dataset.
-        overlap: The class that keeps a pixel of several classes.
+    """Write a map of class ids for each image, and classes.csv; return the changed pixels by image.
 
     Raises:
-        InputError: Classes overlap and `overlap` is "refuse".
+        InputError: Classes overlap and `overlap` is "refuse", not the class to keep.
     """
     changed: Counter[str] = Counter()
     (out / "index").mkdir()
@@ -170,10 +161,8 @@ def write_index(labels: Labels, out: Path, overlap: Overlap) -> Counter[str]:
             mask = rle.decode(runs, image.size) > 0
             num = int((values[mask] > 0).sum())
             if num and overlap == "refuse":
-                raise InputError(
-                    f"class {c + 1} of {image.name} overlaps another on {num:,} pixels, but an index map holds one "
-                    f"class per pixel; choose a class with --overlap, or another format"
-                )
+                reason = f"class {c + 1} of {image.name} overlaps another on {num:,} pixels, but an index map holds one"
+                raise InputError(f"{reason} class per pixel; choose a class with --overlap, or another format")
             changed[image.name] += num
             values[mask] = c + 1
         _write_png(out / "index" / f"{Path(image.name).stem}.png", values)

@@ -30,11 +30,8 @@ def read_severstal(src: Path, images: Path | None) -> Labels:
 
 def write_severstal(labels: Labels, out: Path) -> None:
     """Write train.csv and classes.csv into a folder."""
-    rows = (
-        (image.name, c + 1, " ".join(map(str, runs.tolist())))
-        for image in labels.images
-        for c, runs in sorted(image.runs.items())
-    )
+    pairs = ((image.name, *pair) for image in labels.images for pair in sorted(image.runs.items()))
+    rows = ((name, c + 1, " ".join(map(str, runs.tolist()))) for name, c, runs in pairs)
     _write_csv(out / "train.csv", ("ImageId", "ClassId", "EncodedPixels"), rows)
     write_classes(labels.classes, out)
 

@@ -46,8 +46,7 @@ def _read_names(src: Path) -> tuple[str, ...]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: it cannot be read ({' '.join(str(error).split())}); write it again") from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
+    names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or set(names) != set(range(len(names))):
         raise InputError(f"{path}: names must be a list or 0: name, 1: name, ..., got {str(names)[:80]}; fix it")
     return tuple(str(names[c]).strip() for c in range(len(names)))
@@ -84,7 +83,7 @@ def _read_line(line: str, size: Size) -> tuple[int, Runs]:
 
 
 def write_yolo(labels: Labels, out: Path) -> Counter[str]:
-    """Write a text file for each image, and data.yaml; return the number of changed pixels by image."""
+    """Write a text file for each image, and data.yaml; return the changed pixels by image."""
     changed: Counter[str] = Counter()
     (out / "labels").mkdir()
     for image in track(labels.images, "writing labels", len(labels.images)):
