@@ -107,8 +107,8 @@ class Annotations:
 
     def draw_masks(self, index: int) -> NDArray[np.bool_]:
         """Draw the labels of an image as masks: bool `(C, H, W)`."""
-        bits = (1 << np.arange(self.num_classes, dtype=np.uint8))[:, None, None]
-        return np.asarray(self.draw_plane(index) & bits, bool)
+        bits = 1 << np.arange(self.num_classes, dtype=np.uint8)
+        return np.asarray(self.draw_plane(index) & bits[:, None, None], bool)
 
     @cached_property
     def digest(self) -> str:
@@ -158,7 +158,7 @@ def read_annotations(root: str | Path, num_classes: int | None = None) -> Annota
 
 
 def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
-    """Read the valid labels of a dataset and list all errors; see `read_annotations`.
+    """Read the valid labels of a dataset and list all errors; otherwise like `read_annotations`.
 
     Raises:
         InputError: A folder is missing, it has no images, or `num_classes` is out of range.
@@ -168,26 +168,25 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         raise InputError(
             f"no folder {root}; give the folder with train.csv and train_images (--data.root in steel fit)"
         )
-    if not (root / "train_images").is_dir():
-        raise InputError(f"no folder {root / 'train_images'}; put the images there")
-    csv = root / "train.csv"
-    names, sizes, findings = _read_sizes(root / "train_images")
+    csv, folder = root / "train.csv", root / "train_images"
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}; put the images there")
+    names, sizes, findings = _read_sizes(folder)
     rows, num_rows, row_findings = parse(csv)
-    largest = max((class_id for class_id, code in zip(rows.class_ids, rows.codes, strict=True) if code), default=0)
+    largest = max((row.class_id for row in rows if row.code), default=0)
     classes, class_findings = choose_classes(root, largest, num_classes)
     groups, group_findings = read_groups(root / "groups.csv", names)
     unknown, unknown_findings = read_unknown(root / "unknown.csv", names, sizes, len(classes))
     findings += [*row_findings, *class_findings, *group_findings, *unknown_findings]
     if not classes:
         # Report rows that no other finding reports.
-        if rows.lines or not any(finding.is_error for finding in findings):
+        if rows or not any(finding.is_error for finding in findings):
             message = "no row has a defect, so the number of classes is unknown; add classes.csv or set it"
             findings.append(Finding(csv, None, "no defect", message))
         return Reading(None, findings, num_rows, 0)
     runs, offsets, num_used, code_findings = join_rows(csv, rows, names, sizes, len(classes))
     findings += code_findings
-    is_good = sizes[:, 0] > 0
-    if not is_good.any():
+    if not (is_good := sizes[:, 0] > 0).any():
         return Reading(None, findings, num_rows, num_used)
     # Unreadable images have no labels here and are removed from the table.
     counts = np.diff(offsets).reshape(len(names), len(classes))[is_good]

@@ -146,9 +146,9 @@ def write_labels(labels: Labels, out: Path, form: Format, overlap: Overlap = "re
 
 def _report(labels: Labels, changed: Counter[str]) -> None:
     num_clean = sum(not image.runs for image in labels.images)
-    num_defects = sum(len(image.runs) for image in labels.images)
-    num_pixels = sum(area(runs) for image in labels.images for runs in image.runs.values())
-    print(f"{len(labels.images):,} images, {num_clean:,} clean; {num_defects:,} defects of {', '.join(labels.classes)}")
+    areas = [area(runs) for image in labels.images for runs in image.runs.values()]
+    num_pixels = sum(areas)
+    print(f"{len(labels.images):,} images, {num_clean:,} clean; {len(areas):,} defects of {', '.join(labels.classes)}")
     if labels.num_empty:
         print(f"skipped {labels.num_empty:,} annotations that cover no pixel")
     if num_changed := changed.total():

@@ -11,13 +11,10 @@ MIN_MARGIN = 0.02
 
 
 def measure_image(image: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Measure the brightness of the steel and the black margins beside it.
+    """Measure the brightness of the steel in an image, uint8 `(H, W)`, and the black margins beside it.
 
     A margin consists of the columns from an edge on with a mean grey value below `BLACK`, and takes at least
     `MIN_MARGIN` of the width. An entirely black image has no margins.
-
-    Args:
-        image: uint8 `(H, W)`.
 
     Returns:
         Mean grey value between the margins (0 to 255), and the left and right margins as fractions of the width.

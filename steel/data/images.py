@@ -30,13 +30,7 @@ _WARNING_FILTERS = threading.Lock()  # catch_warnings is not thread-safe
 
 
 def find_images(where: str | Path) -> list[Path]:
-    """Find the images named by a file, a folder or a glob pattern.
-
-    Args:
-        where: An image file, a folder (its images, without those in subfolders), or a pattern such as `line*/*.png`.
-
-    Returns:
-        The paths, sorted; never empty.
+    """Return the paths of an image, of the images in a folder without its subfolders, or of a pattern, sorted.
 
     Raises:
         InputError: There is no such file or folder, or no image in it.
@@ -130,6 +124,5 @@ def decode_grey(data: bytes, path: Path | str) -> NDArray[np.uint8]:
 
 
 def _describe_content(path: Path | str, num_bytes: int) -> str:
-    if num_bytes == 0:
-        return f"{path} is empty; copy the file again or remove it"
-    return f"{path} is not a readable image (damaged, or another kind of file with this name); remove it"
+    reason = "not a readable image (damaged, or another kind of file with this name)" if num_bytes else "empty"
+    return f"{path} is {reason}; copy the file again or remove it"

@@ -11,9 +11,8 @@ is int32 `(n, 2)`, their height and width in pixels, 0 for an unreadable image.
 """
 
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,124 +31,108 @@ _NEW_FORM = ("ImageId", "ClassId", "EncodedPixels")
 _OLD_FORM = ("ImageId_ClassId", "EncodedPixels")
 
 
-class Rows(NamedTuple):
-    """The columns of a train.csv or submission.csv with the line number of each row; classes count from 1."""
+class Row(NamedTuple):
+    """A row of a train.csv or submission.csv."""
 
-    lines: list[int]
-    images: list[str]
-    class_ids: list[int]
-    codes: list[str]
-
-    def select(self, is_selected: Sequence[object]) -> "Rows":
-        """Return the rows whose element of `is_selected` is true."""
-        columns: list[Any] = [list(compress(column, is_selected)) for column in self]
-        return Rows(*columns)
+    line: int
+    image: str
+    class_id: int  # counted from 1
+    code: str
 
 
-def parse_rows(path: Path) -> tuple[Rows, Table]:
+def parse_rows(path: Path) -> tuple[list[Row], Table]:
     """Parse a train.csv or submission.csv in either form; images and codes are not checked.
 
     Returns:
-        The rows with a valid class, and the table that they come from. Its findings include the invalid classes.
+        The rows with a valid class, and the table that they come from. Its findings include invalid classes.
     """
     table = read_table(path, _NEW_FORM, _OLD_FORM)
     if not table.form:
-        return Rows([], [], [], []), table
+        return [], table
     if table.form == _OLD_FORM:
         parts = [cell.rpartition("_") for cell in table.columns["ImageId_ClassId"]]
         images, class_ids = [part[0] for part in parts], [part[2] for part in parts]
     else:
         images, class_ids = table.columns["ImageId"], table.columns["ClassId"]
-    is_class = {text: text.isascii() and text.isdigit() and len(text) < 10 for text in set(class_ids)}
-    numbers = {text: int(text) if is_class[text] else 0 for text in is_class}
-    rows = Rows(table.lines, images, [numbers[text] for text in class_ids], table.columns["EncodedPixels"])
-    if 0 in numbers.values():
-        for line, text in zip(table.lines, class_ids, strict=True):
-            if not numbers[text]:
-                message = f'the class must be a whole number from 1, got "{text[:40]}"; fix the row'
-                table.findings.append(Finding(path, line, "class", message))
-        rows = rows.select(rows.class_ids)
+    numbers = {
+        text: int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0 for text in set(class_ids)
+    }
+    rows = []
+    for line, image, text, code in zip(table.lines, images, class_ids, table.columns["EncodedPixels"], strict=True):
+        if numbers[text]:
+            rows.append(Row(line, image, numbers[text], code))
+        else:
+            message = f'the class must be a whole number from 1, got "{text[:40]}"; fix the row'
+            table.findings.append(Finding(path, line, "class", message))
     return rows, table
 
 
-def parse(path: Path) -> tuple[Rows, int, list[Finding]]:
-    """Parse a train.csv in either form; images and codes are not checked.
-
-    Returns:
-        The valid rows, the number of all rows, and findings about the file and the other rows.
-    """
+def parse(path: Path) -> tuple[list[Row], int, list[Finding]]:
+    """Parse a train.csv like `parse_rows`; return the valid rows, the number of all rows, and findings."""
     rows, table = parse_rows(path)
-    if table.form == _NEW_FORM and "" in rows.codes:
-        for line, image, _, code in zip(*rows, strict=True):
-            if not code:
-                message = f"the code of {image} is empty, but only defects have a row; remove the row"
-                table.findings.append(Finding(path, line, "empty code", message))
-        rows = rows.select(rows.codes)
+    if table.form == _NEW_FORM:
+        for row in rows:
+            if not row.code:
+                message = f"the code of {row.image} is empty, but only defects have a row; remove the row"
+                table.findings.append(Finding(path, row.line, "empty code", message))
+        rows = [row for row in rows if row.code]
     return rows, table.num_rows, table.findings
 
 
 def join_rows(
-    csv: Path, rows: Rows, names: Names, sizes: Sizes, num_classes: int, *, folder: Path | None = None
+    csv: Path, rows: list[Row], names: Names, sizes: Sizes, num_classes: int, *, folder: Path | None = None
 ) -> tuple[NDArray[np.int32], Offsets, int, list[Finding]]:
     """Parse the codes of the rows of a file, and arrange them by image and class.
 
-    Findings name the `folder` of the images, by default `train_images` beside the file.
-
     Returns:
         The runs of all codes in one flat array, their offsets int64 `(n * C + 1,)`, the number of used rows, and
-        findings about the other rows.
+        findings about the others. They name the `folder` of the images, by default `train_images` beside the file.
     """
     used, findings = _place_rows(csv, rows, names, sizes, num_classes, folder or csv.parent / "train_images")
-    places = sorted(place for place, row in used.items() if rows.codes[row])
-    order = [used[place] for place in places]
-    image = np.array([i for i, _ in places], np.int64)
-    parsed = rle.parse_all([rows.codes[row] for row in order], sizes[image])
-
-    def report(k: int, kind: str, text: str, remedy: str, is_error: bool = True) -> None:
-        message = f"{text} (class {rows.class_ids[order[k]]} of {rows.images[order[k]]}); {remedy}"
-        findings.append(Finding(csv, rows.lines[order[k]], kind, message, is_error))
-
-    for k, fault in parsed.faults.items():
-        report(k, fault.kind, fault.text, "fix the code")
-    for k in parsed.touching:
-        text, remedy = "runs touch, which is the same mask as one longer run", "nothing has to be done"
-        report(k, "touching runs", text, remedy, is_error=False)
+    placed = sorted((place, row) for place, row in used.items() if row.code)
+    places = np.array([place for place, _ in placed], np.int64).reshape(-1, 2)
+    parsed = rle.parse_all([row.code for _, row in placed], sizes[places[:, 0]])
+    touching = rle.Fault("touching runs", "runs touch, which is the same mask as one longer run")
+    for k, fault in [*parsed.faults.items(), *((k, touching) for k in parsed.touching)]:
+        row, remedy = placed[k][1], "nothing has to be done" if fault is touching else "fix the code"
+        message = f"{fault.text} (class {row.class_id} of {row.image}); {remedy}"
+        findings.append(Finding(csv, row.line, fault.kind, message, is_error=fault is not touching))
     counts = np.zeros(len(names) * num_classes + 1, np.int64)
-    counts[image * num_classes + np.array([class_id for _, class_id in places], np.int64)] = np.diff(parsed.offsets)
+    counts[places @ [num_classes, 1]] = np.diff(parsed.offsets)
     return parsed.runs, np.cumsum(counts), len(used) - len(parsed.faults), findings
 
 
 def _place_rows(
-    csv: Path, rows: Rows, names: Names, sizes: Sizes, num_classes: int, folder: Path
-) -> tuple[dict[tuple[int, int], int], list[Finding]]:
+    csv: Path, rows: list[Row], names: Names, sizes: Sizes, num_classes: int, folder: Path
+) -> tuple[dict[tuple[int, int], Row], list[Finding]]:
     """Return the usable rows by image and class (from 1), and findings about the others."""
     findings: list[Finding] = []
     index = {name: i for i, name in enumerate(names.tolist())}
     is_readable = (sizes[:, 0] > 0).tolist()
-    used: dict[tuple[int, int], int] = {}
-    for row, (line, name, class_id, code) in enumerate(zip(*rows, strict=True)):
-        i = index.get(name, -1)
+    used: dict[tuple[int, int], Row] = {}
+    for row in rows:
+        i, name, class_id = index.get(row.image, -1), row.image, row.class_id
         if i < 0:
             kind, message = "missing image", f'no image "{name}" in {folder}; add it or remove the row'
-        elif class_id > num_classes and code:
+        elif class_id > num_classes and row.code:
             kind, message = "class", f"the class must be 1 to {num_classes}, got {class_id}; fix the row"
         elif not is_readable[i]:
             kind, message = "unreadable image", f"the image {name} cannot be read; fix it, so that its labels count"
         elif (i, class_id) in used:
-            kind, message = "duplicate row", f"class {class_id} of {name} is also in line "
-            message += f"{rows.lines[used[i, class_id]]}; join the two codes into one row"
+            kind, message = "duplicate row", f"class {class_id} of {name} is also in line {used[i, class_id].line}"
+            message += "; join the two codes into one row"
         else:
             used[i, class_id] = row
             continue
-        findings.append(Finding(csv, line, kind, message))
+        findings.append(Finding(csv, row.line, kind, message))
     return used, findings
 
 
 def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> tuple[tuple[str, ...], list[Finding]]:
-    """Return the names of a dataset's classes, and findings about its classes.csv.
+    """Return the names of a dataset's classes, those of its classes.csv or else their numbers, and findings about it.
 
     Args:
-        root: The folder of the dataset. Classes without a name in its classes.csv are called by their number.
+        root: The folder of the dataset.
         largest: The largest class with a label, counted from 1; 0 if there is none.
         num_classes: C; by default the number of rows of classes.csv, or else `largest`.
 
@@ -162,11 +145,9 @@ def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> 
     table = read_table(path, ("ClassId", "name")) if path.is_file() else Table((), 0, [], {}, [])
     ids, names, message = table.columns.get("ClassId", []), table.columns.get("name", []), ""
     if ids != [str(c + 1) for c in range(len(ids))]:
-        message = f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; sort the rows"
-        names = []
+        names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; sort them"
     elif len(ids) > MAX_CLASSES:
-        message = f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
-        names = []
+        names, message = [], f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
     elif num_classes and len(names) > num_classes:
         message = f"it names {len(names)} classes, but data.num_classes is {num_classes}; change one of them"
     findings = [*table.findings, *([Finding(path, None, "class", message)] if message else [])]

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from steel.data import rle
 from steel.data.runs import Runs, Size
 
-Labels = NDArray[np.int32]
-
 
 class Spot(NamedTuple):
     """One spot.
@@ -30,7 +28,7 @@ class Spot(NamedTuple):
     code: str
 
 
-def label_spots(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[int, Labels]:
+def label_spots(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[int, NDArray[np.int32]]:
     """Label the spots of a mask `(H, W)`.
 
     Returns:
@@ -70,7 +68,7 @@ def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:
     return spots
 
 
-def _find_runs(num_spots: int, labels: Labels, first_column: int) -> list[Runs]:
+def _find_runs(num_spots: int, labels: NDArray[np.int32], first_column: int) -> list[Runs]:
     """Return the runs of each spot in a block of columns; a run of the whole mask may belong to two spots."""
     flat = cv2.transpose(labels).ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=-1))

@@ -14,10 +14,7 @@ _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @contextmanager
 def unlimited_fields() -> Iterator[None]:
-    """Lift the csv module's limit of 131,072 characters per field, which codes of ragged masks exceed.
-
-    The limit applies to the whole process, so it is restored afterwards.
-    """
+    """Lift the csv module's limit of 131,072 characters per field, and restore it, since the whole process has it."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -49,7 +46,7 @@ class Finding:
 
 
 def raise_first(findings: Iterable[Finding]) -> None:
-    """Raise the error with the lowest line number, if there is an error; errors of a whole file come last.
+    """Raise the error with the lowest line number, if there is one; errors of a whole file come last.
 
     Raises:
         InputError: There is an error among the findings.
@@ -79,12 +76,9 @@ class Table:
 
 
 def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
-    """Read a CSV file; every problem becomes a finding, and no exception is raised.
+    """Read the first of several forms, sets of columns, that a CSV file has; every problem becomes a finding.
 
-    Args:
-        path: The file: UTF-8, separated by commas. A byte-order mark, Windows line ends, quotes, blank lines and
-            additional columns are accepted.
-        forms: Alternative sets of columns; the first that the file has is read.
+    A byte-order mark, Windows line ends, quotes, blank lines and additional columns are accepted.
     """
     findings: list[Finding] = []
 
@@ -108,7 +102,6 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
     form = next((form for form in forms if set(form) <= set(names)), ())
     if not form:
         return reject(*_describe_header(header[1], names, forms), sum(1 for _ in rows))
-
     places = [names.index(name) for name in form]
     lines: list[int] = []
     columns: list[list[str]] = [[] for _ in form]

@@ -7,7 +7,7 @@ import pytest
 
 from formats.fakes import HEADER, NAMED, PLAIN, assert_equal_tables, write_set
 from steel.data.annotations import read_annotations
-from steel.data.severstal import Rows, parse
+from steel.data.severstal import Row, parse
 from steel.errors import InputError
 
 
@@ -24,7 +24,7 @@ def test_both_forms_of_real_labels_are_equal(real_data: Callable[[str], Path]) -
     for name in ("train.csv", "train_old_format.csv"):
         rows, _, findings = parse(folder / name)
         assert not any(finding.is_error for finding in findings)
-        tables.append(sorted(row for row in zip(*rows[1:], strict=True) if row[2]))
+        tables.append(sorted(row[1:] for row in rows if row.code))
     assert tables[0] == tables[1]
     assert len(tables[0]) == 14
 
@@ -83,7 +83,7 @@ def test_parse_returns_rows_and_findings(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text(HEADER + "a.png,1,1 2\n\nb.png,x,1 2\nc.png,2,\nd.png,-1,1 2\ne.png,3,5 1\n")
     rows, num_rows, findings = parse(path)
-    assert rows == ([2, 7], ["a.png", "e.png"], [1, 3], ["1 2", "5 1"])
+    assert rows == [Row(2, "a.png", 1, "1 2"), Row(7, "e.png", 3, "5 1")]
     assert num_rows == 5
     assert sorted((f.line, f.kind) for f in findings) == [(4, "class"), (5, "empty code"), (6, "class")]
     assert all(finding.file == path for finding in findings)
@@ -96,25 +96,25 @@ def test_parse_returns_rows_and_findings(tmp_path: Path) -> None:
     [
         (
             HEADER + "a.png,1,\nb.png,x,\nc.png,08,1 2\n\nd.png,999999999,3\ne.png,1000000000,3\nf.png,²,3\n",
-            Rows([4, 6], ["c.png", "d.png"], [8, 999_999_999], ["1 2", "3"]),
+            [Row(4, "c.png", 8, "1 2"), Row(6, "d.png", 999_999_999, "3")],
             [(2, "empty code"), (3, "class"), (7, "class"), (8, "class")],
         ),  # the new form
         (
             "EncodedPixels,ImageId_ClassId\n,a_1.png_2\n1 2,a.png_0\n1 2,a.png\n1 2,_3\nx,a.png_3\n",
-            Rows([2, 5, 6], ["a_1.png", "", "a.png"], [2, 3, 3], ["", "1 2", "x"]),
+            [Row(2, "a_1.png", 2, ""), Row(5, "", 3, "1 2"), Row(6, "a.png", 3, "x")],
             [(3, "class"), (4, "class")],
         ),  # the first form
         (
             "ImageId,ClassId,EncodedPixels,ImageId_ClassId\na.png,1,1 2,b.png_2\n",
-            Rows([2], ["a.png"], [1], ["1 2"]),
+            [Row(2, "a.png", 1, "1 2")],
             [],
         ),  # both: the new form is read
-        (HEADER + "a.png,0,1 2\n", Rows([], [], [], []), [(2, "class")]),  # no valid row
-        ("a.png,1,1 2\n", Rows([], [], [], []), [(None, "columns")]),  # no header
+        (HEADER + "a.png,0,1 2\n", [], [(2, "class")]),  # no valid row
+        ("a.png,1,1 2\n", [], [(None, "columns")]),  # no header
     ],
 )
 def test_parse_keeps_valid_rows_and_reports_the_others(
-    tmp_path: Path, csv: str, rows: Rows, found: list[tuple[int | None, str]]
+    tmp_path: Path, csv: str, rows: list[Row], found: list[tuple[int | None, str]]
 ) -> None:
     path = tmp_path / "train.csv"
     path.write_text(csv)

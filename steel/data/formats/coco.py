@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 
 from steel.data import images as image_files
 from steel.data.formats import outlines
-from steel.data.formats.labels import LabelledImage, Labels, find_images_below
+from steel.data.formats.labels import LabelledImage, Labels, find_files
 from steel.data.runs import Runs, Size, area, count_changes, from_counts, to_counts, unite
 from steel.data.spots import split_spots
 from steel.errors import InputError
@@ -44,14 +44,12 @@ def read_coco(src: Path, images: Path | None) -> Labels:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path}: it is not JSON ({error}); export it again") from error
-    found = _read_images(path, _take(str(path), content, "images", list), images or root)
-    categories, where = _take(str(path), content, "categories", list), f"{path}: a category"
-    names = {_take(where, category, "id", int): _take(where, category, "name", str) for category in categories}
+    found = _read_images(_list_records(path, content, "images", "image"), images or root)
+    categories = _list_records(path, content, "categories", "category")
+    names = {_take(where, category, "id", int): _take(where, category, "name", str) for where, category in categories}
     class_of = {number: c for c, number in enumerate(sorted(names))}  # by id, since the order in the file is arbitrary
     spots: dict[tuple[int, int], list[Runs]] = defaultdict(list)
-    annotations = _take(str(path), content, "annotations", list)
-    for i, annotation in enumerate(track(annotations, "reading annotations", len(annotations))):
-        where = _describe(path, "annotation", annotation, i)
+    for where, annotation in _list_records(path, content, "annotations", "annotation"):
         category_id = _take(where, annotation, "category_id", int)
         if category_id not in class_of:
             raise InputError(f"{where} has category {category_id}, which is not among the categories; add it there")
@@ -70,13 +68,16 @@ def _find_json(src: Path) -> tuple[Path, Path]:
         return src, src.parent.parent if src.parent.name == "annotations" else src.parent
     found = sorted([*src.glob("annotations/*.json"), *src.glob("*.json")])
     if len(found) != 1:
-        names = f" ({', '.join(path.name for path in found[:5])})" if found else ""
-        raise InputError(f"{len(found)} JSON files{names} in {src} and {src / 'annotations'}; name the file to read")
+        names = f"({', '.join(path.name for path in found[:5])})"
+        raise InputError(f"{len(found)} JSON files {names} in {src} and {src / 'annotations'}; name the file to read")
     return found[0], src
 
 
-def _describe(path: Path, kind: str, record: Any, i: int) -> str:
-    return f"{path}: {kind} {record.get('id', i) if isinstance(record, dict) else i}"
+def _list_records(path: Path, content: Any, key: str, kind: str) -> Iterator[tuple[str, Any]]:
+    """Yield the records of a list in the JSON, each with its place for errors."""
+    records = _take(str(path), content, key, list)
+    for i, record in enumerate(track(records, f"reading {key}", len(records))):
+        yield f"{path}: {kind} {record.get('id', i) if isinstance(record, dict) else i}", record
 
 
 def _take(where: str, record: Any, key: str, *kinds: type[T]) -> T:
@@ -89,14 +90,13 @@ def _take(where: str, record: Any, key: str, *kinds: type[T]) -> T:
     return value
 
 
-def _read_images(path: Path, records: list[Any], folder: Path) -> dict[int, LabelledImage]:
+def _read_images(records: Iterator[tuple[str, Any]], folder: Path) -> dict[int, LabelledImage]:
     """Return the images by their ids."""
     by_name: dict[str, list[Path]] = defaultdict(list)
-    for file in find_images_below(folder):
+    for file in find_files(folder):
         by_name[file.name].append(file)
     found: dict[int, LabelledImage] = {}
-    for i, record in enumerate(track(records, "reading sizes", len(records))):
-        where = _describe(path, "image", record, i)
+    for where, record in records:
         number = _take(where, record, "id", int)
         if number in found:
             raise InputError(f"{where} is listed twice; give each image its own id")
@@ -146,8 +146,7 @@ def _read_segmentation(segmentation: list[Any] | dict[str, Any], size: Size) -> 
     if isinstance(segmentation, dict):
         if segmentation.get("size") != list(size):
             raise InputError(f"has an RLE of size {segmentation.get('size')}, but its image is {list(size)}")
-        counts = segmentation.get("counts")
-        if not isinstance(counts, str | list):
+        if not isinstance(counts := segmentation.get("counts"), str | list):
             raise InputError("has an RLE without counts; export it again")
         return from_counts(counts, size)
     if not segmentation:

@@ -1,9 +1,6 @@
-"""The neutral form of labels, and how labels find their images.
+"""The neutral form of labels, and how labels find their images in the folders of CVAT, Label Studio and this project.
 
-    severstal, coco, submission     a label names its image
-    yolo, masks, index              label and image have the same file name without suffix, the stem
-
-Images are found in the folders of CVAT, Label Studio and this project, and in subfolders.
+In the formats yolo, masks and index, label and image have the same file name without suffix, the stem.
 """
 
 from collections.abc import Iterable, Mapping
@@ -48,9 +45,9 @@ class Labels(NamedTuple):
     num_empty: int = 0
 
 
-def find_images_below(folder: Path) -> list[Path]:
-    """Return all images in a folder and its subfolders, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """Return all images, or files with other suffixes, in a folder and its subfolders, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
 
 
 def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
@@ -89,20 +86,23 @@ def read_clean(paths: Mapping[str, Path]) -> dict[str, LabelledImage]:
     return {key: LabelledImage(path.name, path, read_size(path), {}) for key, path in items}
 
 
-def open_folders(src: Path, images: Path | None, *label_folders: str) -> tuple[dict[str, LabelledImage], Path]:
-    """Return the images of a dataset without labels, by their stems, and the first of its label folders that exists.
+def open_folders(
+    src: Path, images: Path | None, *label_folders: str, suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[dict[str, LabelledImage], dict[str, Path]]:
+    """Return the images of a dataset without labels, and the files of the first existing label folder, by their stems.
 
     Raises:
-        InputError: There are no images or no labels, an image is unreadable, or two images have the same stem.
+        InputError: A folder is missing, an image is unreadable, or two files have the same stem.
     """
     places = [src / name for name in ("images", "JPEGImages", "train_images")]
     folder = images or next((place for place in places if place.is_dir()), None)
     if folder in (None, src):  # src contains label images as well
         raise InputError(f"no folder {places[0]}; put the images there or give their folder with --images")
-    paths = index_stems(find_images_below(folder))
+    paths = index_stems(find_files(folder))
     if not paths:
         raise InputError(f"no image in {folder}; images end in {', '.join(SUFFIXES)}")
     labels = next((src / name for name in label_folders if (src / name).is_dir()), None)
     if labels is None:
         raise InputError(f"no folder {src / label_folders[0]}; put the labels there")
-    return read_clean(paths), labels
+    # YOLO's classes.txt holds the names of the classes.
+    return read_clean(paths), index_stems(path for path in find_files(labels, suffixes) if path.name != "classes.txt")

@@ -9,6 +9,7 @@
 Label Studio's brush names its PNGs by task instead of image, so its labels must be exported as COCO.
 """
 
+import re
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -20,14 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from steel.data import rle
-from steel.data.formats.labels import LabelledImage, Labels, find_images_below, index_stems, open_folders, require_image
+from steel.data.formats.labels import LabelledImage, Labels, open_folders, require_image
 from steel.data.formats.severstal import write_classes
 from steel.data.severstal import CLASS_IDS, MAX_CLASSES, require_classes
 from steel.errors import InputError
 from steel.progress import track
 
 Overlap = Literal["refuse", "lowest", "highest"]
-Values = NDArray[np.integer]  # (H, W)
+Values = NDArray[np.integer]
 Colour = tuple[int, ...]
 
 
@@ -37,17 +38,14 @@ def read_masks(src: Path, images: Path | None) -> Labels:
     Raises:
         InputError: A mask or classes.csv is wrong.
     """
-    found, folder = open_folders(src, images, "masks")
-    files = index_stems(find_images_below(folder))
+    found, files = open_folders(src, images, "masks")
     largest = (0, "")
     for name, path in track(files.items(), "reading masks", len(files)):
         stem, _, class_id = name.rpartition("_")
         if stem not in found or class_id not in CLASS_IDS:
             rule = f"a mask must be called <stem of its image>_<class, 1 to {MAX_CLASSES}>.png"
             reason = f'no image has the stem "{stem}" or the class is wrong'
-            raise InputError(
-                f"{path}: {rule}, but {reason}; rename it (from Label Studio's brush, export COCO instead)"
-            )
+            raise InputError(f"{path}: {rule}, but {reason}; rename it (Label Studio's brush: export COCO instead)")
         mask = _read_grey(path, found[stem])
         if len(values := np.unique(mask[mask > 0])) > 1:
             raise InputError(f"{path} must have one value other than 0, got {values[0]} and {values[1]}; fix it")
@@ -63,8 +61,7 @@ def read_index(src: Path, images: Path | None) -> Labels:
     Raises:
         InputError: A map, labelmap.txt or classes.csv is wrong.
     """
-    found, folder = open_folders(src, images, "index", "SegmentationClass")
-    files = index_stems(find_images_below(folder))
+    found, files = open_folders(src, images, "index", "SegmentationClass")
     labelmap = src / "labelmap.txt"
     names, colours = _read_labelmap(labelmap) if labelmap.is_file() else ((), [])
     largest = (0, "")
@@ -123,13 +120,10 @@ def _read_labelmap(path: Path) -> tuple[tuple[str, ...], list[Colour]]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, _, rest = line.partition(":")
-        words = rest.partition(":")[0].split(",")
-        if len(words) != 3 or not all(word.strip().isdigit() for word in words):
-            raise InputError(
-                f'{path}, line {number}: the line must be name:red,green,blue::, got "{line[:60]}"; fix it'
-            )
-        colour = tuple(int(word) for word in words)
+        match = re.fullmatch(r"([^:]*):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:.*)?", line)
+        if match is None:
+            raise InputError(f'{path}, line {number}: it must be name:red,green,blue::, got "{line[:60]}"; fix it')
+        name, colour = match[1], (int(match[2]), int(match[3]), int(match[4]))
         if colour in names:
             raise InputError(f"{path}, line {number}: another label has the colour {colour}; use different colours")
         names[colour] = name

@@ -1,8 +1,4 @@
-"""Submissions of the contest: a row for each image and class, with an empty code if nothing was found.
-
-ImageId,ClassId,EncodedPixels    the new form
-ImageId_ClassId,EncodedPixels    the old form
-"""
+"""Submissions of the contest: a row for each image and class, with an empty code if nothing was found."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,14 +17,13 @@ SubmissionFormat = Literal["new", "old"]
 
 
 def head_submission(form: SubmissionFormat) -> list[str]:
-    """Return the header of a submission."""
+    """Return the header of a submission in the new form, or the old form in which image and class are one column."""
     return ["ImageId_ClassId", "EncodedPixels"] if form == "old" else ["ImageId", "ClassId", "EncodedPixels"]
 
 
 def list_codes(image: str, codes: Iterable[str], form: SubmissionFormat) -> list[list[str]]:
     """Return the rows of one image in a submission, given the code of each of its classes."""
-    rows = ([image, str(c), code] for c, code in enumerate(codes, 1))
-    return [[f"{name}_{c}", code] if form == "old" else [name, c, code] for name, c, code in rows]
+    return [[f"{image}_{c}", code] if form == "old" else [image, str(c), code] for c, code in enumerate(codes, 1)]
 
 
 def read_submission(src: Path, images: Path | None) -> Labels:
@@ -42,7 +37,7 @@ def read_submission(src: Path, images: Path | None) -> Labels:
     rows, table = parse_rows(src)
     raise_first(table.findings)
     found = list(read_clean({path.name: path for path in find_images(images)}).values())
-    largest, line = max(zip(rows.class_ids, rows.lines, strict=True), default=(0, 0))
+    largest, line = max(((row.class_id, row.line) for row in rows), default=(0, 0))
     classes = require_classes(src.parent, largest, f"{src}, line {line}")
     names, sizes = np.array([image.name for image in found]), np.array([image.size for image in found], np.int32)
     runs, offsets, _, findings = join_rows(src, rows, names, sizes, len(classes), folder=images)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from steel.data.formats import outlines
-from steel.data.formats.labels import Labels, index_stems, open_folders, require_image
+from steel.data.formats.labels import Labels, open_folders, require_image
 from steel.data.runs import Runs, Size, count_changes, unite
 from steel.data.spots import split_spots
 from steel.errors import InputError
@@ -25,8 +25,7 @@ def read_yolo(src: Path, images: Path | None) -> Labels:
         InputError: A file is missing or wrong.
     """
     classes = _read_names(src)
-    found, folder = open_folders(src, images, "labels")
-    files = index_stems(path for path in sorted(folder.rglob("*.txt")) if path.name != "classes.txt")
+    found, files = open_folders(src, images, "labels", suffixes=(".txt",))
     num_empty = 0
     for stem, path in track(files.items(), "reading labels", len(files)):
         image = require_image(stem, path, found)

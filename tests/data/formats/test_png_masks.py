@@ -94,7 +94,7 @@ def test_the_background_may_have_any_line_or_none(tmp_path: Path) -> None:
     [
         (LABELMAP.replace("51", "52"), r"a.png has the colour \(51, 221, 255\), which is not in labelmap.txt"),
         (LABELMAP + "dent:1,2,3::\n", r"labelmap.txt, line 6: another label has the colour \(1, 2, 3\)"),
-        (LABELMAP + "dent:1,2::\n", "labelmap.txt, line 6: the line must be name:red,green,blue::"),
+        (LABELMAP + "dent:1,2::\n", "labelmap.txt, line 6: it must be name:red,green,blue::"),
     ],
 )
 def test_errors_in_labelmap(tmp_path: Path, labelmap: str, message: str) -> None:
