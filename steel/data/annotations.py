@@ -161,7 +161,7 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     """Read the valid labels of a dataset and list all errors; otherwise like `read_annotations`.
 
     Raises:
-        InputError: A folder is missing, it has no images, or `num_classes` is out of range.
+        InputError: A folder or all images are missing, or `num_classes` is out of range.
     """
     root = Path(root)
     if not root.is_dir():

@@ -103,13 +103,15 @@ def read_labels(src: Path, form: Format, images: Path | None = None) -> Labels:
         raise InputError(f"no folder {images}; --images must be the folder with the images")
     if src.is_file() and form in ("yolo", "masks", "index"):
         raise InputError(f"{src} is a file, but {form} is a folder with labels and images; give the folder")
-    match form:
-        case "severstal":
-            labels = (read_submission if src.is_file() else read_severstal)(src, images)
-        case "coco" | "coco-polygons":
-            labels = read_coco(src, images)
-        case "yolo" | "masks" | "index":
-            labels = {"yolo": read_yolo, "masks": read_masks, "index": read_index}[form](src, images)
+    readers = {
+        "coco": read_coco,
+        "coco-polygons": read_coco,
+        "yolo": read_yolo,
+        "masks": read_masks,
+        "index": read_index,
+    }
+    readers["severstal"] = read_submission if src.is_file() else read_severstal
+    labels = readers[form](src, images)
     for name, num in Counter(image.name for image in labels.images).most_common(1):
         if num > 1:
             raise InputError(f'{src}: two images in different folders are called "{name}"; rename one')

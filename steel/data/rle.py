@@ -93,10 +93,9 @@ def find_fault(runs: Runs, size: Size) -> Fault | None:
         run = f"the run of {lengths[beyond[0]]} pixels from pixel {starts[beyond[0]]}"
         text = f"{run} goes beyond the image, which has {size[1]} x {size[0]} = {num_pixels} pixels"
         return Fault("beyond the image", text)
-    backwards = np.flatnonzero(starts[1:] < ends[:-1])
-    if len(backwards) == 0:
+    i = next(iter(np.flatnonzero(starts[1:] < ends[:-1])), None)
+    if i is None:
         return None
-    i = backwards[0]
     run, previous = f"the run from pixel {starts[i + 1]}", f"the run of {lengths[i]} pixels from pixel {starts[i]}"
     if starts[i + 1] < starts[i]:
         return Fault("unsorted runs", f"runs must be sorted by their start, but {run} follows {previous}")

@@ -74,9 +74,9 @@ def unite(parts: Sequence[Runs]) -> Runs:
         [1, 3, 7, 3]
     """
     flat = np.concatenate([np.zeros(0, np.int64), *parts])
-    flat = flat.reshape(-1, 2)[np.argsort(flat[0::2], kind="stable")]
     if len(flat) == 0:
-        return flat.ravel()
+        return flat
+    flat = flat.reshape(-1, 2)[np.argsort(flat[0::2], kind="stable")]
     ends = np.maximum.accumulate(flat.sum(axis=1))
     first = np.flatnonzero(np.concatenate([[True], flat[1:, 0] > ends[:-1]]))
     starts, ends = flat[first, 0], ends[np.append(first[1:], len(flat)) - 1]
@@ -122,10 +122,10 @@ def from_counts(counts: str | Sequence[int], size: Size) -> Runs:
 
 
 def _decompress(text: str) -> list[int]:
-    """Decode compressed counts like COCO's rleFrString, which writes out of bounds if the text is damaged.
+    """Decode compressed counts; COCO's own rleFrString writes out of bounds if the text is damaged.
 
-    Each character holds five bits of a number, lowest bits first. Bit 32 says that more characters follow; bit 16 of
-    the last character is the sign. From the fourth number on, it is the difference to the number two places before.
+    A character has five bits of a number, lowest first; bit 32 if more follow; bit 16 of the last is the sign. From the
+    fourth number on, each is the difference to the number two places before.
     """
     codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((codes & 32) == 0)

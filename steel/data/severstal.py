@@ -10,6 +10,7 @@ Readers return what is valid, and findings about the rest. `names` are the file 
 is int32 `(n, 2)`, their height and width in pixels, 0 for an unreadable image.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,9 +55,7 @@ def parse_rows(path: Path) -> tuple[list[Row], Table]:
         images, class_ids = [part[0] for part in parts], [part[2] for part in parts]
     else:
         images, class_ids = table.columns["ImageId"], table.columns["ClassId"]
-    numbers = {
-        text: int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0 for text in set(class_ids)
-    }
+    numbers = {text: int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in set(class_ids)}
     rows = []
     for line, image, text, code in zip(table.lines, images, class_ids, table.columns["EncodedPixels"], strict=True):
         if numbers[text]:
@@ -159,7 +158,7 @@ def require_classes(folder: Path, largest: int, place: str) -> tuple[str, ...]:
     """Return the names of the classes like `choose_classes`, for labels whose largest class is at `place`.
 
     Raises:
-        InputError: The classes.csv is wrong or does not name all classes, or the class is above the maximum.
+        InputError: The classes.csv is wrong or does not name all classes, or there are too many.
     """
     classes, findings = choose_classes(folder, largest)
     raise_first(findings)
@@ -192,10 +191,7 @@ def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table,
 
 
 def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], list[Finding]]:
-    """Return for each image the index of an image that stands for its group, and findings about groups.csv.
-
-    An image without a group stands for itself, and so does every image if the file is missing.
-    """
+    """Return for each image the index of an image that stands for its group, or itself; findings about groups.csv."""
     groups = np.arange(len(names))
     if not path.is_file():
         return groups, []

@@ -53,7 +53,14 @@ def read_coco(src: Path, images: Path | None) -> Labels:
         category_id = _take(where, annotation, "category_id", int)
         if category_id not in class_of:
             raise InputError(f"{where} has category {category_id}, which is not among the categories; add it there")
-        image_id, runs = _read_annotation(where, annotation, found)
+        image_id = _take(where, annotation, "image_id", int)
+        if image_id not in found:
+            raise InputError(f"{where} is on image {image_id}, which is not among the images; export it again")
+        segmentation: Any = _take(where, annotation, "segmentation", list, dict)
+        try:
+            runs = _read_segmentation(segmentation, found[image_id].size)
+        except InputError as error:
+            raise InputError(f"{where} (of {found[image_id].name}) {error}") from error
         spots[image_id, class_of[category_id]].append(runs)
     for (image_id, c), parts in spots.items():
         if len(runs := unite(parts)):
@@ -127,18 +134,6 @@ def _choose_file(where: str, parts: list[str], files: list[Path]) -> Path | None
         if same:
             raise InputError(f"{where} matches {same[0]} and {same[1]}; rename one")
     return None
-
-
-def _read_annotation(where: str, annotation: Any, found: dict[int, LabelledImage]) -> tuple[int, Runs]:
-    """Return the id of the image of an annotation, and its runs."""
-    image_id = _take(where, annotation, "image_id", int)
-    if image_id not in found:
-        raise InputError(f"{where} is on image {image_id}, which is not among the images; export it again")
-    segmentation: Any = _take(where, annotation, "segmentation", list, dict)
-    try:
-        return image_id, _read_segmentation(segmentation, found[image_id].size)
-    except InputError as error:
-        raise InputError(f"{where} (of {found[image_id].name}) {error}") from error
 
 
 def _read_segmentation(segmentation: list[Any] | dict[str, Any], size: Size) -> Runs:

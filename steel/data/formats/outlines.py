@@ -36,7 +36,8 @@ def trace(runs: Runs, size: Size) -> Loop:
         # be little shorter and took half a minute for 1,000 holes.
         i = int(np.abs(outline - hole[0]).sum(axis=1).argmin())
         outline = np.concatenate([outline[: i + 1], hole, hole[:1], outline[i:]])
-    return outline + np.array([left, top])
+    outline += [left, top]
+    return outline
 
 
 def _trace_loops(mask: NDArray[np.uint8]) -> list[Loop]:
