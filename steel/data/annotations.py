@@ -89,16 +89,13 @@ class Annotations:
         image = images.read_grey(self.path(index))
         height, width = self.sizes[index].tolist()
         if image.shape != (height, width):
-            raise InputError(
-                f"{self.path(index)} has {image.shape[1]} x {image.shape[0]} pixels, but had {width} x {height} when "
-                f"the labels were read; run the command again"
-            )
+            reason = f"has {image.shape[1]} x {image.shape[0]} pixels, but had {width} x {height}"
+            raise InputError(f"{self.path(index)} {reason} when the labels were read; run the command again")
         return image
 
     def draw_plane(self, index: int) -> NDArray[np.uint8]:
         """Draw the labels of an image as a bit plane: uint8 `(H, W)`, bit c for class c, bit 7 for unlabelled."""
-        height, width = self.sizes[index]
-        plane = np.zeros((int(height), int(width)), np.uint8)
+        plane = np.zeros(self.sizes[index], np.uint8)
         for c in np.flatnonzero(self.labels[index]):
             rle.add(plane, self.runs_of(index, int(c)), int(c))
         if index in self.unknown:

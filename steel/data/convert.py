@@ -76,10 +76,8 @@ def convert(
     labels = read_labels(Path(src), formats["from"], Path(images) if images else None)
     missing = [image.name for image in labels.images if image.path is None]
     if copy_images and missing:
-        raise InputError(
-            f'no image "{missing[0]}" (and {len(missing) - 1} more) in {src}; give the folder of the images with '
-            f"--images, or convert only the labels with --copy_images=false"
-        )
+        reason = f'no image "{missing[0]}" (and {len(missing) - 1} more) in {src}'
+        raise InputError(f"{reason}; give their folder with --images, or convert the labels with --copy_images=false")
     folder = "train_images" if to == "severstal" else "images"
     with new_folder(out) as draft:
         changed = write_labels(labels, draft, to, overlap)
@@ -103,15 +101,9 @@ def read_labels(src: Path, form: Format, images: Path | None = None) -> Labels:
         raise InputError(f"no folder {images}; --images must be the folder with the images")
     if src.is_file() and form in ("yolo", "masks", "index"):
         raise InputError(f"{src} is a file, but {form} is a folder with labels and images; give the folder")
-    readers = {
-        "coco": read_coco,
-        "coco-polygons": read_coco,
-        "yolo": read_yolo,
-        "masks": read_masks,
-        "index": read_index,
-    }
-    readers["severstal"] = read_submission if src.is_file() else read_severstal
-    labels = readers[form](src, images)
+    severstal = read_submission if src.is_file() else read_severstal
+    readers = {"severstal": severstal, "yolo": read_yolo, "masks": read_masks, "index": read_index}
+    labels = readers.get(form, read_coco)(src, images)
     for name, num in Counter(image.name for image in labels.images).most_common(1):
         if num > 1:
             raise InputError(f'{src}: two images in different folders are called "{name}"; rename one')

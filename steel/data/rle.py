@@ -23,7 +23,6 @@ from steel.data.runs import Runs, Size
 from steel.errors import InputError
 
 Mask = NDArray[np.uint8]
-
 UNKNOWN_BIT = 7  # the bit of a bit plane that marks unlabelled pixels in datasets of at most 7 classes
 _BLOCK = 128  # number of codes that `parse_all` parses as one text
 

@@ -30,8 +30,7 @@ def areas(runs: Runs, offsets: Offsets) -> NDArray[np.int64]:
         array([5, 0, 4])
     """
     totals = np.concatenate([[0], np.cumsum(runs[1::2], dtype=np.int64)])
-    counts: NDArray[np.int64] = np.diff(totals[offsets // 2])
-    return counts
+    return np.asarray(np.diff(totals[offsets // 2]), np.int64)
 
 
 def intersect(

@@ -25,7 +25,6 @@ from steel.errors import InputError
 
 Names = NDArray[np.str_]
 Sizes = NDArray[np.int32]
-
 MAX_CLASSES = 8  # each class is one bit of a uint8 plane
 CLASS_IDS = tuple(str(c + 1) for c in range(MAX_CLASSES))
 _NEW_FORM = ("ImageId", "ClassId", "EncodedPixels")
@@ -42,11 +41,7 @@ class Row(NamedTuple):
 
 
 def parse_rows(path: Path) -> tuple[list[Row], Table]:
-    """Parse a train.csv or submission.csv in either form; images and codes are not checked.
-
-    Returns:
-        The rows with a valid class, and the table that they come from. Its findings include invalid classes.
-    """
+    """Parse a train.csv or submission.csv of either form into rows with a valid class, and a table with findings."""
     table = read_table(path, _NEW_FORM, _OLD_FORM)
     if not table.form:
         return [], table
@@ -118,8 +113,10 @@ def _place_rows(
         elif not is_readable[i]:
             kind, message = "unreadable image", f"the image {name} cannot be read; fix it, so that its labels count"
         elif (i, class_id) in used:
-            kind, message = "duplicate row", f"class {class_id} of {name} is also in line {used[i, class_id].line}"
-            message += "; join the two codes into one row"
+            kind, message = (
+                "duplicate row",
+                f"class {class_id} of {name} is also in line {used[i, class_id].line}; join them",
+            )
         else:
             used[i, class_id] = row
             continue

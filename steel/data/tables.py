@@ -41,8 +41,7 @@ class Finding:
     is_error: bool = True
 
     def __str__(self) -> str:
-        where = str(self.file) if self.line is None else f"{self.file}, line {self.line}"
-        return f"{where}: {self.message}"
+        return f"{self.file}{'' if self.line is None else f', line {self.line}'}: {self.message}"
 
 
 def raise_first(findings: Iterable[Finding]) -> None:

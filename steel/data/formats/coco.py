@@ -29,7 +29,6 @@ from steel.progress import track
 
 T = TypeVar("T")
 CocoFormat = Literal["coco", "coco-polygons"]
-
 _JSON = "annotations/instances_default.json"
 
 
@@ -91,8 +90,8 @@ def _take(where: str, record: Any, key: str, *kinds: type[T]) -> T:
     """Return a value of a record; an InputError if it is missing or of another type."""
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, kinds):
-        found = "nothing" if value is None else repr(value)[:40]
         words = " or ".join(kind.__name__ for kind in kinds)
+        found = "nothing" if value is None else repr(value)[:40]
         raise InputError(f'{where} must have "{key}" ({words}), got {found}; export it again')
     return value
 

@@ -3,7 +3,7 @@
 In the formats yolo, masks and index, label and image have the same file name without suffix, the stem.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,14 +76,13 @@ def require_image(stem: str, path: Path, images: Mapping[str, LabelledImage]) ->
     return images[stem]
 
 
-def read_clean(paths: Mapping[str, Path]) -> dict[str, LabelledImage]:
-    """Return images without labels, by the keys of their paths.
+def read_clean(paths: Collection[Path]) -> list[LabelledImage]:
+    """Return images without labels.
 
     Raises:
         InputError: An image is unreadable.
     """
-    items = track(paths.items(), "reading sizes", len(paths))
-    return {key: LabelledImage(path.name, path, read_size(path), {}) for key, path in items}
+    return [LabelledImage(path.name, path, read_size(path), {}) for path in track(paths, "reading sizes", len(paths))]
 
 
 def open_folders(
@@ -105,4 +104,5 @@ def open_folders(
     if labels is None:
         raise InputError(f"no folder {src / label_folders[0]}; put the labels there")
     # YOLO's classes.txt holds the names of the classes.
-    return read_clean(paths), index_stems(path for path in find_files(labels, suffixes) if path.name != "classes.txt")
+    files = index_stems(path for path in find_files(labels, suffixes) if path.name != "classes.txt")
+    return dict(zip(paths, read_clean(paths.values()), strict=True)), files

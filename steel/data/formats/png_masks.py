@@ -28,8 +28,7 @@ from steel.errors import InputError
 from steel.progress import track
 
 Overlap = Literal["refuse", "lowest", "highest"]
-Values = NDArray[np.integer]
-Colour = tuple[int, ...]
+Colour = tuple[int, int, int]
 
 
 def read_masks(src: Path, images: Path | None) -> Labels:
@@ -89,7 +88,7 @@ def _open(path: Path, image: LabelledImage) -> Image.Image:
     return picture
 
 
-def _read_grey(path: Path, image: LabelledImage) -> Values:
+def _read_grey(path: Path, image: LabelledImage) -> NDArray[np.integer]:
     """Return grey values, the indices of a palette, or the value that the three channels share."""
     picture = _open(path, image)
     values = np.asarray(picture)
@@ -102,7 +101,7 @@ def _read_grey(path: Path, image: LabelledImage) -> Values:
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
-def _look_up(path: Path, image: LabelledImage, colours: list[Colour]) -> Values:
+def _look_up(path: Path, image: LabelledImage, colours: list[Colour]) -> NDArray[np.integer]:
     """Return the index of the colour of each pixel."""
     pixels = np.asarray(_open(path, image).convert("RGB"))
     values = np.full(image.size, -1)

@@ -36,7 +36,7 @@ def read_submission(src: Path, images: Path | None) -> Labels:
         raise InputError(f"{src} is a file of codes; give the folder of its images with --images")
     rows, table = parse_rows(src)
     raise_first(table.findings)
-    found = list(read_clean({path.name: path for path in find_images(images)}).values())
+    found = read_clean(find_images(images))
     largest, line = max(((row.class_id, row.line) for row in rows), default=(0, 0))
     classes = require_classes(src.parent, largest, f"{src}, line {line}")
     names, sizes = np.array([image.name for image in found]), np.array([image.size for image in found], np.int32)

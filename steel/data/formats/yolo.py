@@ -52,7 +52,6 @@ def _read_names(src: Path) -> tuple[str, ...]:
 
 
 def _read_file(path: Path, size: Size, num_classes: int) -> dict[int, list[Runs]]:
-    """Return the runs of the spots of each class."""
     spots: dict[int, list[Runs]] = defaultdict(list)
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
