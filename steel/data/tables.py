@@ -91,7 +91,8 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
     except OSError as error:
         return reject("unreadable", f"the file cannot be read ({error.strerror}); fix that")
     # Invalid bytes become U+FFFD, which no name or code contains.
-    text = data.removeprefix(_BOM).decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    text = data.removeprefix(_BOM).decode("utf-8", errors="replace")
+    text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     rows = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip(", \t"))
     header = next(rows, None)
     if header is None:
