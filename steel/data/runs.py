@@ -47,7 +47,7 @@ def intersect(
     """
     num_runs, num_others = np.diff(offsets) // 2, np.diff(other_offsets) // 2
     last = max((int((r[0::2].astype(np.int64) + r[1::2]).max()) for r in (runs, other_runs) if len(r)), default=0)
-    # Shift the pixel numbers of each pair behind those of the previous pair, as if all were one long mask.
+    # Shift the pixel numbers of each pair past those of the previous pair, as if all were one long mask.
     shift = np.repeat(np.arange(len(num_runs)) * last, num_runs)
     other_shift = np.repeat(np.arange(len(num_runs)) * last, num_others)
     starts, other_starts = runs[0::2] + shift, other_runs[0::2] + other_shift

@@ -6,8 +6,8 @@
     groups.csv     ImageId,group                    optional; images of one coil or scene, kept together by splits
     unknown.csv    ImageId,EncodedPixels            optional; unlabelled regions, for datasets of at most 7 classes
 
-Readers return what is valid, and findings about the rest. `names` are the file names of the n images, sorted; `sizes`
-is int32 `(n, 2)`, their height and width in pixels, 0 for an unreadable image.
+Readers return the valid content, and findings about the rest. `names` are the file names of the n images, sorted.
+`sizes` is int32 `(n, 2)`, their height and width in pixels, 0 for an unreadable image.
 """
 
 import re
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 def parse_rows(path: Path) -> tuple[list[Row], Table]:
-    """Parse a train.csv or submission.csv of either form into rows with a valid class, and a table with findings."""
+    """Parse a train.csv or submission.csv in either form; return its rows with a valid class, and the whole table."""
     table = read_table(path, _NEW_FORM, _OLD_FORM)
     if not table.form:
         return [], table
@@ -113,10 +113,8 @@ def _place_rows(
         elif not is_readable[i]:
             kind, message = "unreadable image", f"the image {name} cannot be read; fix it, so that its labels count"
         elif (i, class_id) in used:
-            kind, message = (
-                "duplicate row",
-                f"class {class_id} of {name} is also in line {used[i, class_id].line}; join them",
-            )
+            kind, message = "duplicate row", f"class {class_id} of {name} is also in line {used[i, class_id].line}"
+            message += "; join the two codes into one row"
         else:
             used[i, class_id] = row
             continue
@@ -188,7 +186,7 @@ def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table,
 
 
 def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], list[Finding]]:
-    """Return for each image the index of an image that stands for its group, or itself; findings about groups.csv."""
+    """Return the index of the first listed image of each image's group, or its own index, and findings."""
     groups = np.arange(len(names))
     if not path.is_file():
         return groups, []

@@ -144,7 +144,7 @@ def write_index(labels: Labels, out: Path, overlap: Overlap) -> Counter[str]:
     """Write a map of class ids for each image, and classes.csv; return the changed pixels by image.
 
     Raises:
-        InputError: Classes overlap and `overlap` is "refuse", not the class to keep.
+        InputError: Classes overlap, and `overlap` does not say which class to keep.
     """
     changed: Counter[str] = Counter()
     (out / "index").mkdir()
