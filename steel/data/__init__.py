@@ -1,1 +1,1 @@
-"""From files to batches: formats, splits, augmentation and the DataModule. Knows nothing of networks."""
+"""From files to batches: formats, splits, augmentation and the DataModule. Imports no network code."""

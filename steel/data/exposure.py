@@ -1,25 +1,23 @@
-"""How bright an image is, and where on it the strip ends. Needs NumPy and OpenCV alone, as what inspects has to."""
+"""Brightness of the steel and black margins beside it. Imports NumPy and OpenCV only."""
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Beside the strip Severstal's images have columns of mean grey 0 to 9, while the darkest steel has 16 and more. Edges
-# that only lie in the shade are narrower than a fiftieth of the width.
+# In Severstal's images, columns beside the strip have a mean grey value of 0 to 9, and the darkest steel at least 16.
+# Shaded edges of the strip are narrower than 2 % of the width.
 BLACK = 10
 MIN_MARGIN = 0.02
 
 
 def measure_image(image: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Measures the brightness of the steel and the black margins beside it.
+    """Measure the brightness of the steel in an image, uint8 `(H, W)`, and the black margins beside it.
 
-    Args:
-        image: uint8 `(H, W)`.
+    A margin consists of the columns from an edge on with a mean grey value below `BLACK`, and takes at least
+    `MIN_MARGIN` of the width. An entirely black image has no margins.
 
     Returns:
-        Mean grey value between the margins, and the shares of the width that they take at the left and at the right. A
-        margin is columns with a mean grey value below `BLACK`, from the edge on, and at least `MIN_MARGIN` of them; an
-        image that is black all over is measured as steel.
+        Mean grey value between the margins (0 to 255), and the left and right margins as fractions of the width.
     """
     columns = cv2.reduce(image, 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0]
     bright = np.flatnonzero(columns >= BLACK)

@@ -1,5 +1,16 @@
-"""The CSV files of a Severstal data set, parsed."""
+"""The CSV files of a dataset in the Severstal layout.
 
+    train.csv      ImageId,ClassId,EncodedPixels    a row for each defect, without empty codes
+                or ImageId_ClassId,EncodedPixels    the first form of the contest, in which empty codes are normal
+    classes.csv    ClassId,name                     optional; ClassId counts from 1
+    groups.csv     ImageId,group                    optional; images of one coil or scene, kept together by splits
+    unknown.csv    ImageId,EncodedPixels            optional; unlabelled regions, for datasets of at most 7 classes
+
+Readers return the valid content, and findings about the rest. `names` are the file names of the n images, sorted.
+`sizes` is int32 `(n, 2)`, their height and width in pixels, 0 for an unreadable image.
+"""
+
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,103 +19,155 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.data import rle
-from steel.data.tables import Finding, Table, read_table
+from steel.data.runs import Offsets
+from steel.data.tables import Finding, Table, raise_first, read_table
+from steel.errors import InputError
 
-MAX_CLASSES = 8  # a bit of a uint8 plane for each
-
-
-class Rows(NamedTuple):
-    """The rows of a train.csv, column by column."""
-
-    lines: list[int]  # from 1, the header's
-    images: list[str]
-    class_ids: list[int]  # as in the file
-    codes: list[str]  # empty only in the contest's first form
+Names = NDArray[np.str_]
+Sizes = NDArray[np.int32]
+MAX_CLASSES = 8  # each class is one bit of a uint8 plane
+CLASS_IDS = tuple(str(c + 1) for c in range(MAX_CLASSES))
+_NEW_FORM = ("ImageId", "ClassId", "EncodedPixels")
+_OLD_FORM = ("ImageId_ClassId", "EncodedPixels")
 
 
-def parse(path: Path) -> tuple[Rows, int, list[Finding]]:
-    r"""Reads the rows of a `train.csv` in either form, without looking at images or into codes.
+class Row(NamedTuple):
+    """A row of a train.csv or submission.csv."""
 
-    Example:
-        >>> from tempfile import mkdtemp
-        >>> path = Path(mkdtemp()) / "train.csv"
-        >>> _ = path.write_text("ImageId_ClassId,EncodedPixels\na.jpg_1,\na.jpg_x,3 1\na.jpg_3,5 2\n")
-        >>> rows, num_rows, findings = parse(path)
-        >>> rows
-        Rows(lines=[2, 4], images=['a.jpg', 'a.jpg'], class_ids=[1, 3], codes=['', '5 2'])
-        >>> findings[0].line, findings[0].kind
-        (3, 'class')
+    line: int
+    image: str
+    class_id: int  # counted from 1
+    code: str
 
-    Args:
-        path: The file.
 
-    Returns:
-        The rows that can be used, how many there are in all, and what is wrong with the others.
-    """
-    table = read_table(path, ("ImageId", "ClassId", "EncodedPixels"), ("ImageId_ClassId", "EncodedPixels"))
-    findings = table.findings
+def parse_rows(path: Path) -> tuple[list[Row], Table]:
+    """Parse a train.csv or submission.csv in either form; return its rows with a valid class, and the whole table."""
+    table = read_table(path, _NEW_FORM, _OLD_FORM)
     if not table.form:
-        return Rows([], [], [], []), table.num_rows, findings
-    is_old = len(table.form) == 2
-    if is_old:
+        return [], table
+    if table.form == _OLD_FORM:
         parts = [cell.rpartition("_") for cell in table.columns["ImageId_ClassId"]]
-        names, class_ids = [part[0] for part in parts], [part[2] for part in parts]
+        images, class_ids = [part[0] for part in parts], [part[2] for part in parts]
     else:
-        names, class_ids = table.columns["ImageId"], table.columns["ClassId"]
-    numbers = {text: _read_class_id(text) for text in set(class_ids)}
-    rows = Rows(table.lines, names, [numbers[text] for text in class_ids], table.columns["EncodedPixels"])
-    bad = {
-        row
-        for row, (class_id, code) in enumerate(zip(rows.class_ids, rows.codes, strict=True))
-        if not class_id or not (code or is_old)
-    }
-    for row in sorted(bad):
-        kind = "empty code"
-        message = f"the code of {names[row]} is empty, but only defects have a row here; take the row out"
-        if not rows.class_ids[row]:
-            kind = "class"
-            message = f'the class is "{class_ids[row][:40]}", but classes are whole numbers from 1; mend the row'
-        findings.append(Finding(path, rows.lines[row], kind, message))
-    if bad:
-        good = [cells for row, cells in enumerate(zip(*rows, strict=True)) if row not in bad]
-        rows = Rows(*(list(column) for column in zip(*good, strict=True))) if good else Rows([], [], [], [])
-    return rows, table.num_rows, findings
+        images, class_ids = table.columns["ImageId"], table.columns["ClassId"]
+    numbers = {text: int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in set(class_ids)}
+    rows = []
+    for line, image, text, code in zip(table.lines, images, class_ids, table.columns["EncodedPixels"], strict=True):
+        if numbers[text]:
+            rows.append(Row(line, image, numbers[text], code))
+        else:
+            message = f'the class must be a whole number from 1, got "{text[:40]}"; fix the row'
+            table.findings.append(Finding(path, line, "class", message))
+    return rows, table
 
 
-def _read_class_id(text: str) -> int:
-    """The class, or 0 for what is none."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+def parse(path: Path) -> tuple[list[Row], int, list[Finding]]:
+    """Parse a train.csv like `parse_rows`; return the valid rows, the number of all rows, and findings."""
+    rows, table = parse_rows(path)
+    if table.form == _NEW_FORM:
+        for row in rows:
+            if not row.code:
+                message = f"the code of {row.image} is empty, but only defects have a row; remove the row"
+                table.findings.append(Finding(path, row.line, "empty code", message))
+        rows = [row for row in rows if row.code]
+    return rows, table.num_rows, table.findings
 
 
-def read_class_names(path: Path) -> tuple[list[str], list[Finding]]:
-    """Reads the names of a `classes.csv`, none where it is not there or wrong, and what is wrong with it."""
-    if not path.is_file():
-        return [], []
-    table = read_table(path, ("ClassId", "name"))
-    findings = table.findings
-    if not table.form:
-        return [], findings
-    ids = table.columns["ClassId"]
-    if ids != [str(c + 1) for c in range(len(ids))]:
-        message = f"ClassId counts 1, 2, 3, ... from top to bottom, but {', '.join(ids)[:80]} came; put them in order"
-        return [], [*findings, Finding(path, None, "class", message)]
-    if len(ids) > MAX_CLASSES:
-        message = f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
-        return [], [*findings, Finding(path, None, "class", message)]
-    return table.columns["name"], findings
-
-
-def read_named(path: Path, columns: Sequence[str], names: NDArray[np.str_]) -> tuple[Table, list[int], list[Finding]]:
-    """Reads a file that says one thing of each image, such as splits.csv.
-
-    Args:
-        path: The file, with the column ImageId and one of `columns`.
-        columns: What it may say.
-        names: The data set's images, sorted.
+def join_rows(
+    csv: Path, rows: list[Row], names: Names, sizes: Sizes, num_classes: int, *, folder: Path | None = None
+) -> tuple[NDArray[np.int32], Offsets, int, list[Finding]]:
+    """Parse the codes of the rows of a file, and arrange them by image and class.
 
     Returns:
-        The table; for each of its rows the place of its image in `names`, -1 where there is none or it stands twice;
-        and what is wrong.
+        The runs of all codes in one flat array, their offsets int64 `(n * C + 1,)`, the number of used rows, and
+        findings about the others. They name the `folder` of the images, by default `train_images` beside the file.
+    """
+    used, findings = _place_rows(csv, rows, names, sizes, num_classes, folder or csv.parent / "train_images")
+    placed = sorted((place, row) for place, row in used.items() if row.code)
+    places = np.array([place for place, _ in placed], np.int64).reshape(-1, 2)
+    parsed = rle.parse_all([row.code for _, row in placed], sizes[places[:, 0]])
+    touching = rle.Fault("touching runs", "runs touch, which is the same mask as one longer run")
+    for k, fault in [*parsed.faults.items(), *((k, touching) for k in parsed.touching)]:
+        row, remedy = placed[k][1], "nothing has to be done" if fault is touching else "fix the code"
+        message = f"{fault.text} (class {row.class_id} of {row.image}); {remedy}"
+        findings.append(Finding(csv, row.line, fault.kind, message, is_error=fault is not touching))
+    counts = np.zeros(len(names) * num_classes + 1, np.int64)
+    counts[places @ [num_classes, 1]] = np.diff(parsed.offsets)
+    return parsed.runs, np.cumsum(counts), len(used) - len(parsed.faults), findings
+
+
+def _place_rows(
+    csv: Path, rows: list[Row], names: Names, sizes: Sizes, num_classes: int, folder: Path
+) -> tuple[dict[tuple[int, int], Row], list[Finding]]:
+    """Return the usable rows by image and class (from 1), and findings about the others."""
+    findings: list[Finding] = []
+    index = {name: i for i, name in enumerate(names.tolist())}
+    is_readable = (sizes[:, 0] > 0).tolist()
+    used: dict[tuple[int, int], Row] = {}
+    for row in rows:
+        i, name, class_id = index.get(row.image, -1), row.image, row.class_id
+        if i < 0:
+            kind, message = "missing image", f'no image "{name}" in {folder}; add it or remove the row'
+        elif class_id > num_classes and row.code:
+            kind, message = "class", f"the class must be 1 to {num_classes}, got {class_id}; fix the row"
+        elif not is_readable[i]:
+            kind, message = "unreadable image", f"the image {name} cannot be read; fix it, so that its labels count"
+        elif (i, class_id) in used:
+            kind, message = "duplicate row", f"class {class_id} of {name} is also in line {used[i, class_id].line}"
+            message += "; join the two codes into one row"
+        else:
+            used[i, class_id] = row
+            continue
+        findings.append(Finding(csv, row.line, kind, message))
+    return used, findings
+
+
+def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> tuple[tuple[str, ...], list[Finding]]:
+    """Return the names of a dataset's classes, those of its classes.csv or else their numbers, and findings about it.
+
+    Args:
+        root: The folder of the dataset.
+        largest: The largest class with a label, counted from 1; 0 if there is none.
+        num_classes: C; by default the number of rows of classes.csv, or else `largest`.
+
+    Raises:
+        InputError: `num_classes` is out of range.
+    """
+    if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError(f"data.num_classes must be 1 to {MAX_CLASSES}, got {num_classes}")
+    path = root / "classes.csv"
+    table = read_table(path, ("ClassId", "name")) if path.is_file() else Table((), 0, [], {}, [])
+    ids, names, message = table.columns.get("ClassId", []), table.columns.get("name", []), ""
+    if ids != [str(c + 1) for c in range(len(ids))]:
+        names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; sort them"
+    elif len(ids) > MAX_CLASSES:
+        names, message = [], f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
+    elif num_classes and len(names) > num_classes:
+        message = f"it names {len(names)} classes, but data.num_classes is {num_classes}; change one of them"
+    findings = [*table.findings, *([Finding(path, None, "class", message)] if message else [])]
+    count = num_classes or len(names) or min(largest, MAX_CLASSES)
+    return (*names[:count], *CLASS_IDS[len(names) : count]), findings
+
+
+def require_classes(folder: Path, largest: int, place: str) -> tuple[str, ...]:
+    """Return the names of the classes like `choose_classes`, for labels whose largest class is at `place`.
+
+    Raises:
+        InputError: The classes.csv is wrong or does not name all classes, or there are too many.
+    """
+    classes, findings = choose_classes(folder, largest)
+    raise_first(findings)
+    if largest > len(classes):
+        reason = f"{folder / 'classes.csv'} names" if largest <= MAX_CLASSES else "there are at most"
+        raise InputError(f"{place} has class {largest}, but {reason} {len(classes)} classes; fix one of them")
+    return classes
+
+
+def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table, list[int], list[Finding]]:
+    """Read a file with the column ImageId and one of `columns`, a value for each image, such as splits.csv.
+
+    Returns:
+        The table, the index in `names` for each of its rows (-1 for an unknown or repeated image), and the findings.
     """
     table = read_table(path, *(("ImageId", column) for column in columns))
     index = {name: i for i, name in enumerate(names.tolist())}
@@ -113,60 +176,45 @@ def read_named(path: Path, columns: Sequence[str], names: NDArray[np.str_]) -> t
     for line, name in zip(table.lines, table.columns.get("ImageId", []), strict=True):
         positions.append(-1 if name in seen else index.get(name, -1))
         if name in seen:
-            message = f'image "{name}" stands in line {seen[name]} too; take one out'
+            message = f'image "{name}" is also in line {seen[name]}; remove one of the rows'
             findings.append(Finding(path, line, "duplicate row", message))
         elif name not in index:
-            message = f'there is no image "{name}" in train_images; take the row out or put the image there'
+            message = f'no image "{name}" in train_images; add it or remove the row'
             findings.append(Finding(path, line, "missing image", message))
         seen.setdefault(name, line)
     return table, positions, findings
 
 
-def join_rows(
-    csv: Path, rows: Rows, names: NDArray[np.str_], sizes: NDArray[np.int32], num_classes: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64], int, list[Finding]]:
-    """Brings the rows into the order of the images.
+def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], list[Finding]]:
+    """Return the index of the first listed image of each image's group, or its own index, and findings."""
+    groups = np.arange(len(names))
+    if not path.is_file():
+        return groups, []
+    first: dict[str, int] = {}
+    table, positions, findings = read_named(path, ("group",), names)
+    for i, group, line in zip(positions, table.columns.get("group", []), table.lines, strict=True):
+        if not group:
+            findings.append(Finding(path, line, "empty group", "the group is empty; name it or remove the row"))
+        elif i >= 0:
+            groups[i] = first.setdefault(group, i)
+    return groups, findings
 
-    Returns:
-        The runs of all codes in one flat array, their offsets, how many rows were used, and what is wrong with others.
-    """
-    findings: list[Finding] = []
-    index = {name: i for i, name in enumerate(names.tolist())}
-    readable = (sizes[:, 0] > 0).tolist()
-    used: dict[tuple[int, int], int] = {}  # (image, class from 1) -> row
-    for row, (line, name, class_id, code) in enumerate(zip(*rows, strict=True)):
-        i = index.get(name, -1)
-        if i < 0:
-            message = f'no image "{name}" in {csv.parent / "train_images"}, though this line names it'
-            findings.append(Finding(csv, line, "missing image", f"{message}; put it there or take the row out"))
-        elif class_id > num_classes and code:
-            known = f"at most {MAX_CLASSES} classes are possible"
-            if num_classes < MAX_CLASSES:
-                known = f"this data set has the classes 1 to {num_classes}"
-            findings.append(Finding(csv, line, "class", f"class {class_id}, but {known}; mend the row"))
-        elif not readable[i]:
-            message = f"the image {name} cannot be read, so its labels are of no use; mend the image"
-            findings.append(Finding(csv, line, "unreadable image", message))
-        elif (i, class_id) in used:
-            message = f"class {class_id} of {name} stands in line {rows.lines[used[i, class_id]]} too"
-            findings.append(Finding(csv, line, "duplicate row", f"{message}; join the two codes into one row"))
-        else:
-            used[i, class_id] = row
 
-    places = sorted(place for place, row in used.items() if rows.codes[row])
-    order = [used[place] for place in places]
-    image = np.array([i for i, _ in places], np.int64)
-    parsed = rle.parse_all([rows.codes[row] for row in order], sizes[image])
+def read_unknown(
+    path: Path, names: Names, sizes: Sizes, num_classes: int
+) -> tuple[dict[int, NDArray[np.int32]], list[Finding]]:
+    """Return the runs of unlabelled regions by the index of the image, and findings about unknown.csv, if it exists."""
+    if not path.is_file():
+        return {}, []
+    table, positions, findings = read_named(path, ("EncodedPixels",), names)
+    if num_classes > rle.UNKNOWN_BIT:
+        message = f"unlabelled regions need one of the {MAX_CLASSES} bits of a mask, but {num_classes} classes use all"
+        return {}, [*findings, Finding(path, None, "class", f"{message}; merge some or remove the file")]
+    rows = [row for row, i in enumerate(positions) if i >= 0 and sizes[i, 0] > 0]
+    image = [positions[row] for row in rows]
+    parsed = rle.parse_all([table.columns["EncodedPixels"][row] for row in rows], sizes[image])
     for k, fault in parsed.faults.items():
-        findings.append(_blame(csv, rows, order[k], fault.kind, fault.text, "mend the code"))
-    for k in parsed.touching:
-        text, remedy = "runs touch, which is the same mask as one longer run", "nothing has to be done"
-        findings.append(_blame(csv, rows, order[k], "touching runs", text, remedy, is_error=False))
-    counts = np.zeros(len(names) * num_classes + 1, np.int64)
-    counts[image * num_classes + np.array([class_id for _, class_id in places], np.int64)] = np.diff(parsed.offsets)
-    return parsed.runs, np.cumsum(counts), len(used) - len(parsed.faults), findings
-
-
-def _blame(csv: Path, rows: Rows, row: int, kind: str, text: str, remedy: str, is_error: bool = True) -> Finding:
-    message = f"{text} (class {rows.class_ids[row]} of {rows.images[row]}); {remedy}"
-    return Finding(csv, rows.lines[row], kind, message, is_error)
+        message = f"{fault.text} ({names[image[k]]}); fix the code"
+        findings.append(Finding(path, table.lines[rows[k]], fault.kind, message))
+    regions = {i: parsed.runs[parsed.offsets[k] : parsed.offsets[k + 1]] for k, i in enumerate(image)}
+    return {i: runs for i, runs in regions.items() if len(runs)}, findings

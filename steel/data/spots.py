@@ -1,25 +1,24 @@
-"""Spots, one by one: what an inspector looks at, and what every list of defects holds.
+"""Spots: the 8-connected components of the mask of one class. Imports NumPy and OpenCV only."""
 
-A spot is an 8-connected component of the mask of one class. Needs NumPy and OpenCV alone.
-"""
-
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from steel.data import rle
+from steel.data.runs import Runs, Size
+
 
 class Spot(NamedTuple):
     """One spot.
 
     Attributes:
-        class_index: The class, from 0; in files it counts from 1.
-        area_pixels: How many pixels it has.
+        class_index: The class, counted from 0.
+        area_pixels: Number of pixels.
         box: Left, top, width and height in pixels.
-        centroid: Mean x and y of its pixels, that of the first row and column being 0.
-        code: Its pixels as a run-length code; see `steel.data.rle`.
+        centroid: Mean x and y of its pixels; the upper left pixel of the image is at (0, 0).
+        code: Its run-length code.
     """
 
     class_index: int
@@ -29,32 +28,53 @@ class Spot(NamedTuple):
     code: str
 
 
-def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:
-    """The spots of an image, class by class, and within one in the order of their codes: left to right.
+def label_spots(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[int, NDArray[np.int32]]:
+    """Label the spots of a mask `(H, W)`.
 
-    Args:
-        masks: bool `(C, H, W)`.
+    Returns:
+        The number of spots, and int32 `(H, W)`: 0 for the background and 1, 2, ... for the spots.
     """
-    return [spot for c, mask in enumerate(masks) if mask.any() for spot in _split(c, mask)]
+    num_labels, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    return num_labels - 1, np.asarray(labels, np.int32)
 
 
-def _split(class_index: int, mask: NDArray[np.bool_]) -> Iterator[Spot]:
-    height = mask.shape[0]
-    touched = np.flatnonzero(mask.any(axis=0))
-    first, last = int(touched[0]), int(touched[-1]) + 1
-    block = np.ascontiguousarray(mask[:, first:last]).view(np.uint8)
-    _, spots, stats, centroids = cv2.connectedComponentsWithStats(block, connectivity=8)
-    # A run of the mask's own code may go on from the foot of one column into another spot at the head of the next.
-    flat = cv2.transpose(spots).ravel()
+def split_spots(runs: Runs, size: Size) -> list[Runs]:
+    """Return the runs of each spot of a mask.
+
+    Raises:
+        InputError: The runs are invalid for an image of this size.
+    """
+    if len(runs) == 0:
+        return []
+    first, last = (int(runs[0]) - 1) // size[0], (int(runs[-2] + runs[-1]) - 2) // size[0] + 1
+    return _find_runs(*label_spots(rle.decode(runs, size)[:, first:last]), first)
+
+
+def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:
+    """Return the spots of masks `(C, H, W)`, ordered by class and then by their first pixel, down the columns."""
+    spots: list[Spot] = []
+    for c, mask in enumerate(masks):
+        touched = np.flatnonzero(mask.any(axis=0))
+        if len(touched) == 0:
+            continue
+        first, block = int(touched[0]), mask[:, touched[0] : touched[-1] + 1].view(np.uint8)
+        num_labels, labels, stats, centroids = cv2.connectedComponentsWithStats(block, connectivity=8)
+        runs = _find_runs(num_labels - 1, np.asarray(labels, np.int32), first)
+        for i in np.argsort([spot[0] for spot in runs]).tolist():
+            left, top, width, height, area = stats[i + 1].tolist()
+            x, y = centroids[i + 1].tolist()
+            code = " ".join(map(str, runs[i].tolist()))
+            spots.append(Spot(c, area, (left + first, top, width, height), (x + first, y), code))
+    return spots
+
+
+def _find_runs(num_spots: int, labels: NDArray[np.int32], first_column: int) -> list[Runs]:
+    """Return the runs of each spot in a block of columns; a run of the whole mask may belong to two spots."""
+    flat = cv2.transpose(labels).ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=-1))
-    lengths, owners = np.diff(starts, append=flat.size), flat[starts]
-    starts += first * height + 1
+    owners = flat[starts]
+    runs = np.column_stack([starts + first_column * len(labels) + 1, np.diff(starts, append=flat.size)])
     order = np.argsort(owners, kind="stable")
-    runs = np.column_stack([starts, lengths])[order]
-    ends = np.searchsorted(owners[order], np.arange(len(stats)), side="right")
-    # Spot 0 is the background.
-    for i in 1 + np.argsort(runs[ends[:-1], 0]):
-        left, top, width, below, area = stats[i].tolist()
-        x, y = centroids[i].tolist()
-        code = " ".join(map(str, runs[ends[i - 1] : ends[i]].ravel().tolist()))
-        yield Spot(class_index, area, (left + first, top, width, below), (x + first, y), code)
+    bounds = np.searchsorted(owners[order], np.arange(1, num_spots + 2))
+    runs = runs[order]
+    return [runs[bounds[i] : bounds[i + 1]].ravel() for i in range(num_spots)]

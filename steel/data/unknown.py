@@ -1,47 +1,36 @@
-"""The rule for regions that nobody has labelled: they count in no loss and in no score.
+"""The rule for unlabelled regions: they count in no loss and in no score.
 
-A bit plane marks them by its last bit, so datasets of 8 classes have none. A class that is visible on an image is known
-to be there; a class that is not visible is known to be absent only if no part of the image is unlabelled.
+Bit `UNKNOWN_BIT` of a bit plane marks unlabelled pixels, so datasets of 8 classes have none. A class that is visible on
+an image is known to be present. A class that is not visible is known to be absent only if the whole image is labelled.
 """
 
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from steel.data.rle import UNKNOWN_BIT
 
-Mask = TypeVar("Mask", NDArray[np.bool_], Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", NDArray[Any], "Tensor")
 
 
-@overload
-def find_unknown(plane: Tensor, num_classes: int) -> Tensor: ...
-@overload
-def find_unknown(plane: NDArray[np.uint8], num_classes: int) -> NDArray[np.bool_]: ...
-def find_unknown(plane: Any, num_classes: int) -> Any:
-    """Return the unlabelled pixels of bit planes.
+def find_unknown(plane: Array, num_classes: int) -> Array:
+    """Return which pixels are unlabelled, bool with the shape of `plane`.
 
     Args:
-        plane: uint8 `(..., H, W)`, NumPy or torch.
+        plane: Bit planes, uint8 `(..., H, W)`, NumPy or torch.
         num_classes: C. With 8 classes every bit is a class, so every pixel is labelled.
-
-    Returns:
-        bool, shaped as `plane`.
     """
-    if num_classes > UNKNOWN_BIT:
-        return plane != plane
-    return plane >= 1 << UNKNOWN_BIT
+    return plane != plane if num_classes > UNKNOWN_BIT else plane >= 1 << UNKNOWN_BIT
 
 
-def find_known_labels(labels: Mask, has_unknown: Mask) -> Mask:
-    """Return which labels of an image are known.
+def find_known_labels(labels: Array, has_unknown: Array) -> Array:
+    """Return which labels of images are known, bool `(n, C)`, NumPy or torch.
 
     Args:
-        labels: bool `(n, C)`, whether the class is visible on the image; NumPy or torch.
+        labels: bool `(n, C)`, whether the class is visible on the image.
         has_unknown: bool `(n,)`, whether a part of the image is unlabelled.
-
-    Returns:
-        bool `(n, C)`.
     """
-    return labels | ~has_unknown[:, None]
+    return labels | ~has_unknown[:, None]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Every format there and back, and the command around them."""
+"""Round trips through every format, and the command."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LOSSLESS: tuple[Format, ...] = ("severstal", "coco", "coco-polygons", "yolo", "m
 
 @pytest.mark.parametrize("form", [*LOSSLESS, "index"])
 @pytest.mark.parametrize("seed", range(3))
-def test_there_and_back(tmp_path: Path, form: Format, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_round_trip(tmp_path: Path, form: Format, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     masks = separate(draw_masks(seed)) if form == "index" else draw_masks(seed)
     root = write_root(tmp_path / "data", masks)
     (root / "groups.csv").write_text("ImageId,group\na.png,coil 7\nclean.png,coil 7\n")
@@ -39,11 +39,11 @@ def test_there_and_back(tmp_path: Path, form: Format, seed: int, capsys: pytest.
         np.testing.assert_array_equal(back.draw_plane(i) & 0x7F, plane, err_msg=name)
     for path in ["groups.csv", "splits.csv", "unknown.csv", *(f"train_images/{name}" for name in masks)]:
         assert (tmp_path / "back" / path).read_bytes() == (root / path).read_bytes()
-    # Nothing of a draft stays.
+    # No temporary files remain.
     assert {path.name for path in tmp_path.iterdir()} == {"data", "there", "back"}
 
 
-def test_real_labels_there_and_back_by_way_of_every_format(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+def test_round_trip_of_real_labels_through_every_format(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     before = read_annotations(real_data("severstal-mini"))
     at, known_as = before.root, "severstal"
     for form in [*LOSSLESS[1:], "index", "severstal"]:
@@ -53,7 +53,7 @@ def test_real_labels_there_and_back_by_way_of_every_format(real_data: Callable[[
 
 
 def write_coco(root: Path, names: list[str]) -> Path:
-    """Images of 10 x 14 of one class, each with a square of 6 pixels and an outline that covers none."""
+    """Write images of 10 x 14 of one class, each with a rectangle of 6 pixels and an outline that covers no pixel."""
     outlines = [[1, 1, 4, 1, 4, 3, 1, 3], [2, 2, 2.2, 2, 2.2, 2.2]]
     annotations = [{"image_id": i, "category_id": 1, "segmentation": [o]} for i in range(len(names)) for o in outlines]
     for name in names:
@@ -67,18 +67,18 @@ def write_coco(root: Path, names: list[str]) -> Path:
     return root
 
 
-def test_labels_without_images_convert_where_the_format_tells_sizes(
+def test_labels_are_converted_without_images_if_the_format_stores_sizes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_coco(tmp_path / "data", ["a.png"])
     (root / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r'no image "a.png" .* --images, or --copy_images=false'):
+    with pytest.raises(InputError, match=r'no image "a.png" .* --images, .* --copy_images=false'):
         convert(str(root), str(tmp_path / "out"), **{"from": "coco", "to": "yolo"})
     assert not (tmp_path / "out").exists()
     convert(str(root), str(tmp_path / "out"), copy_images=False, **{"from": "coco", "to": "yolo"})
     printed = capsys.readouterr().out
-    assert f"the images belong into {tmp_path / 'out' / 'images'}" in printed
-    assert "1 annotations cover no pixel and are left out" in printed
+    assert f"put the images into {tmp_path / 'out' / 'images'}" in printed
+    assert "skipped 1 annotations that cover no pixel" in printed
     assert not (tmp_path / "out" / "images").exists()
     labels = read_labels(tmp_path / "out", "yolo", tmp_path / "elsewhere")
     assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [6]
@@ -86,23 +86,23 @@ def test_labels_without_images_convert_where_the_format_tells_sizes(
     assert (tmp_path / "full" / "images" / "a.png").is_file()
 
 
-def test_images_of_the_same_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'two images are called "a.png" in different folders'):
+def test_images_of_the_same_name_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r'two images in different folders are called "a.png"'):
         read_labels(write_coco(tmp_path, ["b.png", "1/a.png", "2/a.png"]), "coco")
 
 
 @pytest.mark.parametrize("num_classes", [0, 9])
-def test_the_number_of_classes_is_bounded(tmp_path: Path, num_classes: int) -> None:
+def test_the_number_of_classes_is_limited(tmp_path: Path, num_classes: int) -> None:
     root = write_coco(tmp_path, ["a.png"])
     categories = [{"id": i, "name": str(i)} for i in range(30, 30 + num_classes)]
     content = {**json.loads((root / "result.json").read_text()), "categories": categories, "annotations": []}
     (root / "result.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=f"{tmp_path}: {num_classes} classes, but 1 to 8 are possible"):
+    with pytest.raises(InputError, match=f"{tmp_path}: the number of classes must be 1 to 8, got {num_classes}"):
         read_labels(root, "coco")
 
 
 @pytest.mark.parametrize("form", ["yolo", "masks", "index"])
-def test_stems_that_would_overwrite_each_other_are_refused(tmp_path: Path, form: Format) -> None:
+def test_equal_stems_are_rejected(tmp_path: Path, form: Format) -> None:
     masks = {"a.png": np.ones((1, 3, 3), bool), "a.jpg": np.zeros((1, 3, 3), bool)}
     root = write_root(tmp_path / "data", masks, "pit")
     with pytest.raises(InputError, match='have the same stem "a"'):
@@ -110,7 +110,7 @@ def test_stems_that_would_overwrite_each_other_are_refused(tmp_path: Path, form:
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_changed_pixels_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_changed_pixels_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = draw_masks(3)
     root = write_root(tmp_path / "data", masks)
     with pytest.raises(InputError, match="--overlap"):
@@ -135,13 +135,13 @@ def test_steel_convert(tmp_path: Path, refused: Callable[..., str], capsys: pyte
     assert f"{out} already exists" in refused("convert", root, out, "--from=severstal", "--to=masks")
     assert sorted(out.rglob("*")) == before
     other = tmp_path / "other"
-    other.mkdir()  # empty, so it may be filled
+    other.mkdir()  # an empty folder is accepted
     assert cli.main(["convert", str(out), str(other), "--from=coco", "--to=masks", "--copy_images=false"]) == 0
     assert sorted(path.name for path in other.iterdir()) == ["classes.csv", "masks"]
-    assert "from" in refused("convert", root, tmp_path / "new", "--to=coco")
+    assert "--from" in refused("convert", root, tmp_path / "new", "--to=coco")
     assert "voc" in refused("convert", root, tmp_path / "new", "--from=severstal", "--to=voc")
     assert "no file or folder" in refused("convert", tmp_path / "no", tmp_path / "new", "--from=coco", "--to=yolo")
-    assert "--images goes with a file" in refused(
+    assert "--images needs a file" in refused(
         "convert", root, tmp_path / "new", "--from=severstal", "--to=yolo", f"--images={other}"
     )
     assert "is a file, but yolo is a folder" in refused(

@@ -1,4 +1,4 @@
-"""Brightness and black margins, on images whose margins are known."""
+"""Brightness and black margins of images whose margins are known."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_margins_and_the_brightness_between_them(left: int, right: int) -> None:
     assert margins == pytest.approx([left / 200, right / 200])
 
 
-def test_a_thin_dark_edge_is_no_margin_and_a_dark_stripe_within_neither() -> None:
+def test_thin_dark_edges_and_inner_stripes_are_not_margins() -> None:
     image = paint(3, 2)
     image[:, 90:110] = 0
     brightness, *margins = measure_image(image)
@@ -38,13 +38,13 @@ def test_a_thin_dark_edge_is_no_margin_and_a_dark_stripe_within_neither() -> Non
     assert brightness == pytest.approx(image.astype(float).mean())
 
 
-def test_an_image_that_is_black_all_over_is_steel() -> None:
+def test_an_entirely_black_image_has_no_margins() -> None:
     assert measure_image(np.full((20, 100), 4, np.uint8)) == (4, 0, 0)
 
 
-def test_real_strip_has_margins(real_data: Callable[[str], Path]) -> None:
+def test_margins_of_real_images(real_data: Callable[[str], Path]) -> None:
     table = read_annotations(real_data("severstal-mini"))
-    # By eye: a black margin of 232 columns at the right of the one, none beside the other.
+    # Measured by eye: the first image has a black margin of 232 columns at the right, the second has none.
     index = {name: i for i, name in enumerate(table.names.tolist())}
     _, left, right = measure_image(table.read_image(index["0a37f0a29.jpg"]))
     assert (left, right) == (0, pytest.approx(232 / 1600, abs=2 / 1600))

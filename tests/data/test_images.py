@@ -1,8 +1,10 @@
-"""Finding images, and grey values against PIL's and against the channels of a colour decode."""
+"""Finding and decoding images, compared with Pillow and with a colour decode."""
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,7 @@ from steel.errors import InputError
 
 @pytest.fixture
 def grey() -> NDArray[np.uint8]:
-    """A picture that has no symmetry, smooth enough for JPEG."""
+    """Return an image without symmetry that is smooth enough for JPEG."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 40), np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 1.5)
 
@@ -27,7 +29,7 @@ def pack(grey: NDArray[np.uint8], suffix: str) -> bytes:
 
 
 def write_png_header(path: Path, width: int, height: int) -> None:
-    """A grey PNG of any size whose pixels are missing."""
+    """Write a grey PNG of any size without its pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
     packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
@@ -36,7 +38,7 @@ def write_png_header(path: Path, width: int, height: int) -> None:
 
 @pytest.fixture
 def line(tmp_path: Path) -> Path:
-    """A folder with images, other files and a folder in it."""
+    """Make a folder with images, other files and subfolders."""
     folder = tmp_path / "line [1]"
     (folder / "older").mkdir(parents=True)
     for name in ("b.jpg", "a.PNG", "c.tiff", "readme.txt", "d.jpg.part", "older/e.bmp"):
@@ -51,18 +53,18 @@ def test_find_images_in_a_folder(line: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.jpg", "readme.txt"])
-def test_find_images_takes_a_named_file_as_it_is(line: Path, name: str) -> None:
+def test_find_images_accepts_any_named_file(line: Path, name: str) -> None:
     assert images.find_images(line / name) == [line / name]
 
 
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("*", ["a.PNG", "b.jpg", "c.tiff"]),  # what is no image is left out
+        ("*", ["a.PNG", "b.jpg", "c.tiff"]),  # other files are skipped
         ("*.jp*g*", ["b.jpg"]),  # by suffix
-        ("*/*", ["older/e.bmp"]),  # in folders
+        ("*/*", ["older/e.bmp"]),  # in subfolders
         ("**/*", ["a.PNG", "b.jpg", "c.tiff", "older/e.bmp"]),  # at any depth
-        ("[ab].*", ["a.PNG", "b.jpg"]),  # letters
+        ("[ab].*", ["a.PNG", "b.jpg"]),  # a set of characters
     ],
 )
 def test_find_images_by_pattern(line: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
@@ -71,20 +73,20 @@ def test_find_images_by_pattern(line: Path, monkeypatch: pytest.MonkeyPatch, pat
 
 
 @pytest.mark.parametrize(
-    ("where", "sentence"),
+    ("where", "message"),
     [
         ("nothing", "no file or folder nothing"),  # missing
         ("nothing.jpg", "no file or folder nothing.jpg"),  # a missing file
-        ("*.bmp", "no image in *.bmp"),  # a pattern that nothing matches
-        ("*.txt", "no image in *.txt"),  # a pattern that only other files match
-        ("folder.png", "no image in folder.png"),  # an empty folder, called like an image
+        ("*.bmp", "no image in *.bmp"),  # a pattern without matches
+        ("*.txt", "no image in *.txt"),  # a pattern that matches other files only
+        ("folder.png", "no image in folder.png"),  # an empty folder with the name of an image
     ],
 )
-def test_find_images_refuses(line: Path, monkeypatch: pytest.MonkeyPatch, where: str, sentence: str) -> None:
+def test_find_images_rejects(line: Path, monkeypatch: pytest.MonkeyPatch, where: str, message: str) -> None:
     monkeypatch.chdir(line)
     with pytest.raises(InputError) as error:
         images.find_images(where)
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", images.SUFFIXES)
@@ -116,7 +118,7 @@ def test_grey_equals_each_channel_of_a_colour_decode(
         np.testing.assert_array_equal(pixels, by_pil[..., c])
 
 
-def test_real_images_equal_the_colour_decode(real_data: Callable[[str], Path]) -> None:
+def test_grey_of_real_images_equals_a_colour_decode(real_data: Callable[[str], Path]) -> None:
     for path in images.find_images(real_data("severstal-mini") / "train_images")[:4]:
         pixels = images.read_grey(path)
         assert pixels.shape == images.read_size(path) == (256, 1600)
@@ -124,7 +126,7 @@ def test_real_images_equal_the_colour_decode(real_data: Callable[[str], Path]) -
             np.testing.assert_array_equal(pixels, np.asarray(opened.convert("RGB"))[..., 1])
 
 
-def test_luma_of_a_colour_image(tmp_path: Path) -> None:
+def test_a_colour_image_is_reduced_to_luma(tmp_path: Path) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(colour).save(tmp_path / "colour.png")
     luma = colour @ np.array([0.299, 0.587, 0.114])
@@ -153,7 +155,7 @@ def test_paths_with_blanks_and_umlauts(grey: NDArray[np.uint8], tmp_path: Path, 
 def test_orientation_is_ignored(grey: NDArray[np.uint8], tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
-    path, plain = tmp_path / f"turned{suffix}", tmp_path / f"plain{suffix}"
+    path, plain = tmp_path / f"rotated{suffix}", tmp_path / f"plain{suffix}"
     Image.fromarray(grey).save(plain)
     Image.fromarray(grey).save(path, exif=exif)
     with Image.open(path) as opened:
@@ -163,9 +165,8 @@ def test_orientation_is_ignored(grey: NDArray[np.uint8], tmp_path: Path, suffix:
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6])
-def test_a_tiff_that_is_to_be_turned_is_refused(grey: NDArray[np.uint8], tmp_path: Path, orientation: int) -> None:
-    """OpenCV turns it whatever the flag says, so codes would not fit."""
-    path = tmp_path / "turned.tif"
+def test_a_rotated_tiff_is_rejected(grey: NDArray[np.uint8], tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "rotated.tif"
     Image.fromarray(grey).save(path, tiffinfo={274: orientation})
     for read in (images.read_size, images.read_grey):
         with pytest.raises(InputError, match="save it upright"):
@@ -173,38 +174,38 @@ def test_a_tiff_that_is_to_be_turned_is_refused(grey: NDArray[np.uint8], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "message"),
     [
-        ("empty.jpg", b"", "is empty"),  # nothing in it
-        ("text.jpg", b"ImageId,ClassId,EncodedPixels\n", "is not an image"),  # text
-        ("page.png", b"<html>404</html>", "is not an image"),  # what a failed download leaves
-        ("start.jpg", b"\xff\xd8\xff\xe0", "is not an image"),  # the first bytes of a JPEG
-        ("start.png", b"\x89PNG\r\n\x1a\n", "is not an image"),  # the first bytes of a PNG
-        ("zeros.jpg", bytes(5000), "is not an image"),  # a hole that a crashed disk leaves
+        ("empty.jpg", b"", "is empty"),  # no content
+        ("text.jpg", b"ImageId,ClassId,EncodedPixels\n", "is not a readable image"),  # text
+        ("page.png", b"<html>404</html>", "is not a readable image"),  # a failed download
+        ("start.jpg", b"\xff\xd8\xff\xe0", "is not a readable image"),  # the first bytes of a JPEG
+        ("start.png", b"\x89PNG\r\n\x1a\n", "is not a readable image"),  # the first bytes of a PNG
+        ("zeros.jpg", bytes(5000), "is not a readable image"),  # zeros after a disk crash
     ],
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+def test_files_that_are_not_images_are_rejected(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     for read in (images.read_grey, images.read_size):
         with pytest.raises(InputError) as error:
             read(path)
         assert str(path) in str(error.value)
-        assert sentence in str(error.value)
+        assert message in str(error.value)
 
 
 @pytest.mark.parametrize("read", [images.read_grey, images.read_size])
-def test_a_missing_file_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(InputError) as error:
         read(tmp_path / "gone.jpg")
     assert str(tmp_path / "gone.jpg") in str(error.value)
 
 
-# PIL warns of the TIFF before it gives up.
+# Pillow warns about the TIFF before it fails.
 @pytest.mark.filterwarnings("ignore:(Possibly c|C)orrupt EXIF data:UserWarning")
 @pytest.mark.parametrize("kept", [0.05, 0.4, 0.7, 0.99])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
-def test_truncated_images_are_refused(grey: NDArray[np.uint8], tmp_path: Path, suffix: str, kept: float) -> None:
+def test_truncated_images_are_rejected(grey: NDArray[np.uint8], tmp_path: Path, suffix: str, kept: float) -> None:
     data = pack(grey, suffix)
     path = tmp_path / f"image{suffix}"
     path.write_bytes(data[: int(kept * len(data))])
@@ -213,7 +214,7 @@ def test_truncated_images_are_refused(grey: NDArray[np.uint8], tmp_path: Path, s
     assert str(path) in str(error.value)
 
 
-def test_a_truncated_progressive_jpeg_is_refused(grey: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_truncated_progressive_jpeg_is_rejected(grey: NDArray[np.uint8], tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     Image.fromarray(grey).save(path, progressive=True)
     data = path.read_bytes()
@@ -225,7 +226,7 @@ def test_a_truncated_progressive_jpeg_is_refused(grey: NDArray[np.uint8], tmp_pa
             images.read_grey(path)
 
 
-def test_the_preview_in_a_jpeg_does_not_hide_that_it_is_truncated(grey: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_truncated_jpeg_with_a_preview_is_rejected(grey: NDArray[np.uint8], tmp_path: Path) -> None:
     preview, main = pack(cv2.resize(grey, (8, 8)), ".jpg"), pack(grey, ".jpg")
     whole = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(preview) + 2) + preview + main[2:]
     path = tmp_path / "image.jpg"
@@ -244,20 +245,16 @@ def test_the_preview_in_a_jpeg_does_not_hide_that_it_is_truncated(grey: NDArray[
         ("deep.png", np.uint16, 3),  # 16-bit colour
         ("deep.tif", np.uint16, 1),  # 16-bit grey TIFF
         ("deep.tif", np.float32, 1),  # floats
-        pytest.param(
-            "deep.tif",
-            np.uint16,
-            3,
-        ),  # 16-bit colour TIFF
+        ("deep.tif", np.uint16, 3),  # 16-bit colour TIFF
     ],
 )
-def test_more_than_8_bits_are_refused(tmp_path: Path, name: str, dtype: type, num_channels: int) -> None:
+def test_more_than_8_bits_are_rejected(tmp_path: Path, name: str, dtype: type, num_channels: int) -> None:
     deep = np.random.default_rng(0).uniform(0, 60_000, (8, 9, num_channels)).astype(dtype)
     path = tmp_path / name
     path.write_bytes(cv2.imencode(path.suffix, deep)[1].tobytes())
     with pytest.raises(InputError) as error:
         images.read_grey(path)
-    assert f"{path} has more than 8 bits a channel" in str(error.value)
+    assert f"{path} has more than 8 bits per channel" in str(error.value)
 
 
 def test_the_header_of_a_very_long_strip_is_read(tmp_path: Path) -> None:
@@ -265,14 +262,23 @@ def test_the_header_of_a_very_long_strip_is_read(tmp_path: Path) -> None:
     assert images.read_size(tmp_path / "strip.png") == (4_096, 40_000)
 
 
-def test_a_whole_coil_in_one_image_is_refused(tmp_path: Path) -> None:
+def test_a_huge_image_is_rejected(tmp_path: Path) -> None:
     write_png_header(tmp_path / "strip.png", 50_000, 4_096)
     with pytest.raises(InputError, match="too large to be one image"):
         images.read_size(tmp_path / "strip.png")
 
 
 @pytest.mark.parametrize("read", [images.read_grey, images.read_size])
-def test_a_damaged_header_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_a_damaged_header_is_rejected(tmp_path: Path, read: Callable[[Path], object]) -> None:
     write_png_header(tmp_path / "damaged.png", 60_000, 60_000)
     with pytest.raises(InputError, match=r"damaged\.png"):
         read(tmp_path / "damaged.png")
+
+
+def test_concurrent_reads_keep_the_warning_filters(grey: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    path.write_bytes(pack(grey, ".tif"))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(images.read_grey, [path] * 200))
+    assert warnings.filters == before

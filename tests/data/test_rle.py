@@ -1,4 +1,4 @@
-"""Codes against a loop over pixels and against pycocotools."""
+"""Run-length codes, compared with a loop over pixels and with pycocotools."""
 
 import re
 from collections.abc import Callable
@@ -22,12 +22,12 @@ Mask = NDArray[np.uint8]
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 MASKS = hnp.arrays(bool, SIZES)
 quick = settings(max_examples=150, deadline=None)
-# pycocotools' masks do not know NumPy 2's `copy` (its _mask.pyx, line 150).
+# The mask class of pycocotools does not support the `copy` argument of NumPy 2 (its _mask.pyx, line 150).
 old_coco = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def decode_slowly(code: str, size: tuple[int, int]) -> Mask:
-    """Pixel by pixel, as the contest's rules say it."""
+    """Draw a code pixel by pixel, as the rules of the contest define it."""
     mask = np.zeros(size, np.uint8)
     numbers = [int(word) for word in code.split()]
     for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
@@ -50,7 +50,7 @@ def encode_slowly(mask: NDArray[Any]) -> str:
 
 
 def to_coco(code: str, size: tuple[int, int]) -> dict[str, Any]:
-    """The code as COCO's counts: pixels outside, inside, outside, ... in the same order."""
+    """Convert a code to COCO's counts: the lengths of gap, run, gap, run, ..."""
     counts, position = [], 0
     numbers = [int(word) for word in code.split()]
     for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
@@ -76,15 +76,15 @@ def is_valid(numbers: list[int], size: tuple[int, int]) -> bool:
 @pytest.mark.parametrize(
     ("code", "size", "rows"),
     [
-        ("2 2 7 3", (4, 4), ["..#.", "#...", "##..", ".#.."]),  # the picture of the module
+        ("2 2 7 3", (4, 4), ["..#.", "#...", "##..", ".#.."]),  # the example of the module
         ("", (2, 3), ["...", "..."]),  # empty
         ("  ", (2, 3), ["...", "..."]),  # blank
-        ("1 6", (2, 3), ["###", "###"]),  # full, over every column
+        ("1 6", (2, 3), ["###", "###"]),  # full
         ("1 1", (2, 3), ["#..", "..."]),  # first pixel
         ("6 1", (2, 3), ["...", "..#"]),  # last pixel
-        ("2 2", (2, 3), [".#.", "#.."]),  # around a column's end
+        ("2 2", (2, 3), [".#.", "#.."]),  # across the end of a column
         ("1 1 2 1", (2, 3), ["#..", "#.."]),  # runs that touch
-        (" 2  1 ", (2, 3), ["...", "#.."]),  # more blanks than needed
+        (" 2  1 ", (2, 3), ["...", "#.."]),  # extra blanks
         ("2 1 4 1", (1, 5), [".#.#."]),  # one row
         ("2 1 4 1", (5, 1), [".", "#", ".", "#", "."]),  # one column
         ("1 1", (1, 1), ["#"]),  # one pixel
@@ -98,7 +98,7 @@ def test_decode_draws_down_the_columns(code: str, size: tuple[int, int], rows: l
 
 @quick
 @given(MASKS)
-def test_encode_equals_the_loop_and_decode_inverts_it(mask: NDArray[np.bool_]) -> None:
+def test_encode_equals_a_loop_and_decode_inverts_it(mask: NDArray[np.bool_]) -> None:
     code = rle.encode(mask)
     assert code == encode_slowly(mask)
     np.testing.assert_array_equal(rle.decode(code, mask.shape), mask)
@@ -115,7 +115,7 @@ def test_codes_equal_pycocotools(mask: NDArray[np.bool_]) -> None:
 
 @quick
 @given(hnp.arrays(np.uint8, SIZES, elements=st.sampled_from([0, 0, 1, 2, 128, 255])), st.booleans())
-def test_encode_takes_any_value_and_memory_order(mask: Mask, is_turned: bool) -> None:
+def test_encode_accepts_any_value_and_memory_order(mask: Mask, is_turned: bool) -> None:
     turned = mask[::-1, ::-1].T if is_turned else np.asfortranarray(mask)
     before = turned.copy()
     assert rle.encode(turned) == encode_slowly(turned)
@@ -124,7 +124,7 @@ def test_encode_takes_any_value_and_memory_order(mask: Mask, is_turned: bool) ->
 
 @quick
 @given(SIZES, st.lists(st.integers(-1, 30), max_size=8))
-def test_decode_draws_exactly_what_is_valid(size: tuple[int, int], numbers: list[int]) -> None:
+def test_decode_accepts_exactly_the_valid_codes(size: tuple[int, int], numbers: list[int]) -> None:
     code = " ".join(map(str, numbers))
     if is_valid(numbers, size):
         np.testing.assert_array_equal(rle.decode(code, size), decode_slowly(code, size))
@@ -135,7 +135,7 @@ def test_decode_draws_exactly_what_is_valid(size: tuple[int, int], numbers: list
 
 @quick
 @given(MASKS, st.randoms(use_true_random=False))
-def test_shuffled_runs_are_refused(mask: NDArray[np.bool_], random: Any) -> None:
+def test_shuffled_runs_are_rejected(mask: NDArray[np.bool_], random: Any) -> None:
     numbers = [int(word) for word in rle.encode(mask).split()]
     pairs = list(zip(numbers[0::2], numbers[1::2], strict=True))
     shuffled = random.sample(pairs, len(pairs))
@@ -143,18 +143,18 @@ def test_shuffled_runs_are_refused(mask: NDArray[np.bool_], random: Any) -> None
     if shuffled == pairs:
         np.testing.assert_array_equal(rle.decode(runs, mask.shape), mask)
         return
-    with pytest.raises(InputError, match="though it starts before"):
+    with pytest.raises(InputError, match="must be sorted"):
         rle.decode(runs, mask.shape)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_decode_takes_the_numbers_themselves(dtype: type) -> None:
+def test_decode_accepts_an_array_of_numbers(dtype: type) -> None:
     np.testing.assert_array_equal(rle.decode(np.array([2, 2, 7, 3], dtype), (4, 4)), rle.decode("2 2 7 3", (4, 4)))
 
 
 @quick
 @given(st.lists(hnp.arrays(bool, (5, 4)), min_size=1, max_size=4))
-def test_out_is_reused_and_its_old_content_gone(masks: list[NDArray[np.bool_]]) -> None:
+def test_out_is_overwritten(masks: list[NDArray[np.bool_]]) -> None:
     out = np.full((5, 4), 7, np.uint8)
     for mask in masks:
         assert rle.decode(encode_slowly(mask), (5, 4), out=out) is out
@@ -171,7 +171,7 @@ def test_out_may_be_a_slice_of_a_batch() -> None:
 
 @quick
 @given(SIZES.flatmap(lambda size: st.tuples(hnp.arrays(np.uint8, size), hnp.arrays(bool, (8, *size)))))
-def test_add_sets_one_bit_and_leaves_the_others(case: tuple[Mask, NDArray[np.bool_]]) -> None:
+def test_add_sets_one_bit_and_keeps_the_others(case: tuple[Mask, NDArray[np.bool_]]) -> None:
     plane, masks = case
     expected = plane.copy()
     for bit, mask in enumerate(masks):
@@ -182,50 +182,53 @@ def test_add_sets_one_bit_and_leaves_the_others(case: tuple[Mask, NDArray[np.boo
 
 
 @pytest.mark.parametrize(
-    ("code", "sentence"),
+    ("code", "message"),
     [
-        ("3", "odd count of numbers, 1"),  # a start alone
-        ("1 2 5", "odd count of numbers, 3"),  # a last start without a length
-        ("1 x", '"x" stands in it'),  # a letter
-        ("1 2.0", '"2.0" stands in it'),  # a fraction
-        ("-1 2", '"-1" stands in it'),  # a sign
-        ("+1 2", '"+1" stands in it'),  # the other sign
-        ("1,2", '"1,2" stands in it'),  # commas
-        ("1 2\t4 1", "stands in it"),  # a tab
-        ("1 ２", '"２" stands in it'),  # a digit of another script
-        ("1 ²", '"²" stands in it'),  # what str.isdigit takes for a digit
-        ("nan nan", '"nan" stands in it'),  # an empty cell that was written as text
-        ("x" * 99, f'"{"x" * 40}" stands in it'),  # a long word is cut
-        ("0 1", "starts at pixel 0, but pixels count from 1"),  # zero start
-        ("1 0", "a run of 0 pixels"),  # zero length
-        ("1 1 4 0 6 1", "a run of 0 pixels"),  # zero length in the middle
-        ("13 1", "1 pixels from pixel 13 goes beyond the image, which has 4 x 3 = 12 pixels"),  # begins beyond
+        ("3", "odd count of numbers (1)"),  # a start without a length
+        ("1 2 5", "odd count of numbers (3)"),  # a last start without a length
+        ("1 x", 'got "x"'),  # a letter
+        ("1 2.0", 'got "2.0"'),  # a fraction
+        ("-1 2", 'got "-1"'),  # a sign
+        ("+1 2", 'got "+1"'),  # the other sign
+        ("1,2", 'got "1,2"'),  # commas
+        ("1 2\t4 1", "whole numbers"),  # a tab
+        ("1 ２", 'got "２"'),  # a full-width digit
+        ("1 ²", 'got "²"'),  # a digit according to str.isdigit
+        ("nan nan", 'got "nan"'),  # an empty cell written as text
+        ("x" * 99, f'got "{"x" * 40}"'),  # a long word is shortened
+        ("0 1", "at pixel 1 or later, got pixel 0"),  # zero start
+        ("1 0", "at least 1 pixel, got 0"),  # zero length
+        ("1 1 4 0 6 1", "at least 1 pixel, got 0"),  # zero length in the middle
+        ("13 1", "1 pixels from pixel 13 goes beyond the image, which has 4 x 3 = 12 pixels"),  # starts beyond
         ("12 2", "2 pixels from pixel 12 goes beyond"),  # ends beyond
         ("1 13", "13 pixels from pixel 1 goes beyond"),  # longer than the image
         ("1 3 3 2", "from pixel 3 overlaps the run of 3 pixels from pixel 1"),  # overlap
         ("1 3 1 3", "from pixel 1 overlaps the run of 3 pixels from pixel 1"),  # the same run twice
-        ("5 2 1 2", "from pixel 1 comes after, though it starts before, the run of 2 pixels from pixel 5"),  # unsorted
+        (
+            "5 2 1 2",
+            "sorted by their start, but the run from pixel 1 follows the run of 2 pixels from pixel 5",
+        ),  # unsorted
         ("9223372036854775807 9223372036854775807", "goes beyond"),  # the sum overflows
         ("1 99999999999999999999999999", "goes beyond"),  # no 64-bit number
-        ("2 99999999999999999999999999", "goes beyond"),  # the sum wraps around to below 0
-        ("18446744073709551617 1", "goes beyond"),  # would wrap around to pixel 1
+        ("2 99999999999999999999999999", "goes beyond"),  # the sum wraps around to a negative number
+        ("18446744073709551617 1", "goes beyond"),  # wraps around to pixel 1
     ],
 )
-def test_decode_refuses(code: str, sentence: str) -> None:
+def test_decode_rejects(code: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         rle.decode(code, (3, 4))
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("size", "is_inside"),
     [
         ((3, 4), True),  # 12 pixels
-        ((4, 3), True),  # turned, as many pixels
+        ((4, 3), True),  # transposed, same number of pixels
         ((3, 3), False),  # 9 pixels
     ],
 )
-def test_find_fault_measures_by_the_size(size: tuple[int, int], is_inside: bool) -> None:
+def test_find_fault_uses_the_image_size(size: tuple[int, int], is_inside: bool) -> None:
     assert (rle.find_fault(np.array([10, 3]), size) is None) == is_inside
 
 
@@ -248,10 +251,10 @@ WORDS = st.one_of(
     ),
     st.sampled_from([str(2**31), str(2**32 + 1), str(2**63 - 1), str(2**63), str(2**64 + 1), "9" * 30]),
 )
-# Empty words stand for blanks at the ends and two blanks between.
+# Empty words give blanks at the ends and double blanks.
 ROUGH = st.lists(st.one_of(WORDS, WORDS, st.sampled_from(["", "\t"])), max_size=7).map(" ".join)
 GOOD = SIZES.flatmap(lambda size: hnp.arrays(bool, size).map(lambda mask: (encode_slowly(mask), size)))
-# Runs cut in two touch, and are good.
+# A run cut in two: the runs touch, which is valid.
 TOUCHING = SIZES.filter(lambda size: size[0] * size[1] > 1).map(lambda size: (f"1 1 2 {size[0] * size[1] - 1}", size))
 MIXED = st.lists(st.one_of(GOOD, GOOD, TOUCHING, st.tuples(ROUGH, SIZES)), max_size=8)
 
@@ -265,7 +268,7 @@ def parse_one(code: str, size: tuple[int, int]) -> tuple[list[int], rle.Fault | 
     return ([], fault) if fault else (runs.tolist(), None)
 
 
-def assert_parsed_as_one_by_one(codes: list[str], sizes: list[tuple[int, int]]) -> rle.Codes:
+def assert_parsed_like_single_codes(codes: list[str], sizes: list[tuple[int, int]]) -> rle.Codes:
     parsed = rle.parse_all(codes, np.array(sizes, np.int32).reshape(-1, 2))
     assert (parsed.runs.dtype, parsed.offsets.dtype) == (np.int32, np.int64)
     assert len(parsed.offsets) == len(codes) + 1
@@ -285,8 +288,8 @@ def assert_parsed_as_one_by_one(codes: list[str], sizes: list[tuple[int, int]]) 
 
 @settings(max_examples=500, deadline=None)
 @given(MIXED)
-def test_parse_all_equals_one_by_one(cases: list[tuple[str, tuple[int, int]]]) -> None:
-    assert_parsed_as_one_by_one([code for code, _ in cases], [size for _, size in cases])
+def test_parse_all_equals_parsing_single_codes(cases: list[tuple[str, tuple[int, int]]]) -> None:
+    assert_parsed_like_single_codes([code for code, _ in cases], [size for _, size in cases])
 
 
 @pytest.mark.parametrize(
@@ -294,16 +297,16 @@ def test_parse_all_equals_one_by_one(cases: list[tuple[str, tuple[int, int]]]) -
     [
         ("", None),  # empty
         ("  ", None),  # blank
-        ("2  1", None),  # two blanks between
+        ("2  1", None),  # double blank
         (" 2 1 ", None),  # blanks around
         ("02 001", None),  # leading zeros
         ("3", "odd code"),
         ("1 2 5", "odd code"),
         ("1 x", "not numbers"),
-        ("1 2x", "not numbers"),  # a number and more, at the end
+        ("1 2x", "not numbers"),  # a number with a suffix at the end
         ("1 2.5", "not numbers"),
         ("1 2\t4 1", "not numbers"),
-        ("1\n2", "not numbers"),  # as many numbers as two blanks would make
+        ("1\n2", "not numbers"),  # as many numbers as a double blank gives
         ("+1 2", "not numbers"),
         ("-1 2", "not numbers"),
         ("1 ２", "not numbers"),
@@ -311,50 +314,50 @@ def test_parse_all_equals_one_by_one(cases: list[tuple[str, tuple[int, int]]]) -
         ("0 1", "zero or negative"),
         ("1 0", "zero or negative"),
         ("12 2", "beyond the image"),
-        (f"1 1 5 1 {2**63 - 1} 1", "beyond the image"),  # the sum overflows, at the end
-        (f"{2**63 - 1} 1 5 1", "beyond the image"),  # the sum overflows, and a good run hides it
+        (f"1 1 5 1 {2**63 - 1} 1", "beyond the image"),  # the sum overflows at the end
+        (f"{2**63 - 1} 1 5 1", "beyond the image"),  # the sum overflows before a valid run
         (f"{2**63 - 3} 9 5 1", "beyond the image"),
         (f"2 {2**63 - 1} 5 1", "beyond the image"),
         ("1 " + "9" * 30, "beyond the image"),  # no 64-bit number
         ("9" * 30 + " 2 3 1", "beyond the image"),
-        (f"{2**32 + 1} 1", "beyond the image"),  # would be 1 in 32 bits
+        (f"{2**32 + 1} 1", "beyond the image"),  # 1 in 32 bits
         ("1 3 3 2", "overlapping runs"),
         ("5 2 1 2", "unsorted runs"),
     ],
 )
 @pytest.mark.parametrize("place", [0, 150, 299])
-def test_one_bad_code_among_good_ones_costs_no_other(code: str, kind: str | None, place: int) -> None:
-    # As many as are read as one text and more; the others lie on smaller and larger images.
+def test_an_invalid_code_does_not_affect_the_others(code: str, kind: str | None, place: int) -> None:
+    # More codes than one block holds; the other codes belong to smaller and larger images.
     sizes = [(3, 4) if i == place else (2 + i % 3, 2 + i % 4) for i in range(300)]
     codes = [code if i == place else encode_slowly(np.eye(*sizes[i])) for i in range(300)]
-    parsed = assert_parsed_as_one_by_one(codes, sizes)
+    parsed = assert_parsed_like_single_codes(codes, sizes)
     assert {i: fault.kind for i, fault in parsed.faults.items()} == ({place: kind} if kind else {})
     assert parse_one(code, (3, 4))[1] == parsed.faults.get(place)
 
 
-def test_a_code_is_measured_by_its_own_image() -> None:
-    # Longer than the first image and shorter than the second, in both orders.
-    parsed = assert_parsed_as_one_by_one(["1 20", "1 20", "5 4 10 3"], [(3, 4), (5, 5), (3, 4)])
+def test_each_code_is_checked_against_its_own_image() -> None:
+    # The code exceeds the smaller image and fits the larger one, in both orders.
+    parsed = assert_parsed_like_single_codes(["1 20", "1 20", "5 4 10 3"], [(3, 4), (5, 5), (3, 4)])
     assert {i: fault.kind for i, fault in parsed.faults.items()} == {0: "beyond the image"}
-    parsed = assert_parsed_as_one_by_one(["1 20", "", "1 20"], [(5, 5), (1, 1), (3, 4)])
+    parsed = assert_parsed_like_single_codes(["1 20", "", "1 20"], [(5, 5), (1, 1), (3, 4)])
     assert {i: fault.kind for i, fault in parsed.faults.items()} == {2: "beyond the image"}
 
 
-def test_no_codes_are_no_runs() -> None:
-    parsed = assert_parsed_as_one_by_one([], [])
+def test_parse_all_without_codes() -> None:
+    parsed = assert_parsed_like_single_codes([], [])
     assert (parsed.runs.tolist(), parsed.offsets.tolist()) == ([], [0])
 
 
-def test_a_stop_in_mid_text_is_seen_where_numpy_only_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_as_before(text: str, dtype: type, sep: str) -> NDArray[Any]:
+def test_invalid_text_is_detected_if_numpy_only_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse_leniently(text: str, dtype: type, sep: str) -> NDArray[Any]:
         digits = re.match(r"[0-9 ]*", text)
         assert digits
         return np.array([int(word) for word in digits.group().split()], dtype)
 
-    monkeypatch.setattr(np, "fromstring", read_as_before)
-    with pytest.raises(InputError, match='"2x" stands in it'):
+    monkeypatch.setattr(np, "fromstring", parse_leniently)
+    with pytest.raises(InputError, match='got "2x"'):
         rle.parse("1 2x")
-    with pytest.raises(InputError, match='"2x5" stands in it'):
+    with pytest.raises(InputError, match='got "2x5"'):
         rle.parse("1 2x5 ")
     parsed = rle.parse_all(["1 2", "3 4.5"], np.full((2, 2), 9, np.int32))
     assert parsed.faults.keys() == {1}

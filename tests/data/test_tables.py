@@ -1,4 +1,4 @@
-"""CSV files as people write and break them: each finding by hand, and any bytes at all."""
+"""CSV files as people write and break them: every kind of finding, and arbitrary bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +30,13 @@ def describe(table: Table) -> list[tuple[int | None, str, bool]]:
     return [(finding.line, finding.kind, finding.is_error) for finding in table.findings]
 
 
-def test_rows_by_column_and_line(read: Callable[[str], Table]) -> None:
+def test_cells_by_column_with_line_numbers(read: Callable[[str], Table]) -> None:
     table = read(HEADER + "a.jpg,1,1 3\nb.jpg,2,4 5\n")
     columns = {"ImageId": ["a.jpg", "b.jpg"], "ClassId": ["1", "2"], "EncodedPixels": ["1 3", "4 5"]}
     assert table == Table(NEW, 2, [2, 3], columns, [])
 
 
-def test_the_second_form_is_taken_where_the_first_does_not_fit(read: Callable[[str], Table]) -> None:
+def test_the_second_form_is_read_if_the_first_does_not_fit(read: Callable[[str], Table]) -> None:
     table = read("ImageId_ClassId,EncodedPixels\na.jpg_1,\na.jpg_2,4 5\n")
     columns = {"ImageId_ClassId": ["a.jpg_1", "a.jpg_2"], "EncodedPixels": ["", "4 5"]}
     assert table == Table(OLD, 2, [2, 3], columns, [])
@@ -48,20 +48,24 @@ def test_the_second_form_is_taken_where_the_first_does_not_fit(read: Callable[[s
         (HEADER + "a,1,1 3", [2], ["a"]),  # no line end at the end
         (HEADER + "\n\na,1,1 3\n  \n,,\n\t\nb,1,1 3\n\n", [4, 8], ["a", "b"]),  # blank lines, some with commas
         ("\n\n" + HEADER + "a,1,1 3\n", [4], ["a"]),  # blank lines above the header
-        (HEADER + ' "a" , 1 ,1 3\n', [2], ['"a"']),  # a quote behind a blank is a part of the cell
+        (HEADER + ' "a" , 1 ,1 3\n', [2], ['"a"']),  # a quote after a blank is part of the cell
         (HEADER + '"a","1","1 3"\n', [2], ["a"]),  # quotes
-        (HEADER + '"a,b",1,1 3\n"say ""a""",1,1 3\n', [2, 3], ["a,b", 'say "a"']),  # what quotes are for
+        (HEADER + '"a,b",1,1 3\n"say ""a""",1,1 3\n', [2, 3], ["a,b", 'say "a"']),  # commas and quotes within quotes
         (HEADER + " a , 1 , 1 3 \n", [2], ["a"]),  # blanks around cells
         (" ImageId , ClassId,EncodedPixels \na,1,1 3\n", [2], ["a"]),  # blanks around columns
         ('"ImageId","ClassId","EncodedPixels"\na,1,1 3\n', [2], ["a"]),  # quotes around columns
         ("x,EncodedPixels,ClassId,ImageId\n,1 3,1,a\n", [2], ["a"]),  # another order, another column
-        (HEADER + "Blech_ä_钢.jpg,1,1 3\n", [2], ["Blech_ä_钢.jpg"]),  # letters of other scripts
-        (HEADER + "a\x0cb\u2028c\x85d,1,1 3\n", [2], ["a\x0cb\u2028c\x85d"]),  # line ends to Python, not to a file
+        (HEADER + "Blech_ä_钢.jpg,1,1 3\n", [2], ["Blech_ä_钢.jpg"]),  # non-ASCII names
+        (
+            HEADER + "a\x0cb\u2028c\x85d,1,1 3\n",
+            [2],
+            ["a\x0cb\u2028c\x85d"],
+        ),  # line ends for str.splitlines, not for a file
         (HEADER + f'a,1,"{"1 3 " * 50_000}"\n', [2], ["a"]),  # 200,000 characters in quotes
         (HEADER, [], []),  # no rows
     ],
 )
-def test_ways_to_write_rows(read: Callable[[str], Table], content: str, lines: list[int], names: list[str]) -> None:
+def test_variants_of_rows(read: Callable[[str], Table], content: str, lines: list[int], names: list[str]) -> None:
     table = read(content)
     assert table.lines == lines
     assert table.columns["ImageId"] == names
@@ -69,7 +73,7 @@ def test_ways_to_write_rows(read: Callable[[str], Table], content: str, lines: l
     assert len(table.findings) == table.num_rows - len(lines)
 
 
-def test_a_long_code_in_quotes_comes_whole(read: Callable[[str], Table]) -> None:
+def test_a_long_quoted_code_is_read_completely(read: Callable[[str], Table]) -> None:
     code = " ".join(str(number) for number in range(10_000, 43_333))
     assert len(code) == 33_333 * 6 - 1
     table = read(HEADER + f'a.jpg,1,"{code}"\nb.jpg,1,{code}\n')
@@ -82,7 +86,7 @@ def test_a_long_code_in_quotes_comes_whole(read: Callable[[str], Table]) -> None
     [
         (BOM + HEADER.encode() + b"a,1,1 3\n", [(1, "byte-order mark", False)]),
         (HEADER.replace("\n", "\r\n").encode() + b"a,1,1 3\r\n", [(None, "line ends", False)]),
-        (HEADER.replace("\n", "\r").encode() + b"a,1,1 3\r", [(None, "line ends", False)]),  # of old Macs
+        (HEADER.replace("\n", "\r").encode() + b"a,1,1 3\r", [(None, "line ends", False)]),  # old Mac line ends
         (HEADER.encode() + b"a,1,1 3\r\n", [(None, "line ends", False)]),  # mixed
         (
             BOM + HEADER.encode() + b"a,1,1 3\r\n",
@@ -90,7 +94,7 @@ def test_a_long_code_in_quotes_comes_whole(read: Callable[[str], Table]) -> None
         ),
     ],
 )
-def test_marks_are_told_and_do_no_harm(
+def test_marks_are_reported_and_accepted(
     read: Callable[[bytes], Table], content: bytes, found: list[tuple[int | None, str, bool]]
 ) -> None:
     table = read(content)
@@ -101,17 +105,17 @@ def test_marks_are_told_and_do_no_harm(
 @pytest.mark.parametrize(
     ("row", "kind", "words"),
     [
-        (b"a,1", "cells", "2 cells stand in the row, but the header has 3 columns"),
-        (b"a,1,1 3,", "cells", "4 cells stand in the row"),
-        (b"a;1;1 3", "cells", "1 cells stand in the row"),
+        (b"a,1", "cells", "the row has 2 cells, but the header has 3 columns"),
+        (b"a,1,1 3,", "cells", "the row has 4 cells"),
+        (b"a;1;1 3", "cells", "the row has 1 cells"),
         (b'a,1,"1 3', "quotes", "a quote is not closed"),
-        (b'"a"b,1,1 3', "quotes", "stands inside a cell"),
+        (b'"a"b,1,1 3', "quotes", "inside a cell"),
         (b"a\xff,1,1 3", "encoding", "bytes that are not UTF-8"),
         (b"gr\xfcn,1,1 3", "encoding", "bytes that are not UTF-8"),  # Latin-1
         (b'"a\xff",1,1 3', "encoding", "bytes that are not UTF-8"),
     ],
 )
-def test_a_bad_row_is_named_and_costs_no_other(
+def test_a_bad_row_does_not_affect_the_others(
     read: Callable[[bytes], Table], row: bytes, kind: str, words: str
 ) -> None:
     table = read(HEADER.encode() + b"first,1,1 3\n" + row + b"\n\nlast,2,4 5\n")
@@ -122,7 +126,7 @@ def test_a_bad_row_is_named_and_costs_no_other(
     assert table.columns == {"ImageId": ["first", "last"], "ClassId": ["1", "2"], "EncodedPixels": ["1 3", "4 5"]}
 
 
-def test_an_open_quote_does_not_swallow_the_rows_behind_it(read: Callable[[str], Table]) -> None:
+def test_an_open_quote_does_not_swallow_the_next_rows(read: Callable[[str], Table]) -> None:
     table = read(HEADER + 'a,1,"1 3\nb,1,1 3\nc,1,1 3"\n')
     assert table.columns["ImageId"] == ["b", "c"]
     assert describe(table) == [(2, "quotes", True)]
@@ -142,13 +146,13 @@ def test_an_open_quote_does_not_swallow_the_rows_behind_it(read: Callable[[str],
         (b"ImageId,ClassID,EncodedPixels\na,1,1 3\n", "columns", "ClassId is not among ImageId,ClassID,Enc", 1),
         (b"a.jpg,1,1 3\nb.jpg,1,1 3\n", "columns", "but ImageId, ClassId, EncodedPixels is not among a.jpg,1,1 3", 1),
         (b"ImageId_ClassId\na_1\n", "columns", "EncodedPixels is not among ImageId_ClassId", 1),
-        (b'"ImageId,ClassId,EncodedPixels\na,1,1 3\n', "columns", "it needs the columns", 1),
-        ("ImageId,ClassId,EncodedPixels\na,1,1 3\n".encode("utf-16"), "encoding", "no text in UTF-8", 2),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "encoding", "no text in UTF-8", 3),
-        (b"\0\0\0\0", "encoding", "no text in UTF-8", 0),
+        (b'"ImageId,ClassId,EncodedPixels\na,1,1 3\n', "columns", "it must have the columns", 1),
+        ("ImageId,ClassId,EncodedPixels\na,1,1 3\n".encode("utf-16"), "encoding", "not UTF-8 text", 2),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "encoding", "not UTF-8 text", 3),
+        (b"\0\0\0\0", "encoding", "not UTF-8 text", 0),
     ],
 )
-def test_a_file_of_no_use_is_one_error(
+def test_an_unusable_file_is_one_error(
     read: Callable[[bytes], Table], content: bytes, kind: str, words: str, num_rows: int
 ) -> None:
     table = read(content)
@@ -158,7 +162,7 @@ def test_a_file_of_no_use_is_one_error(
     assert (table.form, table.lines, table.columns, table.num_rows) == ((), [], {}, num_rows)
 
 
-def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     table = read_table(tmp_path / "train.csv", NEW)
     assert table == Table((), 0, [], {}, table.findings)
     assert describe(table) == [(None, "missing", True)]
@@ -175,7 +179,7 @@ SCRAPS = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(content=st.one_of(st.binary(), st.lists(st.one_of(SCRAPS, SCRAPS, st.binary(max_size=4))).map(b"".join)))
 @pytest.mark.parametrize("prefix", [b"", HEADER.encode()])
-def test_any_bytes_are_rows_or_findings(
+def test_arbitrary_bytes_are_rows_or_findings(
     tmp_path_factory: pytest.TempPathFactory, prefix: bytes, content: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
@@ -193,20 +197,20 @@ def test_any_bytes_are_rows_or_findings(
         assert named == [None]
 
 
-def test_raise_first_takes_the_highest_error() -> None:
+def test_raise_first_raises_the_error_with_the_lowest_line() -> None:
     path = Path("train.csv")
     findings = [
         Finding(path, 1, "byte-order mark", "a mark", is_error=False),
-        Finding(path, 7, "class", "the lower"),
-        Finding(path, 3, "cells", "the higher"),
+        Finding(path, 7, "class", "the later line"),
+        Finding(path, 3, "cells", "the earlier line"),
     ]
     with pytest.raises(InputError) as error:
         raise_first(findings)
-    assert str(error.value) == "train.csv, line 3: the higher"
+    assert str(error.value) == "train.csv, line 3: the earlier line"
     whole = Finding(path, None, "no defect", "the whole file")
     with pytest.raises(InputError) as error:
         raise_first([whole, *findings])
-    assert str(error.value) == "train.csv, line 3: the higher"
+    assert str(error.value) == "train.csv, line 3: the earlier line"
     with pytest.raises(InputError) as error:
         raise_first([whole])
     assert str(error.value) == "train.csv: the whole file"

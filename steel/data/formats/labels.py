@@ -1,16 +1,13 @@
-"""The neutral form of labels, and how labels find their images.
+"""The neutral form of labels, and how labels find their images in the folders of CVAT, Label Studio and this project.
 
-    severstal, coco     a label names its image
-    the others          label and image have the same name without suffix, the stem
-
-Images lie where CVAT, Label Studio or this project put them, in folders below that too.
+In the formats yolo, masks and index, label and image have the same file name without suffix, the stem.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from steel.data import images as image_files
+from steel.data.images import SUFFIXES, read_size
 from steel.data.runs import Runs, Size
 from steel.errors import InputError
 from steel.progress import track
@@ -20,26 +17,26 @@ class LabelledImage(NamedTuple):
     """An image with its labels.
 
     Attributes:
-        name: File name, without folders.
-        path: Where it lies; None where it was not found and the format tells its size.
+        name: File name without folders.
+        path: The file; None if it was not found and the format stores the size.
         size: Height and width in pixels.
-        codes: The runs of each class (from 0) that is on it.
+        runs: The runs of each class (from 0) on the image.
     """
 
     name: str
     path: Path | None
     size: Size
-    codes: dict[int, Runs]
+    runs: dict[int, Runs]
 
 
 class Labels(NamedTuple):
-    """The labels of a data set, in no format.
+    """The labels of a dataset, independent of a format.
 
     Attributes:
         classes: The names of the C classes.
-        images: All images, clean ones too.
-        root: Folder where groups.csv, splits.csv and unknown.csv lie, if there are any.
-        num_empty: How many annotations were left out because they cover no pixel.
+        images: All images, including clean ones.
+        root: The folder of groups.csv, splits.csv and unknown.csv, if there are any.
+        num_empty: Number of annotations that were skipped because they cover no pixel.
     """
 
     classes: tuple[str, ...]
@@ -48,58 +45,64 @@ class Labels(NamedTuple):
     num_empty: int = 0
 
 
-def find_images_below(folder: Path) -> list[Path]:
-    """All images in a folder and in folders in it, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in image_files.SUFFIXES and p.is_file())
-
-
-def find_label_folder(src: Path, *names: str) -> Path:
-    """The first of some folders that is there; an InputError where none is."""
-    folder = next((src / name for name in names if (src / name).is_dir()), None)
-    if folder is None:
-        raise InputError(f"no folder {src / names[0]}; the labels belong there")
-    return folder
+def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """Return all images, or files with other suffixes, in a folder and its subfolders, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
 
 
 def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
-    """Files by their stems; an InputError where two have the same one."""
+    """Return files by their stems.
+
+    Raises:
+        InputError: Two files have the same stem.
+    """
     found: dict[str, Path] = {}
     for path in map(Path, names):
         if other := found.get(path.stem):
-            raise InputError(
-                f'{other} and {path} have the same stem "{path.stem}", by which labels and images are matched; '
-                f"rename one"
-            )
+            reason = f'{other} and {path} have the same stem "{path.stem}", by which labels and images are matched'
+            raise InputError(f"{reason}; rename one")
         found[path.stem] = path
     return found
 
 
-def match_stems(files: Iterable[Path], images: Mapping[str, LabelledImage]) -> dict[str, Path]:
-    """Files of labels by the stems of their images; an InputError where there is no such image."""
-    found = index_stems(files)
-    for stem, file in found.items():
-        if stem not in images:
-            raise InputError(f"{file}: there is no image with the stem {stem}; put it there or take the file out")
-    return found
-
-
-def read_clean(paths: Mapping[str, Path]) -> dict[str, LabelledImage]:
-    """Images without labels yet, under the keys of their paths; an InputError where one cannot be read."""
-    items = track(paths.items(), "reading sizes", len(paths))
-    return {key: LabelledImage(path.name, path, image_files.read_size(path), {}) for key, path in items}
-
-
-def read_clean_by_stem(src: Path, images: Path | None) -> dict[str, LabelledImage]:
-    """The images of a data set, without labels yet, by their stems.
+def require_image(stem: str, path: Path, images: Mapping[str, LabelledImage]) -> LabelledImage:
+    """Return the image of a label file by its stem.
 
     Raises:
-        InputError: There is none, one cannot be read, or two have the same stem.
+        InputError: There is no such image.
+    """
+    if stem not in images:
+        raise InputError(f'{path}: no image has the stem "{stem}"; add the image or remove the file')
+    return images[stem]
+
+
+def read_clean(paths: Collection[Path]) -> list[LabelledImage]:
+    """Return images without labels.
+
+    Raises:
+        InputError: An image is unreadable.
+    """
+    return [LabelledImage(path.name, path, read_size(path), {}) for path in track(paths, "reading sizes", len(paths))]
+
+
+def open_folders(
+    src: Path, images: Path | None, *label_folders: str, suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[dict[str, LabelledImage], dict[str, Path]]:
+    """Return the images of a dataset without labels, and the files of the first existing label folder, by their stems.
+
+    Raises:
+        InputError: A folder is missing, an image is unreadable, or two files have the same stem.
     """
     places = [src / name for name in ("images", "JPEGImages", "train_images")]
     folder = images or next((place for place in places if place.is_dir()), None)
-    if folder in (None, src):  # where the labels lie, too
+    if folder in (None, src):  # src contains label images as well
         raise InputError(f"no folder {places[0]}; put the images there or give their folder with --images")
-    paths = index_stems(find_images_below(folder))
+    paths = index_stems(find_files(folder))
     if not paths:
-        raise InputError(f"no image in {folder}; images end in {', '.join(image_files.SUFFIXES)}")
-    return read_clean(paths)
+        raise InputError(f"no image in {folder}; images end in {', '.join(SUFFIXES)}")
+    labels = next((src / name for name in label_folders if (src / name).is_dir()), None)
+    if labels is None:
+        raise InputError(f"no folder {src / label_folders[0]}; put the labels there")
+    # YOLO's classes.txt holds the names of the classes.
+    files = index_stems(path for path in find_files(labels, suffixes) if path.name != "classes.txt")
+    return dict(zip(paths, read_clean(paths.values()), strict=True)), files

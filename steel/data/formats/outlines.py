@@ -1,4 +1,4 @@
-"""Spots and their outlines: cutting a defect into spots, tracing them along pixel edges, filling polygons.
+"""Outlines of spots along pixel edges, and polygon filling.
 
 An outline runs along the edges of pixels, and to each hole and back through a slit of no width:
 
@@ -7,10 +7,9 @@ An outline runs along the edges of pixels, and to each hole and back through a s
     . # . #            from the corner 1 1 to the hole, around it and back, then around the spot
     . # # #
 
-Filled by the even-odd rule, as by COCO's own rasteriser (https://github.com/cocodataset/cocoapi, common/maskApi.c), it
-is the spot again, holes and single pixels included. An outline through the pixels' centres, as OpenCV's findContours
-draws it, would lose half a pixel all around: 3.4 % of 14 Severstal defects. A program that fills with OpenCV's
-fillPoly, which counts the edge in, draws 3.2 % more.
+Filled by the even-odd rule, like in COCO's rasteriser (https://github.com/cocodataset/cocoapi, common/maskApi.c), it
+gives exactly the spot, including holes and single pixels. The outline of OpenCV's findContours runs through pixel
+centres and would lose 3.4 % of 14 Severstal defects. OpenCV's fillPoly includes the edge and draws 3.2 % more.
 """
 
 from collections.abc import Sequence
@@ -24,36 +23,25 @@ from steel.data import rle
 from steel.data.runs import Runs, Size, from_counts, unite
 from steel.errors import InputError
 
-Loop = NDArray[np.int64]  # (V, 2), corners of pixels as x, y; the last is linked with the first
-
-
-def split_spots(runs: Runs, size: Size) -> list[Runs]:
-    """The runs of each spot of a defect on an image of a size."""
-    first, last = (int(runs[0]) - 1) // size[0], (int(runs[-2] + runs[-1]) - 2) // size[0] + 1
-    block = np.ascontiguousarray(rle.decode(runs, size)[:, first:last])
-    num, spots = cv2.connectedComponents(block, connectivity=8)
-    flat = cv2.transpose(spots).ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=-1))
-    pairs = np.column_stack([starts + first * size[0] + 1, np.diff(starts, append=flat.size)])
-    return [pairs[flat[starts] == spot].ravel() for spot in range(1, num)]
+Loop = NDArray[np.int64]  # (V, 2), corners of pixels as x, y; the last is connected to the first
 
 
 def trace(runs: Runs, size: Size) -> Loop:
-    """The outline of a spot, `(V, 2)` corners of pixels as x, y; filled by the even-odd rule it is the spot."""
+    """Return the outline of one spot on an image of a size; filled by the even-odd rule it gives the spot."""
     mask = rle.decode(runs, size)
     left, top, width, height = cv2.boundingRect(mask)
     outline, *holes = _trace_loops(mask[top : top + height, left : left + width])
     for hole in holes:
-        # Out to the hole's first corner and back the same way, from the one nearest to it. The nearest of all pairs
-        # would be little shorter, and took half a minute for 1,000 holes.
+        # Go from the nearest corner to the first corner of the hole and back. The nearest of all pairs of corners would
+        # be little shorter and took half a minute for 1,000 holes.
         i = int(np.abs(outline - hole[0]).sum(axis=1).argmin())
         outline = np.concatenate([outline[: i + 1], hole, hole[:1], outline[i:]])
-    moved: Loop = outline + np.array([left, top])
-    return moved
+    outline += [left, top]
+    return outline
 
 
 def _trace_loops(mask: NDArray[np.uint8]) -> list[Loop]:
-    """The closed loops of pixel edges around an 8-connected mask, the outer one first."""
+    """Return the closed loops of pixel edges around an 8-connected mask, the outer loop first."""
     xs, ys, below = _link_corners(mask)
     loops = []
     is_open = [True] * len(below)
@@ -70,11 +58,11 @@ def _trace_loops(mask: NDArray[np.uint8]) -> list[Loop]:
 
 
 def _link_corners(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-    """Where the corners of a mask's outline are, row after row, and for each the one it is linked with in its column.
+    """Return the corners of a mask's outline by row and column, and the corner that each is linked to in its column.
 
-    On each row of corners the first is linked with the second, the third with the fourth, and likewise down the
-    columns, so that every corner has one link across and one down. A corner where two pixels touch diagonally stands
-    twice in both orders, in such a way that the loop goes around both pixels.
+    In each row of corners the first is linked to the second, the third to the fourth, and likewise in each column, so
+    that every corner has one horizontal and one vertical link. A corner where two pixels touch diagonally is listed
+    twice, in such an order that the loop goes around both pixels.
     """
     p = np.pad(mask > 0, 1)
     nw, ne, sw, se = p[:-1, :-1], p[:-1, 1:], p[1:, :-1], p[1:, 1:]
@@ -91,31 +79,24 @@ def _link_corners(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def fill(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
-    """The runs of all pixels that are in any of the polygons, as COCO's rasteriser fills them.
+    """Return the runs of all pixels in any of the polygons, filled by COCO's rasteriser.
 
     Args:
-        polygons: Each `x y x y ...` in pixels from the image's upper left corner.
+        polygons: Each `x y x y ...` in pixels from the upper left corner of the image.
         size: Height and width of the image in pixels.
 
     Raises:
-        InputError: A polygon has less than three points or one outside the image; the sentence goes on from what
-            has it.
+        InputError: A polygon has less than three points or one outside the image. The caller adds the subject.
     """
     for polygon in polygons:
-        _require_polygon(polygon, size)
+        if (num := len(polygon)) % 2:
+            raise InputError(f"has a polygon of {num} numbers, but x and y must be pairs; outline it again")
+        if num < 6:
+            raise InputError(f"has a polygon of {num // 2} points, but at least 3 are needed; outline it again")
+        for x, y in zip(polygon[0::2], polygon[1::2], strict=True):
+            # Tools let the pointer leave the image by up to a pixel. NaN fails the comparison as well.
+            if not (-1 <= x <= size[1] + 1 and -1 <= y <= size[0] + 1):
+                reason = f"has the point {x:g}, {y:g} outside its image, which is {size[1]} x {size[0]} pixels"
+                raise InputError(f"{reason}; outline it again")
     coded = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size)
     return unite([from_counts(code["counts"].decode(), size) for code in coded])
-
-
-def _require_polygon(numbers: Sequence[float], size: Size) -> None:
-    num = len(numbers)
-    if num % 2:
-        raise InputError(f"has a polygon of {num} numbers, but they come in pairs of x and y; outline it again")
-    if num < 6:
-        raise InputError(f"has a polygon of {num // 2} points, but 3 are the least; outline it again")
-    for x, y in zip(numbers[0::2], numbers[1::2], strict=True):
-        # A pixel of grace: tools let the pointer leave the image. NaN fails, too.
-        if not (-1 <= x <= size[1] + 1 and -1 <= y <= size[0] + 1):
-            raise InputError(
-                f"has the point {x:g}, {y:g} outside its image, which is {size[1]} x {size[0]} pixels; outline it again"
-            )

@@ -1,4 +1,4 @@
-"""Masks to convert, data sets that hold them, and a naive even-odd rule."""
+"""Small datasets for tests, masks to convert, and a naive even-odd rule."""
 
 from pathlib import Path
 
@@ -9,7 +9,13 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from steel.data import rle
+from steel.data.annotations import Annotations
 from steel.data.formats.labels import LabelledImage, Labels
+
+HEADER = "ImageId,ClassId,EncodedPixels\n"
+PLAIN = HEADER + "a.png,1,1 3\nc.png,2,2 2 7 1\n"
+NAMED = "ClassId,name\n1,pit\n2,Riß\n"
+SIZES = {"a.png": (4, 6), "b.png": (4, 6), "c.png": (5, 3)}
 
 Masks = dict[str, NDArray[np.bool_]]  # (C, H, W) by the image's name
 
@@ -17,7 +23,7 @@ MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda size: a
 
 
 def draw_masks(seed: int = 0, num_classes: int = 3) -> Masks:
-    """Speckle with holes and corners that touch, blobs, a clean image, an absent class, odd sizes; overlapping."""
+    """Draw overlapping masks: noise with holes and touching corners, blobs, a clean image, an absent class."""
     rng = np.random.default_rng(seed)
     sizes = {"a.png": (16, 40), "b b.jpg": (33, 7), "c.1.png": (1, 30), "d_2.bmp": (12, 1), "clean.png": (9, 9)}
     masks = {name: rng.random((num_classes, *size)) < 0.4 for name, size in sizes.items()}
@@ -29,8 +35,26 @@ def draw_masks(seed: int = 0, num_classes: int = 3) -> Masks:
 
 
 def separate(masks: Masks) -> Masks:
-    """The same without overlaps: the first class keeps a pixel."""
+    """Remove overlaps: the first class keeps the pixel."""
     return {name: mask & (np.cumsum(mask, axis=0) == 1) for name, mask in masks.items()}
+
+
+def write_set(root: Path, csv: str | bytes | None, sizes: dict[str, tuple[int, int]] = SIZES, **tables: str) -> Path:
+    """Write black images, train.csv and other CSV files by their names."""
+    for name, size in sizes.items():
+        write_blank(root / "train_images" / name, size)
+    if csv is not None:
+        (root / "train.csv").write_bytes(csv.encode() if isinstance(csv, str) else csv)
+    for name, text in tables.items():
+        (root / f"{name}.csv").write_text(text)
+    return root
+
+
+def assert_equal_tables(one: Annotations, other: Annotations) -> None:
+    assert one.digest == other.digest
+    assert one.classes == other.classes
+    for name in ("names", "sizes", "groups", "runs", "offsets", "labels", "areas"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def write_blank(path: Path, size: tuple[int, ...] = (10, 14)) -> None:
@@ -56,7 +80,7 @@ def write_root(root: Path, masks: Masks, classes: str = "pit,Riß,a: b") -> Path
 
 
 def pack(masks: Masks, classes: tuple[str, ...] = ("pit", "Riß", "a: b")) -> Labels:
-    """The neutral form of masks, without images."""
+    """Convert masks to labels without image files."""
     images = []
     for name, mask in masks.items():
         codes = {c: rle.parse(rle.encode(one)) for c, one in enumerate(mask) if one.any()}
@@ -65,11 +89,11 @@ def pack(masks: Masks, classes: tuple[str, ...] = ("pit", "Riß", "a: b")) -> La
 
 
 def unpack(labels: Labels) -> Masks:
-    """Masks of a neutral form, checked to hold no empty code."""
+    """Convert labels to masks, and check that no runs are empty."""
     masks = {}
     for image in labels.images:
         masks[image.name] = np.zeros((len(labels.classes), *image.size), bool)
-        for c, runs in image.codes.items():
+        for c, runs in image.runs.items():
             assert len(runs)
             masks[image.name][c] = rle.decode(runs, image.size)
     return masks
@@ -82,7 +106,7 @@ def assert_same(one: Masks, other: Masks) -> None:
 
 
 def fill_even_odd(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Pixels from whose centre a ray to the right crosses an odd number of edges."""
+    """Fill the pixels from whose centre a ray to the right crosses an odd number of edges."""
     filled = np.zeros(size, bool)
     for y, x in np.ndindex(*size):
         for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
@@ -91,7 +115,7 @@ def fill_even_odd(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray
     return filled
 
 
-# A square with a hole, and an outline that leaves the hole out, 4 pixels, and is a column of 6 too wide.
+# A square with a hole, and an outline that is wrong by 10 pixels: it ignores the hole (4) and adds a column (6).
 HOLED = np.zeros((1, 8, 9), bool)
 HOLED[0, 1:7, 2:8] = True
 HOLED[0, 3:5, 4:6] = False

@@ -1,4 +1,4 @@
-"""COCO against its own code, and as CVAT and Label Studio write it."""
+"""COCO, compared with pycocotools, and in the variants of CVAT and Label Studio."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,14 @@ from steel.data.formats import outlines
 from steel.data.formats.coco import read_coco, write_coco
 from steel.errors import InputError
 
-# pycocotools 2.0 decodes with an array of its own that NumPy 2 warns about.
+# The array class of pycocotools 2.0 causes a warning of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SQUARE = {"segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]]}  # 3 x 2 pixels
 
 
 def write_data(root: Path, annotations: list[Any], size: tuple[int, int] = (10, 14), **changes: Any) -> Path:
-    """A data set of one image, a.png, with the categories 30 (scratch) and 7 (pit)."""
+    """Write a dataset of one image, a.png, with the categories 30 (scratch) and 7 (pit)."""
     write_blank(root / "images" / "a.png", size)
     content = {
         "images": [{"id": 5, "file_name": "a.png", "height": size[0], "width": size[1]}],
@@ -39,7 +39,7 @@ def write_data(root: Path, annotations: list[Any], size: tuple[int, int] = (10, 
 
 @settings(max_examples=80, deadline=None)
 @given(mask=MASKS)
-def test_rle_has_the_bytes_of_pycocotools(mask: NDArray[np.bool_], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_rle_equals_pycocotools(mask: NDArray[np.bool_], tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("coco")
     assert write_coco(pack({"a.png": mask[None]}), out, "coco") == {}
     records = json.loads((out / "annotations/instances_default.json").read_text())["annotations"]
@@ -55,7 +55,7 @@ def test_rle_has_the_bytes_of_pycocotools(mask: NDArray[np.bool_], tmp_path_fact
 
 @settings(max_examples=80, deadline=None)
 @given(masks=arrays(np.bool_, (3, 9, 11)), seed=st.integers(0, 2**32 - 1))
-def test_any_mix_of_coco_forms_is_united(
+def test_all_forms_of_segmentation_are_united(
     masks: NDArray[np.bool_], seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -73,12 +73,12 @@ def test_any_mix_of_coco_forms_is_united(
     root = write_data(tmp_path_factory.mktemp("data") / "set", annotations, (9, 11))
     drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 9, 11))) > 0
     labels = read_coco(root, None)
-    assert labels.classes == ("pit", "scratch")  # in the order of their numbers
+    assert labels.classes == ("pit", "scratch")  # ordered by id
     assert_same(unpack(labels), {"a.png": np.stack([masks[2], masks[0] | masks[1] | drawn])})
 
 
 @pytest.mark.parametrize("form", ["coco", "coco-polygons"])
-def test_what_is_written_is_read_without_images(tmp_path: Path, form: Any) -> None:
+def test_round_trip_without_images(tmp_path: Path, form: Any) -> None:
     masks = draw_masks(5)
     assert write_coco(pack(masks), tmp_path, form) == {}
     labels = read_coco(tmp_path, None)
@@ -92,14 +92,14 @@ def test_what_is_written_is_read_without_images(tmp_path: Path, form: Any) -> No
     [
         ("annotations/instances_default.json", "images/a.png", "a.png"),  # CVAT
         ("annotations/instances_default.json", "images/default/a.png", "a.png"),  # CVAT with subsets
-        ("annotations/instances_default.json", "images/coil 3/a.png", "coil 3/a.png"),  # folders of a task
+        ("annotations/instances_default.json", "images/coil 3/a.png", "coil 3/a.png"),  # subfolders of a task
         ("result.json", "images/a.png", "images/a.png"),  # Label Studio
         ("result.json", "images/a.png", "..\\..\\/media\\upload\\1\\a.png"),  # Label Studio on Windows
-        ("labels.json", "a.png", "./a.png"),  # beside
+        ("labels.json", "a.png", "./a.png"),  # beside the image
     ],
 )
 @pytest.mark.parametrize("name_the_file", [False, True])
-def test_where_tools_put_things(
+def test_folders_of_other_tools(
     tmp_path: Path, json_path: str, image_path: str, file_name: str, name_the_file: bool
 ) -> None:
     record = {"id": 5, "file_name": file_name, "height": 10, "width": 14}
@@ -114,41 +114,45 @@ def test_where_tools_put_things(
     assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [0, 6]
 
 
-def test_an_image_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
+def test_an_ambiguous_image_is_rejected(tmp_path: Path) -> None:
     root = write_data(tmp_path, [])
     for i in (1, 2):
         write_blank(root / "images" / str(i) / "a.png")
     (root / "images" / "a.png").unlink()
-    with pytest.raises(InputError, match=r"may be .* or .*; rename one"):
+    with pytest.raises(InputError, match=r"matches .* and .*; rename one"):
         read_coco(root, None)
 
 
-def test_what_covers_no_pixel_is_counted(tmp_path: Path) -> None:
+def test_annotations_without_pixels_are_counted(tmp_path: Path) -> None:
     nothing = {"segmentation": [[2, 2, 2.2, 2, 2.2, 2.2]]}
     labels = read_coco(write_data(tmp_path, [nothing, SQUARE, {**nothing, "category_id": 7}]), None)
-    assert (labels.num_empty, list(labels.images[0].codes)) == (2, [1])
+    assert (labels.num_empty, list(labels.images[0].runs)) == (2, [1])
 
 
-def test_the_loss_is_measured_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_pixels_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlines, "trace", lambda runs, size: BAD_OUTLINE)
     assert write_coco(pack({"a.png": HOLED}), tmp_path, "coco-polygons") == {"a.png": 10}
 
 
 @pytest.mark.parametrize(
-    ("annotation", "changes", "sentence"),
+    ("annotation", "changes", "message"),
     [
         ({"segmentation": [[1, 1, 4, 1, 4]]}, {}, r"annotation 0 \(of a.png\) has a polygon of 5 numbers"),
         ({"segmentation": [1, 1, 4, 1, 4, 4]}, {}, "a polygon that is not a list of numbers"),  # not nested
         ({"segmentation": [], "bbox": [1, 1, 3, 3]}, {}, "has a box but no segmentation"),
-        ({"bbox": [1, 1, 3, 3]}, {}, r'annotation 0 needs "segmentation" \(list or dict\), but nothing came'),
+        ({"bbox": [1, 1, 3, 3]}, {}, r'annotation 0 must have "segmentation" \(list or dict\), got nothing'),
         ({"segmentation": {"size": [10, 14], "counts": [3, 4]}}, {}, "counts that sum to 7, but its image has 14 x 10"),
         ({"segmentation": {"size": [14, 10], "counts": [140]}}, {}, r"an RLE of size \[14, 10\], but its image is"),
         ({"segmentation": {"size": [10, 14]}}, {}, "an RLE without counts"),
         ({**SQUARE, "category_id": 8}, {}, "annotation 0 has category 8, which is not among the categories"),
         ({**SQUARE, "image_id": 6}, {}, "annotation 0 is on image 6, which is not among the images"),
-        (SQUARE, {"categories": None}, r'result.json needs "categories" \(list\), but nothing came'),
-        (SQUARE, {"images": [{"id": 5, "height": 3, "width": 3}]}, r'image 5 needs "file_name" \(str\)'),
-        (SQUARE, {"images": 2 * [{"id": 5, "file_name": "a.png", "height": 10, "width": 14}]}, "5 stands twice"),
+        (SQUARE, {"categories": None}, r'result.json must have "categories" \(list\), got nothing'),
+        (SQUARE, {"images": [{"id": 5, "height": 3, "width": 3}]}, r'image 5 must have "file_name" \(str\)'),
+        (
+            SQUARE,
+            {"images": 2 * [{"id": 5, "file_name": "a.png", "height": 10, "width": 14}]},
+            "5 is listed twice",
+        ),
         (SQUARE, {"images": [{"id": 5, "file_name": "b.png", "height": 0, "width": 0}]}, "b.png. is 0 x 0 pixels"),
         (
             SQUARE,
@@ -157,17 +161,17 @@ def test_the_loss_is_measured_not_assumed(tmp_path: Path, monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_refusals(tmp_path: Path, annotation: dict[str, Any], changes: dict[str, Any], sentence: str) -> None:
+def test_errors_in_json(tmp_path: Path, annotation: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     root = write_data(tmp_path, [annotation], **changes)
-    with pytest.raises(InputError, match=sentence) as error:
+    with pytest.raises(InputError, match=message) as error:
         read_coco(root, None)
     assert str(tmp_path) in str(error.value)
 
 
-def test_broken_and_ambiguous_json(tmp_path: Path) -> None:
+def test_damaged_and_ambiguous_json(tmp_path: Path) -> None:
     root = write_data(tmp_path, [SQUARE])
     (root / "result.json").write_text('{"images": [],\n "categories": [}')
-    with pytest.raises(InputError, match=r"result.json, line 2: it is not JSON"):
+    with pytest.raises(InputError, match=r"result.json: it is not JSON .*line 2"):
         read_coco(root, None)
     (root / "result.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"result.json: it is not JSON"):

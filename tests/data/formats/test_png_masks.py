@@ -1,4 +1,4 @@
-"""PNG masks and index maps against what Pillow reads and writes, and as CVAT writes them."""
+"""PNG masks and index maps, compared with Pillow, and in the variants of CVAT."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from steel.data.formats.png_masks import read_index, read_masks, write_index, wr
 from steel.errors import InputError
 
 
-def test_masks_and_maps_on_disk(tmp_path: Path) -> None:
+def test_written_masks_and_maps(tmp_path: Path) -> None:
     masks = separate(draw_masks(1))
     write_masks(pack(masks), tmp_path)
     assert write_index(pack(masks), tmp_path, "refuse") == {}
@@ -45,7 +45,7 @@ def test_masks_of_other_tools(tmp_path: Path, mode: str) -> None:
     assert_same(unpack(labels), {"line_1.jpg": np.stack([mask & False, mask])})
 
 
-def test_two_masks_of_one_defect_are_refused(tmp_path: Path) -> None:
+def test_two_masks_of_one_defect_are_rejected(tmp_path: Path) -> None:
     write_blank(tmp_path / "images" / "a.png", (3, 5))
     for path in ("masks/a_1.png", "masks/more/a_1.png"):
         write_blank(tmp_path / path, (3, 5))
@@ -57,7 +57,7 @@ LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\npit:250,50,83::
 
 
 def write_cvat(root: Path, labelmap: str, as_palette: bool) -> NDArray[np.uint8]:
-    """A data set with the images a, which gets the index map that is returned, and b, which is clean."""
+    """Write a dataset with the images a and b, which is clean; return the index map of a."""
     index = np.array([[0, 0, 1], [3, 3, 1]], np.uint8)
     for folder in ("SegmentationClass", "SegmentationObject"):
         (root / folder).mkdir()
@@ -71,7 +71,7 @@ def write_cvat(root: Path, labelmap: str, as_palette: bool) -> NDArray[np.uint8]
 
 
 @pytest.mark.parametrize("as_palette", [False, True])
-def test_segmentation_masks_of_cvat(tmp_path: Path, as_palette: bool) -> None:
+def test_cvat_segmentation_masks(tmp_path: Path, as_palette: bool) -> None:
     index = write_cvat(tmp_path, LABELMAP, as_palette)
     labels = read_index(tmp_path, None)
     assert labels.classes == ("pit", "never", "scratch")
@@ -79,7 +79,7 @@ def test_segmentation_masks_of_cvat(tmp_path: Path, as_palette: bool) -> None:
     assert_same(unpack(labels), {"a.png": expected, "b.png": expected & False})
 
 
-def test_the_background_may_stand_anywhere_or_nowhere(tmp_path: Path) -> None:
+def test_the_background_may_have_any_line_or_none(tmp_path: Path) -> None:
     write_cvat(tmp_path, LABELMAP, as_palette=True)
     before = unpack(read_index(tmp_path, None))
     for text in (LABELMAP.replace("background:0,0,0::\n", "") + "background:0,0,0::\n", LABELMAP.replace("back", "#")):
@@ -90,21 +90,21 @@ def test_the_background_may_stand_anywhere_or_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labelmap", "sentence"),
+    ("labelmap", "message"),
     [
         (LABELMAP.replace("51", "52"), r"a.png has the colour \(51, 221, 255\), which is not in labelmap.txt"),
-        (LABELMAP + "dent:1,2,3::\n", r"labelmap.txt, line 6: the colour \(1, 2, 3\) has another label, too"),
-        (LABELMAP + "dent:1,2::\n", "labelmap.txt, line 6: it needs name:red,green,blue::"),
+        (LABELMAP + "dent:1,2,3::\n", r"labelmap.txt, line 6: another label has the colour \(1, 2, 3\)"),
+        (LABELMAP + "dent:1,2::\n", "labelmap.txt, line 6: it must be name:red,green,blue::"),
     ],
 )
-def test_labelmap_refusals(tmp_path: Path, labelmap: str, sentence: str) -> None:
+def test_errors_in_labelmap(tmp_path: Path, labelmap: str, message: str) -> None:
     write_cvat(tmp_path, labelmap, as_palette=False)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         read_index(tmp_path, None)
 
 
 @pytest.mark.parametrize("overlap", ["lowest", "highest"])
-def test_overlap_is_refused_or_decided_and_counted(tmp_path: Path, overlap: Literal["lowest", "highest"]) -> None:
+def test_overlaps_are_rejected_or_resolved_and_counted(tmp_path: Path, overlap: Literal["lowest", "highest"]) -> None:
     masks = draw_masks(3)
     (tmp_path / "refused").mkdir()
     with pytest.raises(InputError, match=r"class \d of a.png overlaps another on .* --overlap"):
@@ -127,39 +127,39 @@ RAMP = np.arange(15, dtype=np.uint8).reshape(3, 5)
 
 
 @pytest.mark.parametrize(
-    ("form", "name", "values", "classes", "sentence"),
+    ("form", "name", "values", "classes", "message"),
     [
         ("masks", "a_1.png", draw(1, 4, 5), None, "a_1.png is 5 x 4 pixels, but its image a.png is 5 x 3"),
-        ("masks", "a_9.png", draw(1, 3, 5), None, "a_9.png: a mask is called"),
+        ("masks", "a_9.png", draw(1, 3, 5), None, "a_9.png: a mask must be called"),
         ("masks", "b_1.png", draw(1, 3, 5), None, 'no image has the stem "b"'),
         ("masks", "task-1-by-2-0.png", draw(1, 3, 5), None, "export COCO instead"),
-        ("masks", "a_1.png", RAMP, None, "the values 1 and 2 beside 0"),
+        ("masks", "a_1.png", RAMP, None, "one value other than 0, got 1 and 2"),
         ("masks", "a_3.png", draw(1, 3, 5), "p,q", "a_3.png has class 3, but .*classes.csv names 2"),
         ("index", "a.png", draw(9, 3, 5), None, "a.png has the value 9, but at most 8"),
         ("index", "a.png", draw(3, 3, 5), "p,q", "a.png has class 3, but .*classes.csv names 2"),
         ("index", "a.png", draw(0, 5, 3), None, "a.png is 3 x 5 pixels, but its image a.png is 5 x 3"),
-        ("index", "b.png", draw(0, 3, 5), None, "b.png: there is no image with the stem b"),
-        ("index", "a.png", np.dstack([RAMP, RAMP, draw(0, 3, 5)]), None, r"a.png is in colour \(RGB\)"),
-        ("index", "a.png", draw(0, 3, 5, 4), None, r"a.png is in colour \(RGBA\)"),
+        ("index", "b.png", draw(0, 3, 5), None, 'b.png: no image has the stem "b"'),
+        ("index", "a.png", np.dstack([RAMP, RAMP, draw(0, 3, 5)]), None, r"a.png must have grey values .* \(RGB\)"),
+        ("index", "a.png", draw(0, 3, 5, 4), None, r"a.png must have grey values .* \(RGBA\)"),
     ],
 )
-def test_refusals(
-    tmp_path: Path, form: str, name: str, values: NDArray[np.uint8], classes: str | None, sentence: str
+def test_errors_in_masks(
+    tmp_path: Path, form: str, name: str, values: NDArray[np.uint8], classes: str | None, message: str
 ) -> None:
     write_blank(tmp_path / "images" / "a.png", (3, 5))
     (tmp_path / form).mkdir()
     Image.fromarray(values).save(tmp_path / form / name)
     if classes:
         write_names(tmp_path, classes)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         (read_masks if form == "masks" else read_index)(tmp_path, None)
 
 
-def test_a_damaged_png_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_png_is_rejected(tmp_path: Path) -> None:
     write_blank(tmp_path / "images" / "a.png", (30, 50))
     (tmp_path / "index").mkdir()
     data = (tmp_path / "images" / "a.png").read_bytes()
     for broken in (b"", b"text", data[: len(data) // 2]):
         (tmp_path / "index" / "a.png").write_bytes(broken)
-        with pytest.raises(InputError, match=r"index/a.png is not an image that can be read"):
+        with pytest.raises(InputError, match=r"index/a.png is not a readable image"):
             read_index(tmp_path, None)

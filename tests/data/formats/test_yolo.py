@@ -1,4 +1,4 @@
-"""YOLO against a naive even-odd rule, and as CVAT, Ultralytics and Label Studio write it."""
+"""YOLO, compared with a naive even-odd rule, and in the variants of CVAT, Ultralytics and Label Studio."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def write_data(root: Path, text: str, names: str = "names: [pit, scratch]\n", su
     return root
 
 
-def test_what_is_written_as_other_tools_read_it(tmp_path: Path) -> None:
+def test_written_files(tmp_path: Path) -> None:
     masks = draw_masks(4)
     assert write_yolo(pack(masks), tmp_path) == {}
     content = yaml.safe_load((tmp_path / "data.yaml").read_text())
@@ -44,10 +44,10 @@ def test_what_is_written_as_other_tools_read_it(tmp_path: Path) -> None:
         ("pit\nscratch\n", ""),  # Label Studio
     ],
 )
-def test_what_other_tools_write(tmp_path: Path, names: str, subset: str) -> None:
+def test_files_of_other_tools(tmp_path: Path, names: str, subset: str) -> None:
     text = "1 0.1 0.2 0.3 0.2 0.3 0.5 0.1 0.5\n\n1 0 0 0.1 0 0.1 0.1 0 0.1 \n0 1 1 1 0.9 0.95 0.9 0.95 1\n"
     root = write_data(tmp_path, text, names, subset)
-    write_blank(root / "images" / "clean.png", (2, 3))  # without a text file
+    write_blank(root / "images" / "clean.png", (2, 3))  # no text file
     labels = read_yolo(root, None)
     assert labels.classes == ("pit", "scratch")
     expected = np.zeros((2, 10, 20), bool)
@@ -55,41 +55,41 @@ def test_what_other_tools_write(tmp_path: Path, names: str, subset: str) -> None
     assert_same(unpack(labels), {"a.png": expected, "clean.png": np.zeros((2, 2, 3), bool)})
 
 
-def test_what_covers_no_pixel_is_counted(tmp_path: Path) -> None:
+def test_outlines_without_pixels_are_counted(tmp_path: Path) -> None:
     labels = read_yolo(write_data(tmp_path, "1 0.1 0.2 0.3 0.2 0.3 0.5\n0 0.5 0.5 0.5 0.5 0.51 0.5\n"), None)
-    assert (labels.num_empty, list(labels.images[0].codes)) == (1, [1])
+    assert (labels.num_empty, list(labels.images[0].runs)) == (1, [1])
 
 
-def test_the_loss_is_measured_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_pixels_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlines, "trace", lambda runs, size: BAD_OUTLINE)
     assert write_yolo(pack({"a.png": HOLED}), tmp_path) == {"a.png": 10}
 
 
 @pytest.mark.parametrize(
-    ("text", "names", "sentence"),
+    ("text", "names", "message"),
     [
         ("\n0 0.1 0.1 0.2 0.2 0.3\n", "names: [a]", "a.txt, line 2: it has a polygon of 5 numbers"),
         ("0 0.1 0.1 0.2 0.2\n", "names: [a]", "line 1: it is a box"),
         ("0 0.1 0.1\n", "names: [a]", "line 1: it has a polygon of 1 points"),
         ("0 0.1 0.1 0.2 0.2 0.3 1.01\n", "names: [a]", "line 1: it has the coordinate 1.01"),
         ("0 0.1 0.1 0.2 0.2 0.3 nan\n", "names: [a]", "line 1: it has the coordinate nan"),
-        ("0 0.1 0.1 0.2 0.2 0.3 x\n", "names: [a]", "line 1: it holds something else"),
+        ("0 0.1 0.1 0.2 0.2 0.3 x\n", "names: [a]", "line 1: it must hold a class and coordinates"),
         ("1 0.1 0.1 0.2 0.2 0.3 0.4\n", "names: [a]", "line 1: it has class 1, but the classes are 0 to 0"),
-        ("", "names: {1: a, 2: b}", "data.yaml needs names, a list or 0: name"),
-        ("", "nc: 3", "data.yaml needs names"),
+        ("", "names: {1: a, 2: b}", "data.yaml: names must be a list or 0: name"),
+        ("", "nc: 3", "data.yaml: names must be"),
         ("", "names: [a", "data.yaml: it cannot be read"),
     ],
 )
-def test_refusals(tmp_path: Path, text: str, names: str, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence) as error:
+def test_errors_in_files(tmp_path: Path, text: str, names: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         read_yolo(write_data(tmp_path, text, names), None)
     assert str(tmp_path) in str(error.value)
 
 
-def test_labels_and_images_have_to_match(tmp_path: Path) -> None:
+def test_labels_and_images_must_match(tmp_path: Path) -> None:
     root = write_data(tmp_path, "")
     (root / "labels" / "b.txt").write_text("")
-    with pytest.raises(InputError, match=r"b.txt: there is no image with the stem b"):
+    with pytest.raises(InputError, match=r'b.txt: no image has the stem "b"'):
         read_yolo(root, None)
     (root / "labels" / "b.txt").unlink()
     write_blank(root / "images" / "a.jpg")
@@ -100,7 +100,7 @@ def test_labels_and_images_have_to_match(tmp_path: Path) -> None:
         read_yolo(root, None)
 
 
-def test_folders_have_to_be_there(tmp_path: Path) -> None:
+def test_missing_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("pit\n")
     with pytest.raises(InputError, match=r"no folder .*images; put the images there"):
         read_yolo(tmp_path, None)
@@ -108,5 +108,5 @@ def test_folders_have_to_be_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no image in .*images; images end in"):
         read_yolo(tmp_path, None)
     write_blank(tmp_path / "images" / "a.png")
-    with pytest.raises(InputError, match=r"no folder .*labels; the labels belong there"):
+    with pytest.raises(InputError, match=r"no folder .*labels; put the labels there"):
         read_yolo(tmp_path, None)
