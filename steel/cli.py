@@ -1,4 +1,4 @@
-"""The `steel` command: dispatch and nothing else. Each command is a function where its work is done."""
+"""The `steel` command. It only dispatches: each command is a function in the module that does its work."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 from steel.errors import InputError
 
-# Command -> the module and function that it runs; the order is that of the work.
+# Command -> module and function, in the order of a typical workflow.
 _COMMANDS = {
     "demo": "steel.demo:demo",
     "info": "steel.versions:info",
@@ -29,48 +29,49 @@ _COMMANDS = {
     "serve": "steel.desk.server:serve",
 }
 
-_CONFIG_HELP = "File with options of this command, in the form that --print_config shows."
+_CONFIG_HELP = "File with options for this command, in the format that --print_config prints."
 
 _HELP = """\
-usage: steel COMMAND [options]      steel COMMAND --help says more
+usage: steel COMMAND [options]
 
-Finds and outlines surface defects on rolled steel.
+Find and outline surface defects on rolled steel strip.
+Run "steel COMMAND --help" for the options and examples of a command.
 
-See it work
-  demo       the whole way on a synthetic data set, in a few minutes on a CPU
-  info       versions and devices
+Get started
+  demo       Run the whole workflow on a synthetic dataset (minutes on a CPU)
+  info       Show versions and devices
 
-From a folder with train.csv and train_images/ to two trained networks
-  synth      write a synthetic data set
-  convert    bring labels from COCO, YOLO or PNG masks, or take them there
-  check      everything that is wrong with a data set
-  explore    what is in a data set, as a page of pictures
-  split      divide it into train, val and test, over images
-  audit      leaks and balance of any given split
-  fit        train a network: --config conf/classifier.yaml, or segmenter.yaml
-  validate   scores of a trained network on val
-  test       scores of a trained network on test
+Prepare a dataset and train (train.csv and train_images/)
+  synth      Create a synthetic dataset
+  convert    Convert labels from or to COCO, YOLO or PNG masks
+  check      List every error in a dataset
+  explore    Summarise a dataset in a page of figures
+  split      Split the images into train, val and test
+  audit      Check a split for leaks and imbalance
+  fit        Train the classifier or the segmenter
+  validate   Compute the scores of a trained network on val
+  test       Compute the scores of a trained network on test
 
-From two trained networks to decisions
-  tune       choose the operating point: thresholds, calibration, smallest sizes
-  evaluate   judge both stages together on unseen images
-  relabel    rank the images whose labels look wrong
-  score      score any submission.csv against the labels
-  export     write both and the decision as one file
-  inspect    run that file over images
-  serve      the same over HTTP, with a page for the people at the line
+Turn two trained networks into an inspector
+  tune       Choose the operating point: calibration, thresholds, minimum sizes
+  evaluate   Evaluate classifier and segmenter together on unseen images
+  relabel    Rank the images whose labels look wrong
+  score      Score a submission.csv against the labels
+  export     Write both networks and the operating point to one file
+  inspect    Run an exported file on images
+  serve      Run an exported file as an HTTP service with a web page
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
-        args: What stands behind `steel`; by default what was typed.
+        args: Command and options; by default those of the command line.
 
     Returns:
-        The exit status: 0; 1 where a command that looks for faults has found some; 2 where something given is wrong
-        and a sentence on stderr says what; 130 after Ctrl-C.
+        Exit status: 0 on success; 1 if a command that checks data has found errors; 2 after invalid input, with a
+        message on stderr; 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -81,31 +82,27 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"steel {read_version()}")
         return 0
-    if args[0] not in _COMMANDS:
-        from steel.options import suggest
-
-        hint = suggest(args[0], [*_COMMANDS, "--help", "--version"]) or f"; commands: {', '.join(_COMMANDS)}"
-        print(f'steel: there is no command "{args[0]}"{hint}', file=sys.stderr)
-        return 2
     try:
-        return _run(args)
-    except InputError as error:
-        print(f"steel: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        # The disk, a folder or a right, not our arithmetic: strerror and file name say it all.
+        return _run(args[0], args[1:])
+    # An OSError names the file and the cause, such as a full disk or a missing permission.
+    except (InputError, OSError) as error:
         print(f"steel: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("steel: stopped", file=sys.stderr)
+        print("steel: interrupted", file=sys.stderr)
         return 130
 
 
-def _run(args: list[str]) -> int:
-    module, _, name = _COMMANDS[args[0]].partition(":")
+def _run(command: str, args: list[str]) -> int:
+    if command not in _COMMANDS:
+        from steel.options import suggest
+
+        hint = suggest(command, [*_COMMANDS, "--help", "--version"]) or "; see steel --help"
+        raise InputError(f'unknown command "{command}"{hint}')
+    module, _, name = _COMMANDS[command].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if name == "run_cli":
-        function(args)
+        function([command, *args])
         return 0
     import argparse
     import inspect
@@ -115,11 +112,11 @@ def _run(args: list[str]) -> int:
     from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 
     flags = {f"--{name}" for name, it in inspect.signature(function).parameters.items() if it.annotation is bool}
-    settings: dict[str, Any] = {"prog": f"steel {args[0]}", "allow_abbrev": False, "exit_on_error": False}
+    settings: dict[str, Any] = {"prog": f"steel {command}", "allow_abbrev": False, "exit_on_error": False}
     settings |= {"formatter_class": HelpFormatter, "config_help": _CONFIG_HELP} | describe(function.__doc__)
     try:
-        status = auto_cli(function, args=expand_flags(args[1:], flags), **settings)
+        status = auto_cli(function, args=expand_flags(args, flags), **settings)
     except (ArgumentError, argparse.ArgumentError) as error:
         options = list_options(auto_parser(function, **settings))
-        raise InputError(explain(str(error), options, args[0])) from error
+        raise InputError(explain(str(error), options, command)) from error
     return status if isinstance(status, int) else 0
