@@ -110,6 +110,8 @@ def explain(message: str, options: Sequence[str], command: str) -> str:
         key, of_type, choices, sequence, value = match.groups()
         key = f"model.{key}" if 'Parser key "model": Does' in message else key
         name = f"--{key}" if f"--{key}" in options else key.upper()
-        expected = (of_type and f"of type {of_type}") or (choices and f"one of {choices}") or (sequence and f"a {sequence}")
-        return f"{name} must be {expected or f'a class that --{key}.help lists'}, got {value}"
+        if of_type or choices or sequence:
+            expected = f"of type {of_type}" if of_type else f"one of {choices}" if choices else f"a {sequence}"
+            return f"{name} must be {expected}, got {value}"
+        return f"{name} must be the name of a class, got {value}; see --{key}.help"
     return f"{message[:300]}{see_help}"
