@@ -70,11 +70,9 @@ def plot_trade_off(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
             axes.plot(curve["false alarms"], curve[column], label=name, **style)
         # The range below 1 % matters most, and 0 must be shown too.
         axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xlim(-0.001, 1.1)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xticks([0, 0.01, 0.1, 1])
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("clean images with a false alarm")
+        axes.set(xlim=(-0.001, 1.1), ylim=(-0.02, 1.02), xlabel="clean images with a false alarm")
         axes.set_title("defects missed" if column == "missed" else column, fontsize=10)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=9)

@@ -1,7 +1,6 @@
 """Expected performance of an operating point on new images, with confidence and prediction intervals."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -59,12 +58,6 @@ def measure(
     return measures
 
 
-def _measure_point(
-    evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str]
-) -> dict[str, tuple[Array, Groups]]:
-    return measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
-
-
 class _HeldOut(NamedTuple):
     """A measure on the held-out images of all folds, and its optimism: how much higher it was on the other images."""
 
@@ -84,7 +77,10 @@ def _cross_validate(evidence: Evidence, aim: Aim, classes: Sequence[str]) -> dic
     for rows in split_folds(evidence.groups):
         train, held_out = map(evidence.take, rows)
         point = choose(train, aim)
-        seen, unseen = (_measure_point(part, judge(part, point), aim, classes) for part in (train, held_out))
+        seen, unseen = (
+            measure(part.labels, part.clean, part.groups, judge(part, point), aim, classes)
+            for part in (train, held_out)
+        )
         for name, (values, groups) in unseen.items():
             if len(values) and len(seen[name][0]):
                 gap = seen[name][0].mean() - values.mean()
@@ -108,7 +104,8 @@ def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[st
     """
     held_out = _cross_validate(evidence, aim, classes)
     promises = []
-    for name, (chosen, groups) in _measure_point(evidence, outcome, aim, classes).items():
+    measures = measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
+    for name, (chosen, groups) in measures.items():
         if len(chosen) == 0:
             unknown = Interval(0.0, 1.0)
             promises.append(Promise(name, 0, np.nan, np.nan, unknown, unknown, 0))
@@ -135,14 +132,10 @@ def _predict_mean(unseen: _HeldOut, value: float, num_new: int) -> tuple[Interva
     """Return the confidence interval of a mean, and its prediction interval on new images."""
     # The spread of the held-out values, centred at the estimate.
     values = unseen.values + (value - unseen.values.mean())
-    ends = bootstrap(partial(_average, values), len(values), unseen.groups)[0]
+    ends = bootstrap(lambda rows: np.array([values[rows].mean()]), len(values), unseen.groups)[0]
     # The bootstrap gives NaN for a single group; the interval is then unbounded.
     interval = Interval(*np.where(np.isnan(ends), (0.0, np.inf), ends).tolist())
     return interval, predict_mean(values, num_new, unseen.groups)
-
-
-def _average(values: Array, rows: NDArray[np.int64]) -> Array:
-    return np.array([values[rows].mean()])
 
 
 def tabulate_promises(promises: Sequence[Promise]) -> pd.DataFrame:

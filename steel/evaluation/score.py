@@ -55,9 +55,8 @@ def count_submission(path: Path, annotations: Annotations) -> Counts:
 def _list_unknown(annotations: Annotations) -> tuple[Runs, Offsets]:
     """Return the runs and offsets of the unlabelled pixels, repeated for each class of an image."""
     none = np.zeros(0, np.int32)
-    regions = [
-        annotations.unknown.get(i, none) for i in range(len(annotations)) for _ in range(annotations.num_classes)
-    ]
+    by_image = [annotations.unknown.get(i, none) for i in range(len(annotations))]
+    regions = [region for region in by_image for _ in range(annotations.num_classes)]
     offsets: NDArray[np.int64] = np.cumsum([0, *map(len, regions)])
     return np.concatenate([none, *regions]), offsets
 
@@ -97,6 +96,4 @@ def score(submission: str, root: str, *, split: Literal["all", "train", "val", "
     scores.insert(1, "95 % interval", limits)
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(groups))
-    print(
-        f"{len(rows):,} images in {num_groups:,} groups, split {split}; data {table.digest}, splits {data.split.digest}"
-    )
+    print(f"{len(rows):,} images in {num_groups:,} groups ({split}); data {table.digest}, split {data.split.digest}")
