@@ -1,7 +1,7 @@
 """Expected performance of an operating point on new images, with confidence and prediction intervals."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ def measure(
     """
     rows = np.nonzero(labels)[0]
     found, alarms = "defects found", "clean images with a false alarm"
-    measures = {found: (outcome.found[labels], groups[rows])}
+    measures: dict[str, tuple[Any, Groups]] = {found: (outcome.found[labels], groups[rows])}
     for c, name in enumerate(name_classes(classes)):
         measures[f"{found}, {name}"] = outcome.found[labels[:, c], c], groups[labels[:, c]]
     measures[alarms] = outcome.called[clean].any(axis=1), groups[clean]

@@ -87,12 +87,13 @@ class _Sums(NamedTuple):
 def _sum_up(
     evidence: Evidence, c: int, gate_bins: NDArray[np.int64], label_bins: NDArray[np.int64], shape: tuple[int, int]
 ) -> _Sums:
-    drawn, found, dice = (array.reshape(len(gate_bins), -1) for array in _draw(evidence, c, evidence.grid.area))
-    present, clean = evidence.labels[:, c, None], evidence.clean[:, None]
+    drawn, found, dice = _draw(evidence, c, evidence.grid.area)
+    present, clean = evidence.labels[:, c, None, None, None], evidence.clean[:, None, None, None]
 
     def add(values: NDArray[np.bool_] | Array) -> Array:
-        cells = np.zeros((*shape, values.shape[1]))
-        np.add.at(cells, (gate_bins, label_bins), values.astype(float))
+        rows = values.reshape(len(values), -1).astype(float)
+        cells = np.zeros((*shape, rows.shape[1]))
+        np.add.at(cells, (gate_bins, label_bins), rows)
         cumulative: Array = cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1]
         return cumulative
 
