@@ -31,7 +31,7 @@ def test_the_table_marks_our_variant_and_missed_targets() -> None:
     assert harness.to_markdown(result).splitlines() == [
         "### decoding",
         "",
-        "| way | s | time over ours | asked for |",
+        "| variant | s | time / ours | target |",
         "|---|--:|--:|--:|",
         "| **ours** | 2 |  |  |",
         "| peer | 6 | 4.00 | 2 |",
