@@ -7,60 +7,43 @@ from typing import Any
 
 from steel.errors import InputError
 
-# Command -> module and function, in the order of a typical workflow.
-_COMMANDS = {
-    "demo": "steel.demo:demo",
-    "info": "steel.versions:info",
-    "synth": "steel.data.synthetic:synth",
-    "convert": "steel.data.convert:convert",
-    "check": "steel.data.quality:check",
-    "explore": "steel.data.explore:explore",
-    "split": "steel.data.splits:split",
-    "audit": "steel.data.audit:audit",
-    "fit": "steel.training.fit:run_cli",
-    "validate": "steel.training.fit:run_cli",
-    "test": "steel.training.fit:run_cli",
-    "tune": "steel.evaluation.tune:tune",
-    "evaluate": "steel.evaluation.evaluate:evaluate",
-    "relabel": "steel.evaluation.relabel:relabel",
-    "score": "steel.evaluation.score:score",
-    "export": "steel.export.export:export",
-    "inspect": "steel.inspection.inspect:inspect",
-    "serve": "steel.desk.server:serve",
+# Commands by group, in the order of a typical workflow: module and function, and the line in `steel --help`.
+_GROUPS = {
+    "Get started": {
+        "demo": ("steel.demo:demo", "Run the whole workflow on a synthetic dataset (minutes on a CPU)"),
+        "info": ("steel.versions:info", "Show versions and devices"),
+    },
+    "Prepare a dataset and train": {
+        "synth": ("steel.data.synthetic:synth", "Create a synthetic dataset"),
+        "convert": ("steel.data.convert:convert", "Convert labels from or to COCO, YOLO or PNG masks"),
+        "check": ("steel.data.quality:check", "List every error in a dataset"),
+        "explore": ("steel.data.explore:explore", "Summarise a dataset in a page of figures"),
+        "split": ("steel.data.splits:split", "Split the images into train, val and test"),
+        "audit": ("steel.data.audit:audit", "Check a split for leaks and imbalance"),
+        "fit": ("steel.training.fit:run_cli", "Train the classifier or the segmenter"),
+        "validate": ("steel.training.fit:run_cli", "Compute the scores of a trained network on val"),
+        "test": ("steel.training.fit:run_cli", "Compute the scores of a trained network on test"),
+    },
+    "Turn two trained networks into an inspector": {
+        "tune": ("steel.evaluation.tune:tune", "Choose thresholds, calibration and minimum sizes"),
+        "evaluate": ("steel.evaluation.evaluate:evaluate", "Evaluate both networks together on unseen images"),
+        "relabel": ("steel.evaluation.relabel:relabel", "Rank the images whose labels look wrong"),
+        "score": ("steel.evaluation.score:score", "Score a submission.csv against the labels"),
+        "export": ("steel.export.export:export", "Write both networks and the operating point to one file"),
+        "inspect": ("steel.inspection.inspect:inspect", "Run an exported file on images"),
+        "serve": ("steel.desk.server:serve", "Run an exported file as an HTTP service with a web page"),
+    },
 }
+_COMMANDS = {name: target for group in _GROUPS.values() for name, (target, _) in group.items()}
 
 _CONFIG_HELP = "File with options for this command, in the format that --print_config prints."
 
-_HELP = """\
-usage: steel COMMAND [options]
 
-Find and outline surface defects on rolled steel strip.
-Run "steel COMMAND --help" for the options and examples of a command.
-
-Get started
-  demo       Run the whole workflow on a synthetic dataset (minutes on a CPU)
-  info       Show versions and devices
-
-Prepare a dataset and train (train.csv and train_images/)
-  synth      Create a synthetic dataset
-  convert    Convert labels from or to COCO, YOLO or PNG masks
-  check      List every error in a dataset
-  explore    Summarise a dataset in a page of figures
-  split      Split the images into train, val and test
-  audit      Check a split for leaks and imbalance
-  fit        Train the classifier or the segmenter
-  validate   Compute the scores of a trained network on val
-  test       Compute the scores of a trained network on test
-
-Turn two trained networks into an inspector
-  tune       Choose the operating point: calibration, thresholds, minimum sizes
-  evaluate   Evaluate classifier and segmenter together on unseen images
-  relabel    Rank the images whose labels look wrong
-  score      Score a submission.csv against the labels
-  export     Write both networks and the operating point to one file
-  inspect    Run an exported file on images
-  serve      Run an exported file as an HTTP service with a web page
-"""
+def _print_help() -> None:
+    print("usage: steel COMMAND [options]\n\nFind and outline surface defects on rolled steel strip.")
+    print('Run "steel COMMAND --help" for the options and examples of a command.')
+    for title, group in _GROUPS.items():
+        print(f"\n{title}", *(f"  {name:10} {text}" for name, (_, text) in group.items()), sep="\n")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -75,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_HELP, end="")
+        _print_help()
         return 0 if args else 2
     if args[0] == "--version":
         from steel.versions import read_version

@@ -31,11 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_process(device: torch.device) -> None:
-    """Change process-wide settings for a command that runs networks. Library code must not call this.
-
-    Args:
-        device: Device that the networks run on.
-    """
+    """Change process-wide settings for a command that runs networks on a device. Library code must not call this."""
     # OpenCV's own threads would compete with the threads that load images.
     cv2.setNumThreads(1)
     if device.type == "cpu":

@@ -3,6 +3,9 @@
 Images of one group (one coil, one scene) are correlated. Rates therefore use an effective sample size, the sample size
 divided by the design effect, and all other scores use a bootstrap over whole groups.
 
+Throughout, `groups` is int64 `(n,)`, the group of each value (by default every value is its own group), and
+`confidence` is the confidence level, between 0 and 1.
+
 SciPy is imported in the functions, since an exported file imports this module and runs without SciPy.
 """
 
@@ -23,14 +26,10 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
-    """Return the Wilson score interval of a rate, without continuity correction.
+    """Return the Wilson score interval of a rate, without continuity correction; [0, 1] if n is 0.
 
+    `hits` need not be whole: both numbers may have been divided by a design effect.
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-
-    Args:
-        hits: Number of hits; not a whole number if it was divided by a design effect.
-        n: Sample size. For 0 the interval is [0, 1].
-        confidence: Confidence level, between 0 and 1.
     """
     if n <= 0:
         return Interval(0.0, 1.0)
@@ -49,16 +48,12 @@ def largest_claim(hits: int, n: int, confidence: float = 0.95) -> float:
 
 
 def design_effect(values: NDArray[Any], groups: NDArray[np.int64]) -> float:
-    """Return the design effect of groups on the mean of the values.
+    """Return the design effect of groups on the mean of the values `(n,)`, numbers or bool.
 
     It is the variance of the mean with groups as sampling units, divided by the variance for independent images. It is
     at least 1, since groups more even than chance are taken as chance. If all values are equal the variance is unknown;
     each group then counts as one image.
     Source: Kish 1965, Survey sampling; Rao and Scott 1992, A simple method for the analysis of clustered binary data.
-
-    Args:
-        values: `(n,)`, numbers or bool.
-        groups: `(n,)`, group of each value.
     """
     values = np.asarray(values, np.float64)
     n = len(values)
@@ -83,15 +78,10 @@ def _widen(num_groups: int, confidence: float) -> float:
 
 
 def effective_size(values: NDArray[Any], groups: NDArray[np.int64], confidence: float = 0.95) -> float:
-    """Return the effective sample size: the number of independent images that give an interval of the same width.
+    """Return how many independent images give an interval of the same width as the values `(n,)` in their groups.
 
     With few groups it is smaller than the sample size divided by the design effect, since that effect is uncertain.
     Source: Korn and Graubard 1998, Confidence intervals for proportions with small expected number of positive counts.
-
-    Args:
-        values: `(n,)`, numbers or bool.
-        groups: `(n,)`, group of each value.
-        confidence: Confidence level of the interval, between 0 and 1.
     """
     n, k = len(values), len(np.unique(groups))
     if k == n:
@@ -100,13 +90,7 @@ def effective_size(values: NDArray[Any], groups: NDArray[np.int64], confidence: 
 
 
 def rate(hits: NDArray[np.bool_], groups: NDArray[np.int64] | None = None, confidence: float = 0.95) -> Interval:
-    """Return the confidence interval of a rate: a Wilson interval with the effective sample size.
-
-    Args:
-        hits: bool `(n,)`.
-        groups: `(n,)`, group of each image; by default every image is its own group.
-        confidence: Confidence level, between 0 and 1.
-    """
+    """Return the confidence interval of the rate of hits, bool `(n,)`: Wilson, with the effective sample size."""
     size = len(hits) if groups is None else effective_size(hits, groups, confidence)
     return wilson(float(hits.mean()) * size, size, confidence) if len(hits) else Interval(0.0, 1.0)
 
@@ -157,17 +141,11 @@ def bootstrap(
 
 
 def predict_rate(hits: float, n: int, num_new: int, confidence: float = 0.95, effective: float = 1.0) -> Interval:
-    """Return the prediction interval of a rate on new images: beta-binomial, from Jeffreys' prior.
+    """Return the prediction interval of a rate on `num_new` images, given `hits` of n: beta-binomial, Jeffreys' prior.
 
-    It is also valid for a threshold that is an order statistic of the images, such as the one that finds 95 % of the
-    defects: the number of new scores above the k-th of n is beta-binomial for every distribution of the scores.
-
-    Args:
-        hits: Number of hits.
-        n: Number of images observed.
-        num_new: Number of new images.
-        confidence: Confidence level, between 0 and 1.
-        effective: `effective_size` divided by n; scales both sample sizes.
+    `effective` is `effective_size` divided by n, and scales both sample sizes. The interval is also valid for a
+    threshold that is an order statistic of the images, such as the one that finds 95 % of the defects: the number of
+    new scores above the k-th of n is beta-binomial for every distribution of the scores.
     """
     from scipy import stats
 
@@ -180,13 +158,10 @@ def predict_rate(hits: float, n: int, num_new: int, confidence: float = 0.95, ef
 def predict_mean(
     values: Array, num_new: int, groups: NDArray[np.int64] | None = None, confidence: float = 0.95
 ) -> Interval:
-    """Return the prediction interval of the mean of new values: Student's t with the variances of both means added.
+    """Return the prediction interval of the mean of `num_new` new values, given values `(n,)`.
 
-    Args:
-        values: `(n,)`.
-        num_new: Number of new images, assumed to come in groups of similar sizes.
-        groups: `(n,)`, group of each image; by default every image is its own group.
-        confidence: Confidence level, between 0 and 1.
+    It is Student's t interval with the variances of both means added. The new values are assumed to come in groups of
+    similar sizes.
     """
     from scipy import stats
 

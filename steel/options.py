@@ -26,14 +26,9 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def describe(docstring: str | None) -> dict[str, str]:
-    """Return the texts that `--help` prints before and after the options.
+    """Return the text of `--help` before the options ("description") and after them ("epilog").
 
-    Args:
-        docstring: Docstring of a command, in Google style.
-
-    Returns:
-        "description", the text before the first section, and "epilog", the section `Example:`; both are arguments of
-        an argument parser.
+    They are the docstring of the command up to its first section, and its section `Example:`.
     """
     description, *sections = re.split(r"\n\n(?=[A-Z]\w+:\n)", inspect.cleandoc(docstring or ""))
     examples = [section for section in sections if section.startswith("Example:")]
@@ -46,12 +41,7 @@ def list_options(parser: ArgumentParser) -> list[str]:
 
 
 def expand_flags(args: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Replace a flag without a value by `--flag=true`, since jsonargparse requires a value.
-
-    Args:
-        args: Arguments of the command line.
-        flags: Boolean options, such as --flips.
-    """
+    """Replace each boolean option of `flags` that has no value by `--flag=true`: jsonargparse requires a value."""
     return [
         f"{arg}=true" if arg in flags and following.lower() not in ("true", "false") else arg
         for arg, following in zip(args, [*args, ""][1:], strict=True)
@@ -59,14 +49,9 @@ def expand_flags(args: Sequence[str], flags: Collection[str]) -> list[str]:
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """Return a suggestion for a misspelt name, such as `; did you mean --data.root?`.
+    """Return a suggestion such as `; did you mean --data.root?`, or an empty string if no name is similar.
 
-    Args:
-        name: Unknown name. Only the part after the last dot is compared, so a missing `data.` is found as well.
-        names: Known names.
-
-    Returns:
-        The suggestion, or an empty string if no name is similar.
+    Only the part after the last dot is compared, so that a missing `data.` is found as well.
     """
     tails = {known.rpartition(".")[2].lstrip("-"): known for known in names}
     near = difflib.get_close_matches(name.rpartition(".")[2].lstrip("-").lower(), tails, n=1)
@@ -85,13 +70,7 @@ _WRONG_VALUE = re.compile(
 
 
 def explain(message: str, options: Sequence[str], command: str) -> str:
-    """Rewrite jsonargparse's error report as one sentence.
-
-    Args:
-        message: Error report, one line or more.
-        options: Options of the command, such as --seed.
-        command: Name of the command.
-    """
+    """Rewrite jsonargparse's error report as one sentence, given all options of the command, such as --seed."""
     message = " ".join(message.split())
     see_help = f"; see steel {command} --help"
     if match := re.search(r"unrecognized arguments: ([^\s=]+)", message):
@@ -104,7 +83,7 @@ def explain(message: str, options: Sequence[str], command: str) -> str:
     if match := re.search(r"arguments are required: (.+)", message):
         names = [f"--{name}" if f"--{name}" in options else name.upper() for name in match[1].split(", ")]
         return f"missing required argument{'s' * (len(names) > 1)} {', '.join(names)}{see_help}"
-    if match := re.search(r"argument (--\S+): expected one argument", message):
+    if match := re.search(r"argument (--[^\s/:]+)\S*: expected one argument", message):
         return f"option {match[1]} needs a value{see_help}"
     if match := _WRONG_VALUE.search(message):
         key, of_type, choices, sequence, value = match.groups()

@@ -24,16 +24,7 @@ def name_colour(c: int) -> str:
 def draw_masks(
     image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], colours: Sequence[tuple[int, int, int]]
 ) -> NDArray[np.uint8]:
-    """Draw masks into an image, each as an outline with a faint fill.
-
-    Args:
-        image: uint8 `(H, W)`.
-        masks: bool `(H, W)` each.
-        colours: RGB of each mask.
-
-    Returns:
-        uint8 `(H, W, 3)`, RGB.
-    """
+    """Return a grey image `(H, W)` as RGB `(H, W, 3)` with each mask `(H, W)` drawn as an outline with a faint fill."""
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     for mask, colour in zip(masks, colours, strict=True):
         if not mask.any():

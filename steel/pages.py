@@ -38,11 +38,9 @@ def clear_pictures(folder: Path) -> None:
 
 
 class Page:
-    """HTML page that is filled from top to bottom and then written. Its pictures are also saved as PNG files.
+    """HTML page that is filled from top to bottom and then written to a folder, which is created if needed.
 
-    Args:
-        title: Heading of the page.
-        folder: Folder to write to; created if needed.
+    Its pictures are also saved as PNG files.
     """
 
     def __init__(self, title: str, folder: Path) -> None:
@@ -76,15 +74,9 @@ class Page:
         )
 
     def add_picture(self, name: str, picture: Figure | NDArray[np.uint8], caption: str) -> None:
-        """Add a picture and save it as `<name>.png`.
+        """Add a figure or a uint8 array, grey `(H, W)` or RGB `(H, W, 3)`, and save it as `<name>.png`.
 
-        Args:
-            name: File name without extension.
-            picture: Figure, or uint8 array: grey `(H, W)` or RGB `(H, W, 3)`.
-            caption: Caption, also used as the alternative text.
-
-        Raises:
-            OSError: The file cannot be written.
+        The caption is also the alternative text.
         """
         if isinstance(picture, Figure):
             buffer = BytesIO()
@@ -100,16 +92,7 @@ class Page:
         )
 
     def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
-        """Write the page and return its path.
-
-        Args:
-            name: File name.
-            style: CSS added to that of all pages.
-            script: JavaScript that runs once the page is loaded.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
+        """Write the page and return its path; style (CSS) and script (JavaScript) are added to it."""
         path = self._folder / name
         write_atomic(
             path,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from steel.overlays import CLASS_COLOURS, PREDICTION, TRUTH, draw_masks
 
 Colour = tuple[int, int, int]
+Masks = NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 Numbers = NDArray[np.int64] | NDArray[np.float64]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], float, float]
@@ -27,11 +28,7 @@ _literal_text = matplotlib.rc_context({"text.parse_math": False})
 
 @_literal_text
 def plot_comparison(
-    image: NDArray[np.uint8],
-    truth: NDArray[np.bool_],
-    predicted: NDArray[np.bool_],
-    title: str,
-    captions: tuple[str, str],
+    image: NDArray[np.uint8], truth: Masks, predicted: Masks, title: str, captions: tuple[str, str]
 ) -> Figure:
     """Plot an image `(H, W)` twice: with its true masks `(C, H, W)` in green, and with the predicted ones in red."""
     height, width = image.shape
@@ -49,9 +46,7 @@ def plot_confusion(table: NDArray[np.int64], names: Sequence[str], title: str) -
     """Plot a confusion matrix `(K, K)`; rows are the truth and columns the decision."""
     figure, axes = _new_axes(4.6, 4, title)
     axes.imshow(table, cmap="Blues")
-    _write_cells(axes, table, table, 14)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+    _label_cells(axes, table, table, names, 14)
     axes.set(xlabel="decision", ylabel="truth")
     return figure
 
@@ -99,10 +94,7 @@ def plot_curves(curves: Mapping[tuple[str, str], Curve], title: str) -> Figure:
 def plot_reliability(bins: Mapping[str, Sequence[Bins]], names: Sequence[str]) -> Figure:
     """Plot reliability diagrams: how often each class is present, by predicted probability.
 
-    Args:
-        bins: By the label of a curve, for each class: mean probability, fraction of images with the class, and number
-            of images of each bin.
-        names: Names of the classes.
+    `bins` holds by label, for each class: mean probability, fraction with the class, and number of images of each bin.
     """
     figure, panels = _arrange(len(names), 1.0, 0.4, "fraction of images with the class, by predicted probability")
     for c, (axes, name) in enumerate(zip(panels, names, strict=True)):
@@ -146,9 +138,8 @@ def plot_together(table: NDArray[np.int64], names: Sequence[str], title: str) ->
     axes.imshow(pairs, cmap="Blues", vmin=0, vmax=max(1, pairs.max()), aspect="auto")
     for c in range(len(table)):
         axes.add_patch(Rectangle((c - 0.5, c - 0.5), 1, 1, color="0.85"))
-    _write_cells(axes, table, pairs, 10)
-    axes.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 9 else 0)
-    axes.set_yticks(range(len(names)), names)
+    _label_cells(axes, table, pairs, names, 10)
+    axes.tick_params(axis="x", labelrotation=20 if max(map(len, names)) > 9 else 0)
     return figure
 
 
@@ -243,7 +234,7 @@ def plot_sizes(sizes: NDArray[np.int32], title: str) -> Figure:
 
 
 @_literal_text
-def plot_image_and_mask(image: NDArray[np.uint8], masks: NDArray[np.bool_], names: Sequence[str], title: str) -> Figure:
+def plot_image_and_mask(image: NDArray[np.uint8], masks: Masks, names: Sequence[str], title: str) -> Figure:
     """Plot an image `(H, W)`, and its masks `(C, H, W)` alone below or beside it, each class in its colour."""
     height, width = image.shape
     figure, (first, second) = _arrange(2, width / height, 0.4, title)
@@ -261,7 +252,7 @@ def plot_image_and_mask(image: NDArray[np.uint8], masks: NDArray[np.bool_], name
 @_literal_text
 def plot_examples(
     images: Sequence[NDArray[np.uint8]],
-    masks: Sequence[NDArray[np.bool_]],
+    masks: Sequence[Masks],
     captions: Sequence[str],
     title: str,
     boxes: Sequence[Box | None] = (),
@@ -309,8 +300,12 @@ def _new_axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _write_cells(axes: Axes, table: NDArray[np.int64], shading: NDArray[np.int64], size: int) -> None:
-    """Write the numbers of a table into its cells, in white where the cell is dark."""
+def _label_cells(
+    axes: Axes, table: NDArray[np.int64], shading: NDArray[np.int64], names: Sequence[str], size: int
+) -> None:
+    """Write the numbers of a table into its cells, in white where the cell is dark, and name rows and columns."""
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
     for (row, column), value in np.ndenumerate(table):
         colour = "white" if shading[row, column] > shading.max() / 2 else "black"
         axes.text(column, row, f"{value:,}", ha="center", va="center", color=colour, fontsize=size)

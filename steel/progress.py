@@ -16,13 +16,7 @@ U = TypeVar("U")
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Iterate over items and show a progress bar.
-
-    Args:
-        items: Items to iterate over.
-        description: Label of the bar.
-        total: Number of items.
-    """
+    """Iterate over items and show a progress bar."""
     console = Console(stderr=True)
     yield from _track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
 
@@ -35,13 +29,8 @@ def count_cores() -> int:
 def map_on_all_cores(function: Callable[[T], U], items: Sequence[T], description: str) -> Iterator[U]:
     """Apply a function to items in one thread per core and yield the results in order.
 
-    Use it for work that releases the GIL: file access, decoding, OpenCV, and NumPy on large arrays. After an exception
-    or Ctrl-C, items already started are finished and no more are started.
-
-    Args:
-        function: Function of one item. Its first exception is raised here.
-        items: Items to apply it to.
-        description: Label of the progress bar.
+    Use it for work that releases the GIL: file access, decoding, OpenCV, and NumPy on large arrays. The first exception
+    is raised here. After it, or after Ctrl-C, items already started are finished and no more are started.
     """
     pool = ThreadPoolExecutor(count_cores())
     try:

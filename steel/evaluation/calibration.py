@@ -42,13 +42,9 @@ class Calibration(NamedTuple):
 
 
 def fit_temperature(probabilities: Scores, labels: NDArray[np.bool_]) -> Calibration:
-    """Fit the temperature by maximum likelihood.
+    """Fit the temperature by maximum likelihood to probabilities `(n,)` and labels bool `(n,)` of one class.
 
     Source: Guo et al. 2017, On calibration of modern neural networks, here for one sigmoid.
-
-    Args:
-        probabilities: `(n,)`, probabilities of the classifier.
-        labels: `(n,)`, whether the image has the class.
     """
     # Probabilities outside this range are 0 or 1 in half precision or float32.
     logits = logit(probabilities.clip(1e-7, 1 - 1e-7))
@@ -66,13 +62,9 @@ def fit_isotonic(probabilities: Scores, labels: NDArray[np.bool_]) -> Calibratio
     """Fit a centred isotonic regression: line segments through the centres of the blocks of isotonic regression.
 
     The steps of plain isotonic regression would give all images of a block the same probability, with no threshold
-    between them.
+    between them. Arguments as for `fit_temperature`.
     Source: Zadrozny and Elkan 2002, Transforming classifier scores into accurate multiclass probability estimates;
     Oron and Flournoy 2017, Centered isotonic regression.
-
-    Args:
-        probabilities: `(n,)`, probabilities of the classifier.
-        labels: `(n,)`, whether the image has the class.
     """
     # In single precision, rounding would split a block into several.
     levels = IsotonicRegression().fit_transform(probabilities.astype(np.float64), labels.astype(np.float64))
@@ -94,12 +86,7 @@ def split_folds(groups: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], 
 def fit(probabilities: Scores, labels: NDArray[np.bool_], groups: NDArray[np.int64]) -> Calibration:
     """Fit the calibration of one class: none, temperature or isotonic, selected by the Brier score on held-out groups.
 
-    A more complex method is selected only if it is better by more than one standard error.
-
-    Args:
-        probabilities: `(n,)`, probabilities of the classifier.
-        labels: `(n,)`, whether the image has the class.
-        groups: `(n,)`, group of each image.
+    A more complex method is selected only if it is better by more than one standard error. All arguments are `(n,)`.
     """
     best = Calibration()
     folds = list(split_folds(groups))

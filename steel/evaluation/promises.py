@@ -93,15 +93,7 @@ def _cross_validate(evidence: Evidence, aim: Aim, classes: Sequence[str]) -> dic
 
 
 def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str], num_new: int) -> list[Promise]:
-    """Estimate every measure on new images.
-
-    Args:
-        evidence: Counts on the images that the operating point was chosen on.
-        outcome: Decisions of the operating point on these images.
-        aim: Objective of the operating point.
-        classes: Names of the C classes.
-        num_new: Number of new images that the prediction intervals are for.
-    """
+    """Return the estimate of every measure, with confidence intervals and prediction intervals for `num_new` images."""
     held_out = _cross_validate(evidence, aim, classes)
     promises = []
     measures = measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)

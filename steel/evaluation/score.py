@@ -20,14 +20,9 @@ from steel.training.metrics import Counts, score_masks
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
-    """Count the pixels of a submission against the labels. Unlabelled pixels are not counted.
+    """Return the counts of a submission on all n images of the annotations. Unlabelled pixels are not counted.
 
-    Args:
-        path: CSV file in either format of the contest. An image without a row has no predicted defect.
-        annotations: Labels of n images.
-
-    Returns:
-        Counts of all n images in the order of the annotations, as `training.metrics.score_masks` takes them.
+    The file is a CSV in either format of the contest. An image without a row has no predicted defect.
 
     Raises:
         InputError: A row names an unknown image or class, or a code is invalid; the message has the line number.

@@ -50,9 +50,7 @@ def calibrated(evidence: Evidence, point: OperatingPoint) -> NDArray[np.float32]
 def judge(evidence: Evidence, point: OperatingPoint) -> Outcome:
     """Evaluate an operating point from counts alone; `Inspector.decide` makes the same decisions from pixels.
 
-    Args:
-        evidence: Counts whose grid contains the pixel thresholds and smallest spots of the point.
-        point: Operating point.
+    The grid of the evidence must contain the pixel thresholds and smallest spots of the point.
     """
     classes = calibrated(evidence, point)
     passed = classes.max(axis=1) >= np.float32(point.gate)
@@ -84,31 +82,10 @@ class _Sums(NamedTuple):
     clean_alarms: Array  # over the clean images
 
 
-def _sum_up(
-    evidence: Evidence, c: int, gate_bins: NDArray[np.int64], label_bins: NDArray[np.int64], shape: tuple[int, int]
-) -> _Sums:
-    drawn, found, dice = _draw(evidence, c, evidence.grid.area)
-    present, clean = evidence.labels[:, c, None, None, None], evidence.clean[:, None, None, None]
-
-    def add(values: NDArray[np.bool_] | Array) -> Array:
-        rows = values.reshape(len(values), -1).astype(float)
-        cells = np.zeros((*shape, rows.shape[1]))
-        np.add.at(cells, (gate_bins, label_bins), rows)
-        cumulative: Array = cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1]
-        return cumulative
-
-    return _Sums(add(found & present), add(dice * (drawn & present)), add(drawn & ~present), add(drawn & clean))
-
-
 def list_thresholds(scores: NDArray[np.float32], labels: NDArray[np.bool_], most: int) -> Thresholds:
-    """Return 0 and the midpoints between distinct scores.
+    """Return 0 and the midpoints between distinct scores `(n,)`, at most `most` of them.
 
-    If there are too many, half are quantiles of the scores of positives and half are quantiles of all scores.
-
-    Args:
-        scores: `(n,)`.
-        labels: `(n,)`, which images are positive.
-        most: Largest number of midpoints.
+    If there are more, half are quantiles of the scores of positives (`labels`, bool `(n,)`) and half of all scores.
     """
     distinct = np.unique(scores)
     between = (distinct[1:] + distinct[:-1]) / 2
@@ -120,12 +97,7 @@ def list_thresholds(scores: NDArray[np.float32], labels: NDArray[np.bool_], most
 
 
 def choose(evidence: Evidence, aim: Aim) -> OperatingPoint:
-    """Return the best operating point of the grid for an aim; ties are broken by Dice on defects, then by the gate.
-
-    Args:
-        evidence: Counts on the images to choose on.
-        aim: Objective.
-    """
+    """Return the best operating point of the grid for an aim; ties are broken by Dice on defects, then by the gate."""
     fits = [
         calibration.fit(evidence.classes[known, c], evidence.labels[known, c], evidence.groups[known])
         for c, known in enumerate(evidence.known.T)
@@ -175,25 +147,31 @@ def _sum_up_class(
         has_masks = len(grid.pixel) * len(grid.spot) * len(grid.area) > 1
         thresholds = list_thresholds(scores, evidence.labels[:, c], _MAX_LABELS if has_masks else len(scores))
     label_bins = np.searchsorted(thresholds, scores, side="right") - 1
-    sums = _sum_up(evidence, c, gate_bins, label_bins, (num_gates, len(thresholds)))
-    return thresholds[is_cost:], _Sums(*(array[:, is_cost:] for array in sums))
+    drawn, found, dice = _draw(evidence, c, evidence.grid.area)
+    present, clean = evidence.labels[:, c, None, None, None], evidence.clean[:, None, None, None]
+
+    def add(values: NDArray[np.bool_] | Array) -> Array:
+        rows = values.reshape(len(values), -1).astype(float)
+        cells = np.zeros((num_gates, len(thresholds), rows.shape[1]))
+        np.add.at(cells, (gate_bins, label_bins), rows)
+        return cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1][:, is_cost:]
+
+    sums = _Sums(add(found & present), add(dice * (drawn & present)), add(drawn & ~present), add(drawn & clean))
+    return thresholds[is_cost:], sums
 
 
 def _value(evidence: Evidence, c: int, aim: Aim, sums: _Sums) -> Array:
     """Return the value of each combination for one class; the values of all classes add up."""
     num_present = int(evidence.labels[:, c].sum())
-    value: Array
     match aim.name:
         case "kaggle_dice":
-            value = sums.dice - sums.alarms
+            return sums.dice - sums.alarms
         case "cost":
-            value = -aim.miss_cost[c] * (num_present - sums.found) - aim.alarm_cost[c] * sums.alarms
-        case _:
-            needed = count_needed(evidence, c, aim)
-            lacking = np.maximum(0, (num_present if needed is None else needed) - sums.found)
-            # One more defect outweighs all false alarms together.
-            value = -sums.alarms - (len(evidence.names) + 1) * lacking
-    return value
+            return -aim.miss_cost[c] * (num_present - sums.found) - aim.alarm_cost[c] * sums.alarms
+    needed = count_needed(evidence, c, aim)
+    lacking = np.maximum(0, (num_present if needed is None else needed) - sums.found)
+    # One more defect outweighs all false alarms together.
+    return -sums.alarms - (len(evidence.names) + 1) * lacking
 
 
 def count_needed(evidence: Evidence, c: int, aim: Aim) -> int | None:
@@ -229,8 +207,7 @@ def _find_best(values: Array, ties: Array) -> NDArray[np.intp]:
     top = values.max(axis=1, keepdims=True)
     # Sums of the same terms in another order differ by rounding.
     near = values >= top - 1e-9 * np.maximum(1, np.abs(top))
-    best: NDArray[np.intp] = np.where(near, ties, -np.inf).argmax(axis=1)
-    return best
+    return np.where(near, ties, -np.inf).argmax(axis=1)
 
 
 def _spend(classes: tuple[_Sums, ...], budget: int) -> tuple[int, list[int]]:
