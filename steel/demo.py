@@ -106,9 +106,7 @@ def _summarise(folder: Path, seconds: float) -> None:
     write_atomic(folder / "summary.json", json.dumps(summary, indent=2))
     for name, value in summary.items():
         print(f"  {name:16} {value:.3f}" if name != "seconds" else f"  {name:16} {value:.0f}")
-    print("results:")
-    for path in _RESULTS:
-        print(f"  {folder / path}")
+    print("results:", *(f"  {folder / path}" for path in _RESULTS), sep="\n")
 
 
 def _print_step(step: str) -> None:

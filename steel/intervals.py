@@ -151,8 +151,7 @@ def predict_rate(hits: float, n: int, num_new: int, confidence: float = 0.95, ef
 
     m = max(1, round(num_new * effective))
     posterior = stats.betabinom(m, hits * effective + 0.5, (n - hits) * effective + 0.5)
-    low, high = posterior.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) / m
-    return Interval(float(low), float(high))
+    return Interval(*(posterior.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) / m).tolist())
 
 
 def predict_mean(

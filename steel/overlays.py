@@ -52,9 +52,8 @@ def draw_overlay(
     canvas = draw_masks(image, list(masks), CLASS_COLOURS[: len(masks)])
     bar = np.zeros((24, image.shape[1], 3), np.uint8)
     x = 6
-    shown = [(headline, (255, 255, 255))]
-    shown += [(text, CLASS_COLOURS[c]) for c, text in enumerate(captions) if masks[c].any()]
-    for text, colour in shown:
+    found = [(text, CLASS_COLOURS[c]) for c, text in enumerate(captions) if masks[c].any()]
+    for text, colour in [(headline, (255, 255, 255)), *found]:
         text = text.encode("ascii", "replace").decode()  # OpenCV's fonts have no other characters
         cv2.putText(bar, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
         x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 18

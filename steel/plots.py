@@ -192,8 +192,7 @@ def _choose_edges(values: Sequence[Numbers]) -> NDArray[np.float64]:
 
 def _use_log_scale(axes: Axes, edges: NDArray[np.float64]) -> None:
     axes.set_xscale("log")
-    is_short = edges[-1] / edges[0] < 1e4
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,), numticks=20))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if edges[-1] / edges[0] < 1e4 else (1,), numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else ""))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

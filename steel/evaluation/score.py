@@ -86,8 +86,8 @@ def score(submission: str, root: str, *, split: Literal["all", "train", "val", "
         "predict everything": score_masks(predict_everything(counts)),
     }
     ends = bootstrap(lambda sample: np.array(list(score_masks(counts.take(sample)).values())), len(rows), groups)
-    scores = pd.DataFrame(columns)
     limits = ["-" if np.isnan(low) else f"{max(0, low):.4f} to {high:.4f}" for low, high in ends]
+    scores = pd.DataFrame(columns)
     scores.insert(1, "95 % interval", limits)
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(groups))

@@ -20,8 +20,7 @@ from steel.intervals import effective_size, wilson
 Array = NDArray[np.float64]
 Thresholds = NDArray[np.float32]
 
-# Largest number of gates and of label thresholds tried together with a grid of masks, and of steps in which a budget
-# of false alarms is spent.
+# Most gates and label thresholds to try together with a grid of masks, and most steps of a budget of false alarms.
 _MAX_GATES, _MAX_LABELS, _MAX_STEPS = 32, 64, 500
 
 
@@ -136,8 +135,8 @@ def _sum_up_class(
     evidence: Evidence, c: int, aim: Aim, scores: NDArray[np.float32], gate_bins: NDArray[np.int64], num_gates: int
 ) -> tuple[Thresholds, _Sums]:
     """Return the candidate label thresholds of a class and its sums at each."""
-    is_cost = aim.name == "cost"
-    if is_cost:
+    first = int(aim.name == "cost")  # with costs, 0 is not a candidate
+    if first:
         # For calibrated probabilities the Bayes rule gives the threshold. Searching for it as well overfits: on the
         # scores of a published network this cost 4 to 7 % more on held-out images.
         bayes = aim.alarm_cost[c] / (aim.alarm_cost[c] + aim.miss_cost[c])
@@ -154,10 +153,10 @@ def _sum_up_class(
         rows = values.reshape(len(values), -1).astype(float)
         cells = np.zeros((num_gates, len(thresholds), rows.shape[1]))
         np.add.at(cells, (gate_bins, label_bins), rows)
-        return cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1][:, is_cost:]
+        return cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1][:, first:]
 
     sums = _Sums(add(found & present), add(dice * (drawn & present)), add(drawn & ~present), add(drawn & clean))
-    return thresholds[is_cost:], sums
+    return thresholds[first:], sums
 
 
 def _value(evidence: Evidence, c: int, aim: Aim, sums: _Sums) -> Array:
@@ -169,7 +168,7 @@ def _value(evidence: Evidence, c: int, aim: Aim, sums: _Sums) -> Array:
         case "cost":
             return -aim.miss_cost[c] * (num_present - sums.found) - aim.alarm_cost[c] * sums.alarms
     needed = count_needed(evidence, c, aim)
-    lacking = np.maximum(0, (num_present if needed is None else needed) - sums.found)
+    lacking: Array = np.maximum(0, (num_present if needed is None else needed) - sums.found)
     # One more defect outweighs all false alarms together.
     return -sums.alarms - (len(evidence.names) + 1) * lacking
 
@@ -207,7 +206,8 @@ def _find_best(values: Array, ties: Array) -> NDArray[np.intp]:
     top = values.max(axis=1, keepdims=True)
     # Sums of the same terms in another order differ by rounding.
     near = values >= top - 1e-9 * np.maximum(1, np.abs(top))
-    return np.where(near, ties, -np.inf).argmax(axis=1)
+    best: NDArray[np.intp] = np.where(near, ties, -np.inf).argmax(axis=1)
+    return best
 
 
 def _spend(classes: tuple[_Sums, ...], budget: int) -> tuple[int, list[int]]:
