@@ -93,7 +93,7 @@ def main() -> None:
     comparisons = []
     for title, planes in draw_planes(np.random.default_rng(0)).items():
         masks, smallest = torch.from_numpy(planes)[None], torch.full((len(planes),), args.smallest_spot)
-        ways: dict[str, Callable[[], object]] = {
+        variants: dict[str, Callable[[], object]] = {
             "steel": partial(scripted, masks, smallest),
             "scipy": partial(filter_by_scipy, planes, args.smallest_spot),
             "OpenCV": partial(filter_by_opencv, planes, args.smallest_spot),
@@ -101,7 +101,7 @@ def main() -> None:
         expected = filter_by_scipy(planes, args.smallest_spot)
         assert np.array_equal(scripted(masks, smallest)[0].numpy(), expected)
         assert np.array_equal(filter_by_opencv(planes, args.smallest_spot), expected)
-        comparisons.append(compare(title, ways, "steel", unit="ms", rounds=15))
+        comparisons.append(compare(title, variants, "steel", unit="ms", rounds=15))
     report(comparisons, args.json)
 
 

@@ -117,13 +117,13 @@ def compare_scoring(codes: list[str]) -> Comparison:
         return [coco.iou([from_text(one)], [from_text(other)], [0])[0, 0] for one, other in pairs]
 
     assert count_decoded() == count_with_steel()
-    ways = {
+    variants = {
         "steel, on the codes, checked": count_with_steel,
         "decoding both with rle2mask": count_decoded,
         "pycocotools, IoU on its codes": count_with_coco,
     }
     targets = {"decoding both with rle2mask": 10}
-    return compare("scoring a pair of codes", ways, "steel, on the codes, checked", len(codes), targets=targets)
+    return compare("scoring a pair of codes", variants, "steel, on the codes, checked", len(codes), targets=targets)
 
 
 def from_text(code: str) -> dict[str, object]:
@@ -147,9 +147,9 @@ def compare_tables(codes: list[str], folder: Path) -> Comparison:
         assert num_used == NUM_ROWS
         assert not findings
 
-    ways = {"steel, read, parsed, checked, joined": read, "pd.read_csv alone": lambda: pd.read_csv(path)}
+    variants = {"steel, read, parsed, checked, joined": read, "pd.read_csv alone": lambda: pd.read_csv(path)}
     title = f"train.csv of {NUM_ROWS} rows, {path.stat().st_size / 1e6:.1f} MB"
-    return compare(title, ways, "steel, read, parsed, checked, joined", 1, "ms")
+    return compare(title, variants, "steel, read, parsed, checked, joined", 1, "ms")
 
 
 def compare_search(folder: Path, num_images: int) -> Comparison:
@@ -159,11 +159,11 @@ def compare_search(folder: Path, num_images: int) -> Comparison:
         cv2.imwrite(str(folder / f"{i:05d}.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 90))
     paths = images.find_images(folder)
     rounds = iter(range(100))
-    ways = {
+    variants = {
         "decoding and search": lambda: find_duplicates(paths, folder / f"cache{next(rounds)}"),
         "decoding": lambda: list(map_on_all_cores(images.read_grey, paths, "decoding")),
     }
-    return compare(f"{num_images} images, near-duplicates", ways, "decoding and search", num_images, "ms", 5)
+    return compare(f"{num_images} images, near-duplicates", variants, "decoding and search", num_images, "ms", 5)
 
 
 def main() -> None:

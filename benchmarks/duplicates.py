@@ -104,7 +104,7 @@ def main() -> None:
     scores = [pair.score for pair in pairs]
     print(f"found {found.sum()} of {len(found)} ({found.mean():.4f}); lowest score {min(scores):.2f}")
     print(f"images joined with another scene: {wrong} ({wrong / args.num_images:.4f})")
-    print(f"{seconds:.1f} s by the clock, decoding included")
+    print(f"{seconds:.1f} s wall-clock time, including decoding")
 
 
 if __name__ == "__main__":

@@ -89,12 +89,12 @@ def compare_training(root: Path, out: Path, rounds: int) -> Comparison:
     table = read_annotations(root)
     parts = pd.read_csv(root / "splits.csv").set_index("ImageId")["split"].loc[list(table.names)].to_numpy()
     train, val = (np.flatnonzero(parts == part).tolist() for part in ("train", "val"))
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel fit, bf16": lambda: fit(root, out, "bf16-mixed"),
         "steel fit, fp32": lambda: fit(root, out, "32-true"),
         "the notebook": lambda: train_as_notebook(table, train, val),
     }
-    return compare("files to weights, an epoch", ways, "steel fit, bf16", len(train) + len(val), "ms", rounds)
+    return compare("files to weights, an epoch", variants, "steel fit, bf16", len(train) + len(val), "ms", rounds)
 
 
 def write_models(folder: Path) -> SegmenterNetwork:
@@ -135,12 +135,12 @@ def compare_inspections(root: Path, out: Path, rounds: int) -> Comparison:
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(dir=out) as place:
             inspect(str(out / f"{precision}.pt"), str(folder), overlays="none", out=f"{place}/made")
 
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel inspect, bf16": lambda: run("bf16"),
         "steel inspect, fp32": lambda: run("fp32"),
         "the notebook": lambda: submit_as_notebook(network, paths, out),
     }
-    return compare("files to codes, every image segmented", ways, "steel inspect, bf16", len(paths), "ms", rounds)
+    return compare("files to codes, every image segmented", variants, "steel inspect, bf16", len(paths), "ms", rounds)
 
 
 def main() -> None:

@@ -95,9 +95,9 @@ def compare_steps(args: argparse.Namespace) -> Comparison:
     }
     if args.small:
         del settings["bf16, channels last, compiled"]
-    ways = {name: repeat(build_step(args, **setting), args.steps) for name, setting in settings.items()}
+    variants = {name: repeat(build_step(args, **setting), args.steps) for name, setting in settings.items()}
     title = f"a training step alone, {args.batch_size} crops of {args.crop[0]} x {args.crop[1]}"
-    return compare(title, ways, OURS, args.steps * args.batch_size, "ms", args.rounds, clock=read_clock)
+    return compare(title, variants, OURS, args.steps * args.batch_size, "ms", args.rounds, clock=read_clock)
 
 
 def count_flops(args: argparse.Namespace) -> float:
@@ -146,13 +146,13 @@ def compare_fits(args: argparse.Namespace, root: Path, folder: Path) -> Comparis
     """Compare `steel fit` with several numbers of threads with the step alone, in time per image."""
     alone, step = "the step alone", repeat(build_step(args), args.steps)
     step()
-    ways = {f"steel fit, {num} threads": num for num in args.threads}
-    seconds: dict[str, list[float]] = {name: [] for name in (*ways, alone)}
+    variants = {f"steel fit, {num} threads": num for num in args.threads}
+    seconds: dict[str, list[float]] = {name: [] for name in (*variants, alone)}
     for _ in range(args.rounds):
         start = read_clock()
         step()
         seconds[alone].append((read_clock() - start) / args.steps / args.batch_size)
-        for name, num in ways.items():
+        for name, num in variants.items():
             seconds[name].append(fit(args, root, folder, num))
     ours = f"steel fit, {8 if 8 in args.threads else args.threads[0]} threads"
     return summarise("the whole of steel fit", seconds, ours, 1, "ms", {alone: 0.9})
@@ -186,10 +186,10 @@ def compare_inspections(args: argparse.Namespace, model: Path) -> Comparison:
 
         return run
 
-    ways = {"every image segmented": inspect(0.0), "none segmented": inspect(2.0)}
+    variants = {"every image segmented": inspect(0.0), "none segmented": inspect(2.0)}
     title = f"{model.name}, {args.batch_size} images of {args.size[0]} x {args.size[1]}"
     num = args.steps * args.batch_size
-    return compare(title, ways, "every image segmented", num, "ms", args.rounds, clock=read_clock)
+    return compare(title, variants, "every image segmented", num, "ms", args.rounds, clock=read_clock)
 
 
 def print_rates(comparison: Comparison, unit: str, scale: Callable[[float], float]) -> None:

@@ -52,7 +52,7 @@ class Comparison:
 
 def compare(
     title: str,
-    ways: Mapping[str, Callable[[], object]],
+    variants: Mapping[str, Callable[[], object]],
     ours: str,
     num: int = 1,
     unit: str = "us",
@@ -64,7 +64,7 @@ def compare(
 
     Args:
         title: Task.
-        ways: Functions by name of the variant; each does the whole task.
+        variants: Functions by name of the variant; each does the whole task.
         ours: Name of our variant.
         num: Number of items that one call processes.
         unit: s, ms or us, for the time per item.
@@ -72,18 +72,18 @@ def compare(
         targets: Smallest ratio required, by variant.
         clock: Function that returns the time in seconds.
     """
-    return summarise(title, measure(ways, rounds, clock), ours, num, unit, targets or {})
+    return summarise(title, measure(variants, rounds, clock), ours, num, unit, targets or {})
 
 
 def measure(
-    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = read_cpu_time
+    variants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = read_cpu_time
 ) -> dict[str, list[float]]:
     """Return the seconds of each variant in each round; see `compare`."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
-        for name in list(ways)[:: -1 if round_ % 2 else 1]:
+        for name in list(variants)[:: -1 if round_ % 2 else 1]:
             start = clock()
-            ways[name]()
+            variants[name]()
             seconds[name].append(clock() - start)
     return {name: values[1:] for name, values in seconds.items()}
 

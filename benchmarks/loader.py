@@ -92,7 +92,7 @@ def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> lis
     order = np.random.default_rng(0).permutation(len(table)).tolist()
     notebook = DataLoader(NotebookDataset(table, crop), BATCH, shuffle=True, num_workers=2, drop_last=True)
     num = len(ours) * BATCH
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, 2 threads": lambda: work_through(ours),
         "notebooks' DataLoader, 2 worker processes": lambda: work_through(notebook),
         "grey decode alone": lambda: [table.read_image(i) for i in order[:num]],
@@ -103,10 +103,10 @@ def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> lis
         "steel, data.cache=disk": lambda: work_through(disk),
         "steel, data.cache=memory": lambda: work_through(memory),
         "steel, from JPEG": lambda: work_through(ours),
-        "notebooks' DataLoader, 2 worker processes": ways["notebooks' DataLoader, 2 worker processes"],
+        "notebooks' DataLoader, 2 worker processes": variants["notebooks' DataLoader, 2 worker processes"],
     }
     return [
-        compare(f"loading {what}", ways, "steel, 2 threads", num, "ms", rounds, targets),
+        compare(f"loading {what}", variants, "steel, 2 threads", num, "ms", rounds, targets),
         compare(
             f"loading {what}, decoded before", cached, "steel, data.cache=disk", num, "ms", rounds,
             {"steel, from JPEG": 8 if crop else 4},
@@ -131,14 +131,14 @@ def compare_first_batches(root: Path, rounds: int) -> Comparison:
         first.append(first[-1] + time.perf_counter() - start if first else time.perf_counter() - start)
 
     ours = module.train_dataloader()
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, 2 threads": lambda: take_first(ours),
         "notebooks' DataLoader, forked workers": lambda: take_first(forked),
         "notebooks' DataLoader, spawned workers": lambda: take_first(spawned),
     }
     # The clock is the sum of the waiting times, so stopping the workers does not count.
     return compare(
-        "the first batch, by the clock", ways, "steel, 2 threads", 1, "s", rounds,
+        "the first batch, by the clock", variants, "steel, 2 threads", 1, "s", rounds,
         {"notebooks' DataLoader, spawned workers": 50}, clock=lambda: first[-1] if first else 0.0,
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int)
 
     # SMP does not accept bool.
     long = predicted.long(), true.long()
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, MaskScores.update": lambda: scores.update(predicted, true, index),
         "forward pass, U-Net-R18": forward,
         "torchmetrics, MultilabelStatScores, bool": lambda: library.update(predicted, true),
@@ -81,7 +81,9 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int)
         "smp, get_stats, int64": 30,
         "smp, get_stats, cast from bool": 30,
     }
-    return compare("counting one image, four classes", ways, "steel, MaskScores.update", rounds=rounds, targets=targets)
+    return compare(
+        "counting one image, four classes", variants, "steel, MaskScores.update", rounds=rounds, targets=targets
+    )
 
 
 def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np.int64]:
@@ -96,12 +98,12 @@ def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np
 def compare_sweeps(probabilities: NDArray[np.float32], truth: Mask, rounds: int) -> Comparison:
     """Compare counting at all thresholds of one class."""
     assert np.array_equal(sweep(probabilities, truth), sweep_naively(probabilities, truth))
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, sweep": partial(sweep, probabilities, truth),
         "a threshold after another": partial(sweep_naively, probabilities, truth),
     }
     targets = {"a threshold after another": 100}
-    return compare(f"{LEVELS} thresholds, one class", ways, "steel, sweep", rounds=rounds, targets=targets)
+    return compare(f"{LEVELS} thresholds, one class", variants, "steel, sweep", rounds=rounds, targets=targets)
 
 
 def post_process(mask: Mask, smallest: int) -> NDArray[np.float32]:
@@ -119,12 +121,12 @@ def compare_filters(title: str, mask: Mask, smallest: int, rounds: int, target: 
     """Compare filters of one class; the kernel keeps spots larger than its limit, ours also those equal to it."""
     masks, sizes = torch.from_numpy(mask)[None, None], torch.tensor([smallest + 1])
     assert np.array_equal(drop_small_spots(masks, sizes)[0, 0].numpy(), post_process(mask, smallest) > 0)
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, drop_small_spots": partial(drop_small_spots, masks, sizes),
         "the popular kernel": partial(post_process, mask, smallest),
     }
     targets = {} if target is None else {"the popular kernel": target}
-    return compare(title, ways, "steel, drop_small_spots", rounds=rounds, targets=targets)
+    return compare(title, variants, "steel, drop_small_spots", rounds=rounds, targets=targets)
 
 
 def main() -> None:

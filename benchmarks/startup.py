@@ -35,13 +35,13 @@ def run(*command: str) -> str:
 
 def compare_help(rounds: int) -> Comparison:
     """Compare the dispatcher with importing Lightning."""
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel --help": lambda: run("-m", "steel", "--help"),
         "steel --version": lambda: run("-m", "steel", "--version"),
         "import pytorch_lightning": lambda: run("-c", "import pytorch_lightning"),
         "Python alone": lambda: run("-c", "pass"),
     }
-    return compare("help and version", ways, "steel --version", 1, "ms", rounds, {"import pytorch_lightning": 8})
+    return compare("help and version", variants, "steel --version", 1, "ms", rounds, {"import pytorch_lightning": 8})
 
 
 def compare_inspect(model: Path, image: Path, out: Path, rounds: int) -> Comparison:

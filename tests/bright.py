@@ -1,4 +1,4 @@
-"""An inspector whose answers are known without it, and images to show to it."""
+"""Fake inspector with known decisions, and images for it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from steel.decision.point import OperatingPoint
 
 
 class Gate(nn.Module):
-    """Calls an image defective where its mean is above 50."""
+    """Classifier that reports class 1 if the mean of the image is above 50, and class 2 never."""
 
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.float().mean(dim=[1, 2, 3])
@@ -23,7 +23,7 @@ class Gate(nn.Module):
 
 
 class BrightPixels(nn.Module):
-    """Class 1 where a pixel is above 127, class 2 nowhere."""
+    """Segmenter that reports class 1 on pixels above 127, and class 2 nowhere."""
 
     def forward(self, images: Tensor) -> Tensor:
         grey = images[:, 0].float()
@@ -48,7 +48,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def write_images(folder: Path, num: int = 9) -> Path:
-    """Images of two sizes, every third one dark."""
+    """Write images of two sizes; every third is dark."""
     folder.mkdir()
     for i in range(num):
         write_png(folder / f"{i}.png", draw(i, (20, 30) if i % 2 else (16, 44), 40 if i % 3 == 0 else 255))

@@ -90,7 +90,7 @@ def test_shared_options_are_the_same_in_every_command() -> None:
                 shared.setdefault(option, set()).add(about)
             if option == "root" and it.kind is it.POSITIONAL_OR_KEYWORD:
                 shared.setdefault(option, set()).add(about)
-    assert all(len(ways) == 1 for ways in shared.values()), shared
+    assert all(len(definitions) == 1 for definitions in shared.values()), shared
 
 
 def test_version() -> None:

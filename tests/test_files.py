@@ -122,9 +122,7 @@ def test_a_new_or_empty_folder_is_accepted(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # nothing was created
 
 
-@pytest.mark.parametrize(
-    "name", ["folder", "folder/.hidden", "file"]
-)  # holds a hidden file; is one; is a file
+@pytest.mark.parametrize("name", ["folder", "folder/.hidden", "file"])  # holds a hidden file; is one; is a file
 def test_a_folder_with_content_or_a_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / ".hidden").touch()

@@ -19,9 +19,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
     assert fits["targets"] == {"the step alone": 0.9}
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| every image")]
     rate = 1e3 / inspections["times"]["every image segmented"]
-    assert float(rows[0][2].rstrip(" |")) == pytest.approx(
-        rate * 128 * 0.5 / 1e3, rel=0.01
-    )  # mm to m
+    assert float(rows[0][2].rstrip(" |")) == pytest.approx(rate * 128 * 0.5 / 1e3, rel=0.01)  # mm to m
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

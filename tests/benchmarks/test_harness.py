@@ -18,8 +18,8 @@ def test_variants_alternate_and_the_order_is_reversed_every_other_round() -> Non
         calls.append(name)
         now += 0.0 if len(calls) <= 3 else TIME[name][(len(calls) - 1) // 3 - 1]
 
-    ways = {name: lambda name=name: take(name) for name in TIME}
-    result = harness.compare("x", ways, "ours", 10, "ms", 3, {"limit": 0.9}, clock=lambda: now)
+    variants = {name: lambda name=name: take(name) for name in TIME}
+    result = harness.compare("x", variants, "ours", 10, "ms", 3, {"limit": 0.9}, clock=lambda: now)
     forth, back = ["ours", "peer", "limit"], ["limit", "peer", "ours"]
     assert calls == [*forth, *back, *forth, *back]
     assert result.times == {"ours": 200.0, "peer": 600.0, "limit": 100.0}
