@@ -1,10 +1,10 @@
-"""Has anything become slower? Holds the ratios of a new run against those of a stored one.
+"""Regression check: compare the ratios of a new run with those of a stored run.
 
     uv run python -m benchmarks.loader --json new.json
     uv run python -m benchmarks.check new.json benchmarks/results/loader.json
 
-Times differ between machines, ratios to a peer in the same run hardly do. Exit status 1 where a ratio has fallen by
-more than a fifth, or is missing.
+Times differ between machines, but ratios within one run hardly do. The exit status is 1 if a ratio has fallen by more
+than a fifth, or is missing.
 """
 
 import argparse
@@ -16,13 +16,13 @@ TOLERANCE = 0.2
 
 
 def read_ratios(file: Path) -> dict[tuple[str, str], float]:
-    """The ratios of a file that `harness.report` wrote, by comparison and way."""
+    """Read the ratios of a file written by `harness.report`, by comparison and variant."""
     comparisons = json.loads(file.read_text(encoding="utf-8"))["comparisons"]
     return {(each["title"], way): ratio for each in comparisons for way, ratio in each["ratios"].items()}
 
 
 def find_losses(new: dict[tuple[str, str], float], stored: dict[tuple[str, str], float]) -> list[str]:
-    """A line for each ratio that has fallen too far or is missing."""
+    """Return a line for each ratio that has fallen too far or is missing."""
     losses = []
     for (title, way), before in stored.items():
         now = new.get((title, way))
@@ -34,7 +34,7 @@ def find_losses(new: dict[tuple[str, str], float], stored: dict[tuple[str, str],
 
 
 def main(args: list[str] | None = None) -> int:
-    """Prints what has become slower."""
+    """Print what has become slower."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("new", type=Path)
     parser.add_argument("stored", type=Path)

@@ -1,9 +1,9 @@
-"""The filter of small spots against SciPy's and OpenCV's labelling, ratios of CPU time taken in one run.
+"""Filter of small spots, compared with labelling by SciPy and OpenCV, in CPU time.
 
     uv run python -m benchmarks.components [--smallest_spot PIXELS] [--json FILE]
 
-One plane of 256 x 1600 at a time, then the four planes of an image as they come from a line, two of them empty. Every
-way must keep the same pixels, on one thread; ours is the filter as TorchScript, as the exported file runs it.
+The input is one plane of 256 x 1600, then the four planes of an image, two of them empty, as is typical on a line. All
+variants run on one thread and must keep the same pixels. Ours is the TorchScript filter of the exported file.
 
 Peers: `scipy.ndimage.label` with `np.bincount`, and `cv2.connectedComponentsWithStats`.
 """
@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 
 
 def filter_by_scipy(planes: Mask, smallest_spot: int) -> Mask:
-    """Plane by plane; each plane is `(256, 1600)`."""
+    """Filter planes `(P, 256, 1600)` one by one."""
     kept = np.zeros_like(planes)
     for plane, out in zip(planes, kept, strict=True):
         if plane.any():
@@ -38,7 +38,7 @@ def filter_by_scipy(planes: Mask, smallest_spot: int) -> Mask:
 
 
 def filter_by_opencv(planes: Mask, smallest_spot: int) -> Mask:
-    """Plane by plane; each plane is `(256, 1600)`."""
+    """Filter planes `(P, 256, 1600)` one by one."""
     kept = np.zeros_like(planes)
     for plane, out in zip(planes, kept, strict=True):
         if plane.any():
@@ -50,7 +50,7 @@ def filter_by_opencv(planes: Mask, smallest_spot: int) -> Mask:
 
 
 def draw_planes(rng: np.random.Generator) -> dict[str, Mask]:
-    """What a network outlines, and what is hard: planes `(P, 256, 1600)`."""
+    """Return masks as a network would draw them, and hard cases: planes `(P, 256, 1600)`."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
 
     def draw_blobs(num: int) -> Mask:
@@ -81,7 +81,7 @@ def draw_planes(rng: np.random.Generator) -> dict[str, Mask]:
 
 
 def main() -> None:
-    """Prints a table for each kind of mask."""
+    """Print a table for each kind of mask."""
     parser = build_parser(__doc__)
     parser.add_argument("--smallest_spot", type=int, default=50)
     args = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
     comparisons = []
     for title, planes in draw_planes(np.random.default_rng(0)).items():
         masks, smallest = torch.from_numpy(planes)[None], torch.full((len(planes),), args.smallest_spot)
-        ways: dict[str, Callable[[], object]] = {
+        variants: dict[str, Callable[[], object]] = {
             "steel": partial(scripted, masks, smallest),
             "scipy": partial(filter_by_scipy, planes, args.smallest_spot),
             "OpenCV": partial(filter_by_opencv, planes, args.smallest_spot),
@@ -101,7 +101,7 @@ def main() -> None:
         expected = filter_by_scipy(planes, args.smallest_spot)
         assert np.array_equal(scripted(masks, smallest)[0].numpy(), expected)
         assert np.array_equal(filter_by_opencv(planes, args.smallest_spot), expected)
-        comparisons.append(compare(title, ways, "steel", unit="ms", rounds=15))
+        comparisons.append(compare(title, variants, "steel", unit="ms", rounds=15))
     report(comparisons, args.json)
 
 

@@ -1,11 +1,11 @@
-"""Codes, train.csv and the search for near-duplicates against their peers, ratios of CPU time taken in one run.
+"""Run-length codes, train.csv and the near-duplicate search, compared with peers in CPU time.
 
     uv run python -m benchmarks.data [--codes FILE.csv] [--json FILE]
 
-FILE.csv has EncodedPixels of 256 x 1600 images, such as Kaggle's Severstal train.csv; without it the codes are those of
-synthetic steel.
+FILE.csv has a column EncodedPixels for images of 256 x 1600, such as the train.csv of Kaggle's Severstal contest. By
+default the codes are those of synthetic images.
 
-Peers: `rle2mask` and `mask2rle` in the form that most public notebooks of the contest share (a slice for each run; the
+Peers: `rle2mask` and `mask2rle` in the form that most public notebooks of the contest share (one slice per run; the
 difference of a padded flat mask, joined by a comprehension), pycocotools, and `pd.read_csv`.
 """
 
@@ -28,12 +28,12 @@ from steel.data.synthetic import draw_image
 from steel.progress import map_on_all_cores
 
 SIZE = (256, 1600)
-NUM_ROWS = 7095  # of Severstal's train.csv
+NUM_ROWS = 7095  # as in Severstal's train.csv
 Mask = NDArray[np.uint8]
 
 
 def rle2mask(code: str) -> Mask:
-    """Reads a code as the notebooks do; a transposed view."""
+    """Decode as the notebooks do; the result is a transposed view."""
     words = code.split()
     starts, lengths = (np.asarray(part, dtype=int) for part in (words[0::2], words[1::2]))
     starts -= 1
@@ -44,7 +44,7 @@ def rle2mask(code: str) -> Mask:
 
 
 def mask2rle(mask: Mask) -> str:
-    """Writes a code as the notebooks do."""
+    """Encode as the notebooks do."""
     padded = np.concatenate([[0], mask.T.flatten(), [0]])
     runs = np.where(padded[1:] != padded[:-1])[0] + 1
     runs[1::2] -= runs[::2]
@@ -52,12 +52,12 @@ def mask2rle(mask: Mask) -> str:
 
 
 def to_coco(code: str) -> dict[str, object]:
-    """The same code in COCO's compressed form."""
+    """Convert a code to COCO's compressed format."""
     return coco.encode(np.asfortranarray(rle.decode(code, SIZE)))
 
 
 def read_codes(path: Path | None) -> list[str]:
-    """Codes of a file, or of synthetic steel."""
+    """Return the codes of a file, or of synthetic images."""
     if path:
         return pd.read_csv(path, dtype=str)["EncodedPixels"].dropna().tolist()
     rng = np.random.default_rng(0)
@@ -66,11 +66,11 @@ def read_codes(path: Path | None) -> list[str]:
 
 
 def compare_codes(codes: list[str]) -> list[Comparison]:
-    """Decoding and encoding."""
+    """Compare decoding and encoding."""
     out = np.empty(SIZE, np.uint8)
     compressed = [to_coco(code) for code in codes]
     masks = [rle.decode(code, SIZE) for code in codes]
-    columns = [np.asfortranarray(mask) for mask in masks]  # the order that pycocotools asks for
+    columns = [np.asfortranarray(mask) for mask in masks]  # the memory layout that pycocotools needs
     empty = np.zeros(SIZE, np.uint8)
     n = len(codes)
     decoding = {
@@ -99,7 +99,7 @@ def compare_codes(codes: list[str]) -> list[Comparison]:
 
 
 def compare_scoring(codes: list[str]) -> Comparison:
-    """Pixels hit, predicted and true of pairs of codes, from their texts."""
+    """Compare counting hit, predicted and true pixels of pairs of codes, starting from their text."""
     others = codes[1:] + codes[:1]
     sizes = np.tile(np.array([SIZE], np.int32), (len(codes), 1))
 
@@ -108,26 +108,26 @@ def compare_scoring(codes: list[str]) -> Comparison:
         return [(int((one & other).sum()), int(one.sum()), int(other.sum())) for one, other in pairs]
 
     def count_with_steel() -> list[tuple[int, int, int]]:
-        said, true = rle.parse_all(codes, sizes), rle.parse_all(others, sizes)
-        each = (intersect(*said[:2], *true[:2]), said[:2], true[:2])
-        return list(zip(*(areas(*runs).tolist() for runs in each), strict=True))
+        predicted, true = rle.parse_all(codes, sizes), rle.parse_all(others, sizes)
+        triple = (intersect(*predicted[:2], *true[:2]), predicted[:2], true[:2])
+        return list(zip(*(areas(*runs).tolist() for runs in triple), strict=True))
 
     def count_with_coco() -> list[float]:
         pairs = zip(codes, others, strict=True)
         return [coco.iou([from_text(one)], [from_text(other)], [0])[0, 0] for one, other in pairs]
 
     assert count_decoded() == count_with_steel()
-    ways = {
+    variants = {
         "steel, on the codes, checked": count_with_steel,
         "decoding both with rle2mask": count_decoded,
         "pycocotools, IoU on its codes": count_with_coco,
     }
     targets = {"decoding both with rle2mask": 10}
-    return compare("scoring a pair of codes", ways, "steel, on the codes, checked", len(codes), targets=targets)
+    return compare("scoring a pair of codes", variants, "steel, on the codes, checked", len(codes), targets=targets)
 
 
 def from_text(code: str) -> dict[str, object]:
-    """A code as COCO's counts: pixels outside, inside, outside, ... in the same order."""
+    """Convert a code to COCO's counts: pixels outside, inside, outside, ... in the same order."""
     numbers = np.array(code.split(), int)
     edges = np.column_stack([numbers[0::2] - 1, numbers[0::2] - 1 + numbers[1::2]]).reshape(-1)
     counts = np.diff(np.concatenate([[0], edges, [SIZE[0] * SIZE[1]]])).tolist()
@@ -135,7 +135,7 @@ def from_text(code: str) -> dict[str, object]:
 
 
 def compare_tables(codes: list[str], folder: Path) -> Comparison:
-    """A whole train.csv."""
+    """Compare reading a whole train.csv."""
     path = folder / "train.csv"
     rows = [f"{i:08d}.jpg,{i % 4 + 1},{codes[i % len(codes)]}\n" for i in range(NUM_ROWS)]
     path.write_text("ImageId,ClassId,EncodedPixels\n" + "".join(rows))
@@ -147,32 +147,32 @@ def compare_tables(codes: list[str], folder: Path) -> Comparison:
         assert num_used == NUM_ROWS
         assert not findings
 
-    ways = {"steel, read, parsed, checked, joined": read, "pd.read_csv alone": lambda: pd.read_csv(path)}
+    variants = {"steel, read, parsed, checked, joined": read, "pd.read_csv alone": lambda: pd.read_csv(path)}
     title = f"train.csv of {NUM_ROWS} rows, {path.stat().st_size / 1e6:.1f} MB"
-    return compare(title, ways, "steel, read, parsed, checked, joined", 1, "ms")
+    return compare(title, variants, "steel, read, parsed, checked, joined", 1, "ms")
 
 
 def compare_search(folder: Path, num_images: int) -> Comparison:
-    """The search for near-duplicates, its own reading, hashing and decoding with it, beside decoding them once."""
+    """Compare the near-duplicate search, including decoding, with decoding the images once."""
     for i in range(num_images):
         image, _ = draw_image(np.random.default_rng((1, i)), (i % 4,), SIZE)
         cv2.imwrite(str(folder / f"{i:05d}.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 90))
     paths = images.find_images(folder)
     rounds = iter(range(100))
-    ways = {
+    variants = {
         "decoding and search": lambda: find_duplicates(paths, folder / f"cache{next(rounds)}"),
         "decoding": lambda: list(map_on_all_cores(images.read_grey, paths, "decoding")),
     }
-    return compare(f"{num_images} images, near-duplicates", ways, "decoding and search", num_images, "ms", 5)
+    return compare(f"{num_images} images, near-duplicates", variants, "decoding and search", num_images, "ms", 5)
 
 
 def main() -> None:
-    """Prints all ratios."""
+    """Print all ratios."""
     parser = build_parser(__doc__)
     parser.add_argument("--codes", type=Path)
     parser.add_argument("--num_images", type=int, default=500)
     args = parser.parse_args()
-    cv2.setNumThreads(1)  # what is compared has one thread, but for the search and the decoding beside it
+    cv2.setNumThreads(1)  # one thread, except in the near-duplicate search and its peer
     codes = read_codes(args.codes)
     comparisons = [*compare_codes(codes), compare_scoring(codes)]
     with tempfile.TemporaryDirectory() as name:

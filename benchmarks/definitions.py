@@ -1,9 +1,9 @@
-"""How far libraries differ on the same masks, as the table in docs/metrics.md.
+"""Scores of different libraries on the same masks, as the table in docs/metrics.md.
 
     uv run python -m benchmarks.definitions
 
-Sixteen images of 64 x 128 with four classes, every fourth clean; four detectors. Every score is what a user gets who
-asks the library for Dice or F1 of these masks, on whole numbers, averaged as its own options say.
+The data are 16 images of 64 x 128 with four classes, every fourth one clean, and four detectors. Each score is the
+library's Dice or F1 of these masks, with integer input and the averaging that its name says.
 """
 
 import warnings
@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 
 def draw_truth() -> Mask:
-    """`(16, 4, 64, 128)`: one class on an image, on every fourth none."""
+    """Return masks `(16, 4, 64, 128)`: one class on each image, none on every fourth."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     truth = np.zeros((N, NUM_CLASSES, HEIGHT, WIDTH), bool)
@@ -34,7 +34,7 @@ def draw_truth() -> Mask:
 
 
 def draw_detectors(truth: Mask) -> dict[str, Mask]:
-    """Predictions by the detector's name."""
+    """Return the predicted masks by name of the detector."""
     moved = np.roll(truth, (3, 4), (2, 3))
     alarmed = moved.copy()
     alarmed[:, 0, :4, :4] = True  # a spot of 16 pixels on every image
@@ -47,7 +47,7 @@ def draw_detectors(truth: Mask) -> dict[str, Mask]:
 
 
 def score(predicted: Mask, true: Mask) -> dict[str, float]:
-    """Scores by the library's name for them."""
+    """Return the scores by the library's name for them."""
     masks, truth = torch.from_numpy(predicted).long(), torch.from_numpy(true).long()
     ours = score_masks(count(torch.from_numpy(predicted), torch.from_numpy(true)))
     stats = smp.metrics.get_stats(masks, truth, mode="multilabel")
@@ -68,7 +68,7 @@ def score(predicted: Mask, true: Mask) -> dict[str, float]:
 
 
 def tabulate() -> str:
-    """The table as Markdown: a row for each definition, a column for each detector."""
+    """Return a Markdown table with a row for each definition and a column for each detector."""
     truth = draw_truth()
     columns = {name: score(predicted, truth) for name, predicted in draw_detectors(truth).items()}
     names = next(iter(columns.values()))
@@ -78,7 +78,7 @@ def tabulate() -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     print(tabulate())
 
 

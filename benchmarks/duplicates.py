@@ -1,9 +1,10 @@
-"""Finds planted twins among synthetic images, and reports what was found and what was joined wrongly.
+"""Recall and precision of the near-duplicate search on planted twins.
 
     uv run python -m benchmarks.duplicates [--num_images 2000] [--seed 0]
 
-A set of `num_images` strips of 256 x 1600, a fifth of which are twins of others: mirrored, turned, shifted by up to 200
-columns along the strip (new steel comes in), JPEG quality 60, brightness 0.8 to 1.2, and all of these together.
+The data are `num_images` synthetic strips of 256 x 1600. A fifth are twins of others: mirrored, rotated, shifted by up
+to 200 columns along the strip (new steel enters the image), saved with JPEG quality 60, brightened by 0.8 to 1.2, or
+all of these together.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def all_together(wide: Image, rng: np.random.Generator) -> bytes:
     return encode(brighten(shift(wide, rng)[:, ::-1], rng.uniform(0.8, 1.2)), 60)
 
 
-# What is done to a strip that is MAX_SHIFT columns wider than the image it is a twin of.
+# Each function makes a twin from a strip that is MAX_SHIFT columns wider than the original image.
 PLANTS: dict[str, Callable[[Image, np.random.Generator], bytes]] = {
     "same file": lambda wide, rng: encode(wide[:, :-MAX_SHIFT]),
     "mirrored left to right": lambda wide, rng: encode(wide[:, :-MAX_SHIFT][:, ::-1]),
@@ -59,7 +60,7 @@ PLANTS: dict[str, Callable[[Image, np.random.Generator], bytes]] = {
 
 
 def draw(i: int, seed: int, folder: Path, num_originals: int) -> str | None:
-    """Writes one image, and what it is if it is a twin of the image `i - num_originals`."""
+    """Write one image; return the kind of twin if it is a twin of image `i - num_originals`, else None."""
     twin_of = i - num_originals
     scene = twin_of if twin_of >= 0 else i
     rng = np.random.default_rng((seed, scene))
@@ -73,7 +74,7 @@ def draw(i: int, seed: int, folder: Path, num_originals: int) -> str | None:
 
 
 def main() -> None:
-    """Plants, searches, reports."""
+    """Plant the twins, search for them and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_images", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,7 +95,7 @@ def main() -> None:
     for i, hit in zip(planted, found, strict=True):
         hits[kinds[i]] += int(hit)
         totals[kinds[i]] += 1
-    # An image that shares its group with a scene other than its own.
+    # Images whose group contains another scene.
     scene = np.concatenate([np.arange(num_originals), planted - num_originals])
     wrong = sum(len(set(scene[group == g])) > 1 for g in group)
     print(f"{args.num_images} images, {len(planted)} planted twins, seed {args.seed}")
@@ -103,7 +104,7 @@ def main() -> None:
     scores = [pair.score for pair in pairs]
     print(f"found {found.sum()} of {len(found)} ({found.mean():.4f}); lowest score {min(scores):.2f}")
     print(f"images joined with another scene: {wrong} ({wrong / args.num_images:.4f})")
-    print(f"{seconds:.1f} s by the clock, decoding included")
+    print(f"{seconds:.1f} s wall-clock time, including decoding")
 
 
 if __name__ == "__main__":

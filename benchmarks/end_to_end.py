@@ -1,15 +1,16 @@
-"""From files to weights, and from files to codes, beside a notebook with the same networks: ratios of CPU time.
+"""Training and inspection end to end, compared with a notebook with the same networks, in CPU time.
 
     uv run python -m benchmarks.end_to_end [--num_images 32] [--rounds 3] [--json FILE]
 
-Synthetic steel of 256 x 1600 in JPEGs as heavy as the contest's, one thread of torch. Both train a U-Net on ResNet-18
-from random weights for an epoch of crops of 256 x 512 and judge it on a quarter of the images; and both make a
-submission of all images with a segmenter that outlines nothing, as on most strip. Nothing is saved by the gate, which
-lets every image through here, and nothing by the filter of small spots.
+The data are synthetic images of 256 x 1600, in JPEG files as large as the contest's; torch uses one thread. For
+training, both run one epoch of a U-Net on ResNet-18 from random weights on crops of 256 x 512, and validate on a
+quarter of the images. For inspection, both write a submission of all images with a segmenter that finds nothing, as on
+most strip. The gate passes every image, so neither the gate nor the filter of small spots saves time.
 
-The notebook: its DataLoader of two worker processes, a loop over batches in fp32, Dice of float masks, the popular
-kernel for small spots, `mask2rle` and a table. Ours: `steel fit` in fp32 and in bf16, with all that it writes, and
-`steel inspect` of the exported file, which runs the classifier too and writes four tables and no pictures.
+The notebook uses its DataLoader with two worker processes, a loop over batches in fp32, Dice of float masks, the
+contest's popular kernel for small spots, `mask2rle` and a table. Ours is `steel fit` in fp32 and bf16, with everything
+it writes, and `steel inspect` of the exported file, which also runs the classifier and writes four tables but no
+pictures.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ NUM_CLASSES, BATCH, SMALLEST = 4, 4, 50
 
 
 def fit(root: Path, out: Path, precision: str) -> None:
-    """An epoch of `steel fit`."""
+    """Run an epoch of `steel fit`."""
     with contextlib.redirect_stdout(io.StringIO()):
         run_cli(
             [
@@ -62,7 +63,7 @@ def fit(root: Path, out: Path, precision: str) -> None:
 
 
 def train_as_notebook(table: Annotations, train: list[int], val: list[int]) -> None:
-    """An epoch of a plain loop, and Dice of float masks on val."""
+    """Run an epoch of a plain loop, and compute Dice of float masks on val."""
     network = smp.Unet("resnet18", encoder_weights=None, classes=NUM_CLASSES)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     dice, bce = smp.losses.DiceLoss("multilabel"), torch.nn.BCEWithLogitsLoss()
@@ -84,20 +85,20 @@ def train_as_notebook(table: Annotations, train: list[int], val: list[int]) -> N
 
 
 def compare_training(root: Path, out: Path, rounds: int) -> Comparison:
-    """Both epochs, for each image of train and val."""
+    """Compare an epoch, in time per image of train and val."""
     table = read_annotations(root)
     parts = pd.read_csv(root / "splits.csv").set_index("ImageId")["split"].loc[list(table.names)].to_numpy()
     train, val = (np.flatnonzero(parts == part).tolist() for part in ("train", "val"))
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel fit, bf16": lambda: fit(root, out, "bf16-mixed"),
         "steel fit, fp32": lambda: fit(root, out, "32-true"),
         "the notebook": lambda: train_as_notebook(table, train, val),
     }
-    return compare("files to weights, an epoch", ways, "steel fit, bf16", len(train) + len(val), "ms", rounds)
+    return compare("files to weights, an epoch", variants, "steel fit, bf16", len(train) + len(val), "ms", rounds)
 
 
 def write_models(folder: Path) -> SegmenterNetwork:
-    """Both precisions of an exported pair that lets every image through; the segmenter that is in them."""
+    """Export a pair that passes every image in both precisions; return its segmenter."""
     torch.manual_seed(0)
     segmenter = SegmenterNetwork(NUM_CLASSES, "resnet18")
     torch.nn.init.constant_(segmenter.unet.segmentation_head[0].bias, -6.0)
@@ -105,14 +106,14 @@ def write_models(folder: Path) -> SegmenterNetwork:
     inspector = Inspector(ClassifierNetwork(NUM_CLASSES), segmenter, point).eval()
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
     for precision in ("fp32", "bf16"):
-        # Random weights of this depth differ far more than trained ones.
+        # Rounding errors are far larger with random weights than with trained ones.
         program = bundle.Program(targets.lower(inspector, precision), example, 1.0)
         bundle.write(program, About(tuple(str(c + 1) for c in range(NUM_CLASSES)), point), folder / f"{precision}.pt")
     return segmenter.eval()
 
 
 def submit_as_notebook(network: SegmenterNetwork, paths: list[Path], out: Path) -> None:
-    """Image by image: colour, normalised, plain eager, each class through the popular kernel, a row each."""
+    """Segment and encode image by image: colour input, eager mode, the popular kernel, one row per class."""
     mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
     rows = []
     for path in paths:
@@ -125,7 +126,7 @@ def submit_as_notebook(network: SegmenterNetwork, paths: list[Path], out: Path) 
 
 
 def compare_inspections(root: Path, out: Path, rounds: int) -> Comparison:
-    """Files to codes, for each image."""
+    """Compare the way from image files to codes, in time per image."""
     network = write_models(out).to(memory_format=torch.contiguous_format)
     folder = root / "train_images"
     paths = sorted(folder.iterdir())
@@ -134,16 +135,16 @@ def compare_inspections(root: Path, out: Path, rounds: int) -> Comparison:
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(dir=out) as place:
             inspect(str(out / f"{precision}.pt"), str(folder), overlays="none", out=f"{place}/made")
 
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel inspect, bf16": lambda: run("bf16"),
         "steel inspect, fp32": lambda: run("fp32"),
         "the notebook": lambda: submit_as_notebook(network, paths, out),
     }
-    return compare("files to codes, every image segmented", ways, "steel inspect, bf16", len(paths), "ms", rounds)
+    return compare("files to codes, every image segmented", variants, "steel inspect, bf16", len(paths), "ms", rounds)
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     parser = build_parser(__doc__)
     parser.add_argument("--num_images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)

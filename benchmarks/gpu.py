@@ -1,17 +1,17 @@
-"""How near training and inspection come to what a GPU can do.
+"""Throughput of training and inspection on a GPU, relative to what the GPU can do.
 
     uv run python -m benchmarks.gpu [--root DIR] [--crop 256 512] [--threads 4 8 16] [--model inspector.pt]
     uv run python -m benchmarks.gpu --device cpu --small
 
-First the step of the segmenter alone, its batch on the device already: bf16 against fp32 (with TensorFloat-32, as in
-`steel fit`), channels last against contiguous weights, compiled against as it is. Then the whole of `steel fit`, with
-loader, callbacks and logs, for several numbers of loader threads, which share the interpreter's lock with the thread
-that launches the kernels: the step's time over theirs is the share of the GPU that they keep at work. Then the exported
-file, images from the host's memory and decisions back there.
+The first table is the training step of the segmenter alone, with its batch already on the device: bf16 or fp32 (with
+TensorFloat-32, as in `steel fit`), channels last or contiguous weights, compiled or not. The second is all of
+`steel fit`, with loader, callbacks and logs, for several numbers of loader threads, which share the GIL with the thread
+that launches the kernels; the time of the step alone divided by theirs is the fraction of time in which the GPU works.
+The third is the exported file, with images and decisions in host memory.
 
-The peak is what a large product of bf16 matrices reaches in the same run; operations are those that
-`torch.utils.flop_counter` counts. All times are by the clock, with the device waited for. `--small` shows in a minute
-that everything runs, and compiles nothing.
+The peak is the rate of a large bf16 matrix product in the same run; operations are counted by
+`torch.utils.flop_counter`. All times are wall-clock times after synchronising with the device. `--small` runs
+everything in about a minute, without compiling.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
 
 
 def read_clock() -> float:
-    """Seconds, when the GPU has done all that it was given."""
+    """Return the time in seconds, after the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -52,7 +52,7 @@ def read_clock() -> float:
 def build_step(
     args: argparse.Namespace, bf16: bool = True, channels_last: bool = True, compiled: bool = False
 ) -> Callable[[], None]:
-    """One training step of the segmenter on a batch that is on the device."""
+    """Return a function for one training step of the segmenter, with its batch already on the device."""
     device = torch.device(args.device)
     task = DefectSegmenter(num_classes=NUM_CLASSES, **(SMALL if args.small else {})).to(device).train()
     if not channels_last:
@@ -63,11 +63,11 @@ def build_step(
     images = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
     index = torch.arange(args.batch_size, device=device)
     batch: Any = {"image": images, "mask": images[:, 0] & (2**NUM_CLASSES - 1), "index": index}
-    optimizer = task._build_optimizer()
+    optimizer = task.build_optimizer()
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = task.loss(task(batch["image"]), task._targets(batch).float())
+            loss = task.loss(task(batch["image"]), task.find_targets(batch).float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,7 +76,7 @@ def build_step(
 
 
 def repeat(step: Callable[[], None], num: int) -> Callable[[], None]:
-    """The step so many times."""
+    """Return a function that calls the step `num` times."""
 
     def run() -> None:
         for _ in range(num):
@@ -86,7 +86,7 @@ def repeat(step: Callable[[], None], num: int) -> Callable[[], None]:
 
 
 def compare_steps(args: argparse.Namespace) -> Comparison:
-    """The step alone in several ways; the time of an image."""
+    """Compare variants of the training step, in time per image."""
     settings: dict[str, dict[str, bool]] = {
         OURS: {},
         "bf16, contiguous": {"channels_last": False},
@@ -95,13 +95,13 @@ def compare_steps(args: argparse.Namespace) -> Comparison:
     }
     if args.small:
         del settings["bf16, channels last, compiled"]
-    ways = {name: repeat(build_step(args, **setting), args.steps) for name, setting in settings.items()}
+    variants = {name: repeat(build_step(args, **setting), args.steps) for name, setting in settings.items()}
     title = f"a training step alone, {args.batch_size} crops of {args.crop[0]} x {args.crop[1]}"
-    return compare(title, ways, OURS, args.steps * args.batch_size, "ms", args.rounds, clock=read_clock)
+    return compare(title, variants, OURS, args.steps * args.batch_size, "ms", args.rounds, clock=read_clock)
 
 
 def count_flops(args: argparse.Namespace) -> float:
-    """Operations of a training step for one image."""
+    """Return the number of operations of a training step per image."""
     step = build_step(args)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -109,7 +109,7 @@ def count_flops(args: argparse.Namespace) -> float:
 
 
 def measure_peak(args: argparse.Namespace) -> float:
-    """Operations a second of a large product of bf16 matrices, the best of several."""
+    """Return the operations per second of a large bf16 matrix product, the best of several."""
     side = 256 if args.small else 8192
     a, b = (torch.randn(side, side, device=args.device, dtype=torch.bfloat16) for _ in range(2))
     rates = []
@@ -122,7 +122,7 @@ def measure_peak(args: argparse.Namespace) -> float:
 
 
 def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> float:
-    """Seconds that `steel fit` takes for one image of an epoch, behind the first steps."""
+    """Return the seconds per image that `steel fit` takes after its first steps."""
     options = [
         "fit", "--config=conf/segmenter.yaml", "--config=conf/gpu.yaml", "--model.weights=null", f"--data.root={root}",
         f"--data.crop=[{args.crop[0]},{args.crop[1]}]", f"--data.batch_size={args.batch_size}",
@@ -143,16 +143,16 @@ def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> flo
 
 
 def compare_fits(args: argparse.Namespace, root: Path, folder: Path) -> Comparison:
-    """`steel fit` with several numbers of threads against the step alone; the time of an image."""
+    """Compare `steel fit` with several numbers of threads with the step alone, in time per image."""
     alone, step = "the step alone", repeat(build_step(args), args.steps)
     step()
-    ways = {f"steel fit, {num} threads": num for num in args.threads}
-    seconds: dict[str, list[float]] = {name: [] for name in (*ways, alone)}
+    variants = {f"steel fit, {num} threads": num for num in args.threads}
+    seconds: dict[str, list[float]] = {name: [] for name in (*variants, alone)}
     for _ in range(args.rounds):
         start = read_clock()
         step()
         seconds[alone].append((read_clock() - start) / args.steps / args.batch_size)
-        for name, num in ways.items():
+        for name, num in variants.items():
             seconds[name].append(fit(args, root, folder, num))
     ours = f"steel fit, {8 if 8 in args.threads else args.threads[0]} threads"
     return summarise("the whole of steel fit", seconds, ours, 1, "ms", {alone: 0.9})
@@ -165,14 +165,14 @@ def write_inspector(args: argparse.Namespace, folder: Path) -> Path:
     lowered = targets.lower(Inspector(*networks, point).eval(), "bf16")
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
     path = folder / "inspector.pt"
-    # Random weights of this depth differ far more than trained ones.
+    # Rounding errors are far larger with random weights than with trained ones.
     about = About(tuple(str(c + 1) for c in range(NUM_CLASSES)), point)
     bundle.write(bundle.Program(lowered, example, 1.0), about, path)
     return path
 
 
 def compare_inspections(args: argparse.Namespace, model: Path) -> Comparison:
-    """The exported file where the gate lets every image through, and where none; the time of an image."""
+    """Compare the exported file when the gate passes every image and when it passes none."""
     module, _ = bundle.read(model, args.device)
     images = torch.randint(0, 256, (args.batch_size, *args.size), dtype=torch.uint8)
 
@@ -186,14 +186,14 @@ def compare_inspections(args: argparse.Namespace, model: Path) -> Comparison:
 
         return run
 
-    ways = {"every image segmented": inspect(0.0), "none segmented": inspect(2.0)}
+    variants = {"every image segmented": inspect(0.0), "none segmented": inspect(2.0)}
     title = f"{model.name}, {args.batch_size} images of {args.size[0]} x {args.size[1]}"
     num = args.steps * args.batch_size
-    return compare(title, ways, "every image segmented", num, "ms", args.rounds, clock=read_clock)
+    return compare(title, variants, "every image segmented", num, "ms", args.rounds, clock=read_clock)
 
 
 def print_rates(comparison: Comparison, unit: str, scale: Callable[[float], float]) -> None:
-    """Images a second of each way, and what follows from them."""
+    """Print the images per second of each variant, and a rate derived from them."""
     print(f"| {comparison.title} | images/s | {unit} |\n|---|--:|--:|")
     for name, milliseconds in comparison.times.items():
         rate = 1e3 / milliseconds
@@ -202,21 +202,21 @@ def print_rates(comparison: Comparison, unit: str, scale: Callable[[float], floa
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, with what `--small` makes of them."""
+    """Parse the options, and apply `--small`."""
     parser = build_parser(__doc__)
-    parser.add_argument("--root", type=Path, help="data set; by default synthetic steel of 256 x 1600")
+    parser.add_argument("--root", type=Path, help="dataset; by default synthetic images of 256 x 1600")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--crop", type=int, nargs=2, default=(256, 512), help="height and width to train on")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--threads", type=int, nargs="+", default=(4, 8, 16), help="of the loader")
-    parser.add_argument("--steps", type=int, default=40, help="in a round")
+    parser.add_argument("--threads", type=int, nargs="+", default=(4, 8, 16), help="numbers of loader threads")
+    parser.add_argument("--steps", type=int, default=40, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", type=Path, help="exported file; by default the default pair, of random weights")
-    parser.add_argument("--mm_per_pixel", type=float, help="along the strip, for metres a second")
+    parser.add_argument("--model", type=Path, help="exported file; by default the default networks with random weights")
+    parser.add_argument("--mm_per_pixel", type=float, help="scale along the strip, for metres per second")
     parser.add_argument("--small", action="store_true", help="small networks and images, few steps")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --device cpu --small shows that everything runs")
+        parser.error("no CUDA device available; try --device cpu --small")
     args.size = (64, 128) if args.small else (256, 1600)
     if args.small:
         args.crop, args.batch_size, args.steps, args.rounds = (64, 64), 2, 2, 1
@@ -224,7 +224,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints all rates and ratios."""
+    """Print all rates and ratios."""
     args = parse(arguments)
     torch.set_float32_matmul_precision("high")
     flops, peak = count_flops(args), measure_peak(args)
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         root = args.root or folder / "data"
         if not args.root:
-            # Nine of ten images train.
+            # Nine tenths of the images are in train.
             write_synthetic(root, (SKIPPED + args.steps) * args.batch_size * 10 // 9 + 16, size=args.size)
             make_heavier(root)
         steps, fits = compare_steps(args), compare_fits(args, root, folder)

@@ -1,12 +1,13 @@
-"""The exported file against plain eager and ONNX Runtime on the same networks, ratios of CPU time taken in one run.
+"""The exported file, compared with eager mode and ONNX Runtime on the same networks, in CPU time.
 
     uv run python -m benchmarks.inference [--rounds 5] [--json FILE]
 
-One image of 256 x 1600 at a time, one thread; the gate is a ResNet-18 at half the size, the segmenter a U-Net on
-ResNet-34, of random weights. Everything runs twice: with glibc's allocator as it is, and told to keep what was freed
-(M_MMAP_MAX 0, M_TRIM_THRESHOLD 2^31 - 1), which spares fresh pages. Both sides of a ratio are under the same one.
+One image of 256 x 1600 at a time, on one thread. The classifier is a ResNet-18 at half size and the segmenter a
+U-Net on ResNet-34, both with random weights. Everything runs twice: with glibc's default allocator settings, and with
+settings that keep freed memory (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2^31 - 1), which avoids page faults. A ratio compares
+two variants under the same settings.
 
-Plain eager is `network(images)` as most would call it: contiguous weights, gradients on.
+Plain eager is `network(images)` as most would call it: contiguous weights, gradients enabled.
 """
 
 import argparse
@@ -36,30 +37,30 @@ ALLOCATORS = {
     "glibc's allocator as it is": {},
     "told to keep what was freed": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"},
 }
-CLEAN = 0.95  # of the images on a line, for what the gate saves
+CLEAN = 0.95  # fraction of the images on a line
 
 
 def build() -> Inspector:
-    """The default pair."""
+    """Return an inspector with the default networks."""
     torch.manual_seed(0)
     networks = ClassifierNetwork(NUM_CLASSES), SegmenterNetwork(NUM_CLASSES)
     return Inspector(*networks, OperatingPoint.untuned(NUM_CLASSES)).eval()
 
 
 def write_files(folder: Path) -> None:
-    """The inspector in fp32, bf16 and as ONNX."""
+    """Export the inspector in fp32, in bf16 and as ONNX."""
     inspector = build()
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
     about = About(tuple(str(c + 1) for c in range(NUM_CLASSES)), OperatingPoint.untuned(NUM_CLASSES))
     for precision in ("fp32", "bf16"):
-        # Random weights of this depth differ far more than trained ones.
+        # Rounding errors are far larger with random weights than with trained ones.
         program = bundle.Program(targets.lower(inspector, precision), example, 1.0)
         bundle.write(program, about, folder / f"{precision}.pt")
     targets.write_onnx(inspector, about, folder / "fp32.onnx")
 
 
 def draw_masks() -> torch.Tensor:
-    """What a network outlines on an image: 5 and 20 blobs of two classes, nothing of two; bool `(1, 4, H, W)`."""
+    """Return masks bool `(1, 4, H, W)`: 5 and 20 blobs of two classes, two classes empty."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     masks = np.zeros((1, NUM_CLASSES, HEIGHT, WIDTH), bool)
@@ -71,7 +72,7 @@ def draw_masks() -> torch.Tensor:
 
 
 def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]:
-    """Measures all ways under the allocator of this process, and holds each against what was asked of it."""
+    """Measure all variants under the allocator settings of this process."""
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (1, 1, HEIGHT, WIDTH), dtype=torch.uint8)
     plain = build().to(memory_format=torch.contiguous_format)
@@ -114,8 +115,8 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
 
     def hold(title: str, ours: str, targets: dict[str, float | None]) -> Comparison:
         seconds = {name: took[name] for name in (ours, *targets)}
-        asked = {name: target for name, target in targets.items() if target}
-        return summarise(f"{title}, {allocator}", seconds, ours, 1, "ms", asked)
+        wanted = {name: target for name, target in targets.items() if target}
+        return summarise(f"{title}, {allocator}", seconds, ours, 1, "ms", wanted)
 
     return [
         hold("both networks", "exported fp32", {"plain eager fp32": None, "ONNX Runtime fp32": 1 / 1.15}),
@@ -127,7 +128,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
 
 
 def main() -> None:
-    """Writes the files and runs once under each allocator."""
+    """Write the files and run once under each allocator setting."""
     parser = build_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -1,11 +1,11 @@
-"""The loader against the notebooks' DataLoader and against decoding alone, from files and from the cache.
+"""The loader, compared with the notebooks' DataLoader and with decoding alone, from files and from the cache.
 
     uv run python -m benchmarks.loader [--root DIR] [--num_images 160] [--rounds 5] [--json FILE]
 
-Without a root, synthetic steel of 256 x 1600 is drawn and written as JPEGs of about 110 KB, as heavy as the contest's.
-Peers: what most public notebooks of the contest do (cv2.imread in colour, a float32 mask of four planes filled run by
-run, albumentations with Normalize and ToTensorV2, the default collate, two worker processes), the same with spawned
-workers for the first batch, and decoding each image once to grey and nothing else, which is the limit.
+By default the data are synthetic images of 256 x 1600 in JPEG files of about 110 KB, as large as the contest's. The
+peer is what most public notebooks of the contest do: cv2.imread in colour, a float32 mask of four planes filled run by
+run, albumentations with Normalize and ToTensorV2, the default collate function, and two worker processes. For the first
+batch the same runs with spawned workers too. The lower bound is decoding each image once to grey, and nothing else.
 """
 
 import os
@@ -30,13 +30,13 @@ from steel.data.annotations import Annotations, read_annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.synthetic import write_synthetic
 
-QUALITY = 97  # of the JPEGs, by which synthetic steel is as heavy as real
+QUALITY = 97  # JPEG quality that makes synthetic images as large as real ones
 BATCH = 16
 CROP = (256, 512)
 
 
 class NotebookDataset(Dataset[Any]):
-    """What the notebooks do to an image and its codes."""
+    """Dataset that reads images and codes as the notebooks do."""
 
     def __init__(self, annotations: Annotations, crop: tuple[int, int] | None) -> None:
         self._paths = [str(annotations.path(i)) for i in range(len(annotations))]
@@ -67,7 +67,7 @@ class NotebookDataset(Dataset[Any]):
 
 
 def make_mask(codes: list[str], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Codes as a float32 mask `(H, W, C)`, run by run."""
+    """Decode codes to a float32 mask `(H, W, C)`, run by run."""
     masks = np.zeros((*size, len(codes)), np.float32)
     for c, code in enumerate(codes):
         mask = np.zeros(size[0] * size[1], np.uint8)
@@ -79,12 +79,12 @@ def make_mask(codes: list[str], size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def work_through(loader: Any) -> int:
-    """Takes every batch and keeps none; the images."""
+    """Iterate over all batches and return the number of images."""
     return sum(len(batch["image"] if isinstance(batch, dict) else batch[0]) for batch in loader)
 
 
 def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> list[Comparison]:
-    """CPU time of an epoch, for each image."""
+    """Compare the CPU time of an epoch, per image."""
     settings: dict[str, Any] = {"crop": crop, "batch_size": BATCH, "num_workers": 2, "fractions": (1.0, 0.0, 0.0)}
     modules = {kind: SteelDataModule(str(root), cache=kind, **settings) for kind in (None, "memory", "disk")}
     ours, memory, disk = (module.train_dataloader() for module in modules.values())
@@ -92,7 +92,7 @@ def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> lis
     order = np.random.default_rng(0).permutation(len(table)).tolist()
     notebook = DataLoader(NotebookDataset(table, crop), BATCH, shuffle=True, num_workers=2, drop_last=True)
     num = len(ours) * BATCH
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, 2 threads": lambda: work_through(ours),
         "notebooks' DataLoader, 2 worker processes": lambda: work_through(notebook),
         "grey decode alone": lambda: [table.read_image(i) for i in order[:num]],
@@ -103,10 +103,10 @@ def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> lis
         "steel, data.cache=disk": lambda: work_through(disk),
         "steel, data.cache=memory": lambda: work_through(memory),
         "steel, from JPEG": lambda: work_through(ours),
-        "notebooks' DataLoader, 2 worker processes": ways["notebooks' DataLoader, 2 worker processes"],
+        "notebooks' DataLoader, 2 worker processes": variants["notebooks' DataLoader, 2 worker processes"],
     }
     return [
-        compare(f"loading {what}", ways, "steel, 2 threads", num, "ms", rounds, targets),
+        compare(f"loading {what}", variants, "steel, 2 threads", num, "ms", rounds, targets),
         compare(
             f"loading {what}, decoded before", cached, "steel, data.cache=disk", num, "ms", rounds,
             {"steel, from JPEG": 8 if crop else 4},
@@ -115,7 +115,7 @@ def compare_epochs(root: Path, crop: tuple[int, int] | None, rounds: int) -> lis
 
 
 def compare_first_batches(root: Path, rounds: int) -> Comparison:
-    """Seconds by the clock from asking for an epoch to its first batch."""
+    """Compare the wall-clock time from starting an epoch to its first batch."""
     table = read_annotations(root)
     module = SteelDataModule(str(root), batch_size=BATCH, num_workers=2, fractions=(1.0, 0.0, 0.0))
     dataset = NotebookDataset(table, None)
@@ -131,27 +131,27 @@ def compare_first_batches(root: Path, rounds: int) -> Comparison:
         first.append(first[-1] + time.perf_counter() - start if first else time.perf_counter() - start)
 
     ours = module.train_dataloader()
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, 2 threads": lambda: take_first(ours),
         "notebooks' DataLoader, forked workers": lambda: take_first(forked),
         "notebooks' DataLoader, spawned workers": lambda: take_first(spawned),
     }
-    # Ending the workers does not count, so the clock is the sum of what was waited for.
+    # The clock is the sum of the waiting times, so stopping the workers does not count.
     return compare(
-        "the first batch, by the clock", ways, "steel, 2 threads", 1, "s", rounds,
+        "the first batch, by the clock", variants, "steel, 2 threads", 1, "s", rounds,
         {"notebooks' DataLoader, spawned workers": 50}, clock=lambda: first[-1] if first else 0.0,
     )  # fmt: skip
 
 
 def make_heavier(root: Path) -> None:
-    """Writes the JPEGs anew, in the quality at which they are as heavy as the contest's."""
+    """Save the JPEG files again, with the quality that makes them as large as the contest's."""
     for path in (root / "train_images").iterdir():
         image = cv2.imread(str(path))
         cv2.imwrite(str(path), image, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
 
 
 def main() -> None:
-    """Prints all ratios."""
+    """Print all ratios."""
     parser = build_parser(__doc__)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--num_images", type=int, default=160)
@@ -160,7 +160,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
-        # The benchmark's own cache, so that it neither finds nor leaves anything.
+        # A cache of its own, which starts empty and is removed.
         os.environ["XDG_CACHE_HOME"] = str(Path(name) / "cache")
         root = args.root or Path(name) / "data"
         if not args.root:

@@ -1,12 +1,12 @@
-"""What counting costs, beside a forward pass and beside libraries: ratios of CPU time taken in one run.
+"""Counting pixels for the scores, compared with a forward pass and with libraries, in CPU time.
 
     uv run python -m benchmarks.metrics [--rounds N] [--json FILE]
 
-One image of 256 x 1600 with four classes, one thread; every way has to count the same.
+One image of 256 x 1600 with four classes, on one thread. All variants must give the same counts.
 
-Peers: torchmetrics' MultilabelStatScores and SMP's get_stats on the same masks; one threshold after another, as
-notebooks do it; and the contest's popular kernel for the smallest area, which labels the components by OpenCV and goes
-through them in a loop.
+Peers: torchmetrics' MultilabelStatScores and SMP's get_stats on the same masks; one threshold after the other, as
+notebooks do; and the contest's popular kernel for the smallest area, which labels components with OpenCV and loops over
+them.
 """
 
 import warnings
@@ -32,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 
 def draw_masks(rng: np.random.Generator) -> tuple[NDArray[np.float32], Mask]:
-    """Pixel probabilities and truth, both `(4, 256, 1600)`: smooth fields, and blobs where they are high."""
+    """Return pixel probabilities and truth, both `(4, 256, 1600)`: smooth random fields and their high regions."""
     noise = rng.standard_normal((NUM_CLASSES, HEIGHT, WIDTH), np.float32)
     smooth = np.stack([cv2.GaussianBlur(plane, (0, 0), 12) for plane in noise])
     smooth /= smooth.std(axis=(1, 2), keepdims=True)
@@ -41,7 +41,7 @@ def draw_masks(rng: np.random.Generator) -> tuple[NDArray[np.float32], Mask]:
 
 
 def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int) -> Comparison:
-    """The update of the mask scores, of which a forward pass is the measure."""
+    """Compare the update of the mask scores with libraries and with a forward pass."""
     predicted, true = (torch.from_numpy(masks)[None] for masks in (probabilities >= 0.5, truth))
     index = torch.zeros(1, dtype=torch.int64)
     scores, library = MaskScores(), MultilabelStatScores(NUM_CLASSES, average=None)
@@ -62,9 +62,9 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int)
         with torch.inference_mode():
             network(image)
 
-    # SMP takes no bool.
+    # SMP does not accept bool.
     long = predicted.long(), true.long()
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, MaskScores.update": lambda: scores.update(predicted, true, index),
         "forward pass, U-Net-R18": forward,
         "torchmetrics, MultilabelStatScores, bool": lambda: library.update(predicted, true),
@@ -81,11 +81,13 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int)
         "smp, get_stats, int64": 30,
         "smp, get_stats, cast from bool": 30,
     }
-    return compare("counting one image, four classes", ways, "steel, MaskScores.update", rounds=rounds, targets=targets)
+    return compare(
+        "counting one image, four classes", variants, "steel, MaskScores.update", rounds=rounds, targets=targets
+    )
 
 
 def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np.int64]:
-    """As notebooks do it: threshold, multiply, sum."""
+    """Count as notebooks do: threshold, multiply, sum."""
     counts = np.zeros((2, LEVELS), np.int64)
     for k in range(LEVELS):
         predicted = probabilities >= k / LEVELS
@@ -94,18 +96,18 @@ def sweep_naively(probabilities: NDArray[np.float32], truth: Mask) -> NDArray[np
 
 
 def compare_sweeps(probabilities: NDArray[np.float32], truth: Mask, rounds: int) -> Comparison:
-    """All thresholds of one class."""
+    """Compare counting at all thresholds of one class."""
     assert np.array_equal(sweep(probabilities, truth), sweep_naively(probabilities, truth))
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, sweep": partial(sweep, probabilities, truth),
         "a threshold after another": partial(sweep_naively, probabilities, truth),
     }
     targets = {"a threshold after another": 100}
-    return compare(f"{LEVELS} thresholds, one class", ways, "steel, sweep", rounds=rounds, targets=targets)
+    return compare(f"{LEVELS} thresholds, one class", variants, "steel, sweep", rounds=rounds, targets=targets)
 
 
 def post_process(mask: Mask, smallest: int) -> NDArray[np.float32]:
-    """The contest's popular kernel."""
+    """Drop small components with the contest's popular kernel."""
     num_component, component = cv2.connectedComponents(mask.astype(np.uint8))
     predictions = np.zeros(mask.shape, np.float32)
     for c in range(1, num_component):
@@ -116,19 +118,19 @@ def post_process(mask: Mask, smallest: int) -> NDArray[np.float32]:
 
 
 def compare_filters(title: str, mask: Mask, smallest: int, rounds: int, target: float | None = None) -> Comparison:
-    """Small spots of one class. The kernel keeps what is larger than its smallest, ours what is as large."""
+    """Compare filters of one class; the kernel keeps spots larger than its limit, ours also those equal to it."""
     masks, sizes = torch.from_numpy(mask)[None, None], torch.tensor([smallest + 1])
     assert np.array_equal(drop_small_spots(masks, sizes)[0, 0].numpy(), post_process(mask, smallest) > 0)
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "steel, drop_small_spots": partial(drop_small_spots, masks, sizes),
         "the popular kernel": partial(post_process, mask, smallest),
     }
     targets = {} if target is None else {"the popular kernel": target}
-    return compare(title, ways, "steel, drop_small_spots", rounds=rounds, targets=targets)
+    return compare(title, variants, "steel, drop_small_spots", rounds=rounds, targets=targets)
 
 
 def main() -> None:
-    """Prints a table for each comparison."""
+    """Print a table for each comparison."""
     parser = build_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()

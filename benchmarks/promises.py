@@ -1,9 +1,10 @@
-"""Do the promises of `steel tune` hold? Chosen on one half of real scores, judged on the other, many times.
+"""Coverage of the intervals of `steel tune`: chosen on one half of real scores, tested on the other, many times.
 
     python -m benchmarks.promises SCORES.csv
 
-SCORES.csv as `steel tune --scores` takes it. For each aim: how often what came on the other half lay in the 95 %
-prediction interval, and what calibration did to Brier score and ECE there.
+SCORES.csv has the format of `steel tune --scores`. For each aim, the first table has the fraction of halves on which
+the measured value lies in the 95 % prediction interval. The second table has the Brier score and the ECE on the other
+half, with and without calibration.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from steel.versions import describe_versions
 
 
 def list_aims(num_classes: int) -> dict[str, Aim]:
-    """The four aims, with settings that a mill could have."""
-    each = (1.0,) * num_classes
+    """Return the four aims with plausible settings."""
+    ones = (1.0,) * num_classes
     return {
-        "cost, a miss as 5 false alarms": Aim("cost", tuple(5 * cost for cost in each), each),
+        "cost, a miss as 5 false alarms": Aim("cost", tuple(5 * cost for cost in ones), ones),
         "recall of at least 0.9": Aim("recall", share=0.9),
         "false alarms of at most 0.02": Aim("false_alarms", share=0.02),
         "Kaggle Dice of faultless masks": Aim("kaggle_dice"),
@@ -37,7 +38,7 @@ def list_aims(num_classes: int) -> dict[str, Aim]:
 def try_once(
     evidence: Evidence, classes: tuple[str, ...], seed: int
 ) -> list[tuple[str, str, float, float, float, float]]:
-    """One division: for each aim and number what was expected, the interval, and what came; then the calibration."""
+    """Split once and return the estimate, the interval and the measured value, for each aim and measure."""
     torch.set_num_threads(1)
     order = np.random.default_rng(seed).permutation(len(evidence.names))
     half = len(order) // 2
@@ -46,9 +47,9 @@ def try_once(
     for name, aim in list_aims(len(classes)).items():
         tuned = tune_on(ours, aim, classes, num_new=len(theirs.names))
         about = theirs.labels, theirs.clean, theirs.groups
-        came = measure(*about, judge(theirs, tuned.point), aim, classes)
+        observed = measure(*about, judge(theirs, tuned.point), aim, classes)
         for row in tuned.promises:
-            values = came[row.name][0]
+            values = observed[row.name][0]
             if len(values) and row.num:
                 rows.append((name, row.name, row.value, row.prediction.low, row.prediction.high, float(values.mean())))
     labels = torch.from_numpy(theirs.labels)
@@ -59,7 +60,7 @@ def try_once(
 
 
 def to_markdown(table: pd.DataFrame, digits: int) -> str:
-    """A table as Markdown."""
+    """Return a table as Markdown."""
     cells = [
         [f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()
     ]
@@ -68,7 +69,7 @@ def to_markdown(table: pd.DataFrame, digits: int) -> str:
 
 
 def main() -> None:
-    """Tries and prints both tables as Markdown."""
+    """Run all splits and print both tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", type=Path)
     parser.add_argument("--num_halves", type=int, default=200)
@@ -84,14 +85,14 @@ def main() -> None:
         f"{args.scores.name}: {len(evidence.names):,} images, {n} random halves, seeds 0 to {n - 1}, "
         f"commit {versions['commit']}\n"
     )
-    table = pd.DataFrame(rows, columns=["aim", "number", "expected", "low", "high", "came"])
-    table["held"] = (table["low"] - 1e-9 <= table["came"]) & (table["came"] <= table["high"] + 1e-9)
+    table = pd.DataFrame(rows, columns=["aim", "number", "expected", "low", "high", "observed"])
+    table["held"] = (table["low"] - 1e-9 <= table["observed"]) & (table["observed"] <= table["high"] + 1e-9)
     table["width"] = table["high"] - table["low"]
     promises = table[table["aim"] != "calibration"].groupby(["aim", "number"], sort=False)
-    summary = promises[["expected", "came", "width", "held"]].mean().reset_index()
+    summary = promises[["expected", "observed", "width", "held"]].mean().reset_index()
     print(to_markdown(summary, 3))
     print(f"\nheld over all: {summary['held'].mean():.3f}\n")
-    calibration = table[table["aim"] == "calibration"].groupby("number", sort=False)["came"].mean().reset_index()
+    calibration = table[table["aim"] == "calibration"].groupby("number", sort=False)["observed"].mean().reset_index()
     print(to_markdown(calibration, 4))
 
 

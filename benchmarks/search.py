@@ -1,11 +1,12 @@
-"""The joint search for an operating point against post-processing anew for every candidate, a ratio of CPU time.
+"""The joint search for an operating point, compared with post-processing again for every candidate, in CPU time.
 
     uv run python -m benchmarks.search [--num_images N] [--json FILE]
 
-Synthetic images of 256 x 1600, four classes, and networks that are smooth functions of the image, so that no time is
-spent in them. Ours: all images through both, the counts, and the search. The peer has the probabilities at hand and
-runs `Inspector.decide` and the counts for each candidate; a few are timed, and their mean is taken for all. How many
-there are is counted as if all classes had to share their thresholds: gates x labels x pixels x spots x areas.
+The data are synthetic images of 256 x 1600 with four classes. The networks are smooth functions of the image, so that
+they take almost no time. Ours includes running both networks on all images, counting, and the search. The peer starts
+from the probabilities and runs `Inspector.decide` and the counts for each candidate; a few candidates are timed, and
+their mean is extrapolated. The number of candidates assumes that all classes share their thresholds: gates x labels x
+pixels x spots x areas.
 """
 
 import tempfile
@@ -30,7 +31,7 @@ NUM_CLASSES = 4
 
 
 class Gate(nn.Module):
-    """Class probabilities that depend on the image."""
+    """Fake classifier whose probabilities depend on the image."""
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 `(N, 1, H, W)` -> logits `(N, 4)`."""
@@ -39,7 +40,7 @@ class Gate(nn.Module):
 
 
 class Outline(nn.Module):
-    """Blobs that depend on the image."""
+    """Fake segmenter that draws blobs depending on the image."""
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 `(N, 1, H, W)` -> logits `(N, 4, H, W)`."""
@@ -49,7 +50,7 @@ class Outline(nn.Module):
 
 
 def main() -> None:
-    """Prints both times and their ratio."""
+    """Print both times and their ratio."""
     parser = build_parser(__doc__)
     parser.add_argument("--num_images", type=int, default=40)
     args = parser.parse_args()
@@ -66,13 +67,13 @@ def main() -> None:
         chosen = choose(evidence, aim)
         ours = time.process_time() - start
     with torch.inference_mode():
-        said = [inspector.probabilities(batch["image"]) for batch in batches]
+        outputs = [inspector.probabilities(batch["image"]) for batch in batches]
     truth = [unpack(batch["mask"], NUM_CLASSES) for batch in batches]
 
     def try_candidate(point: OperatingPoint) -> float:
         candidate = Inspector(nn.Identity(), nn.Identity(), point)
         tensors = candidate.point()
-        pairs = zip(said, truth, strict=True)
+        pairs = zip(outputs, truth, strict=True)
         scores = [dice(count(candidate.decide(probabilities, tensors).masks, true)) for probabilities, true in pairs]
         return float(torch.cat(scores).mean())
 
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def time_candidates(try_candidate: object, evidence: Evidence, chosen: OperatingPoint, num: int = 5) -> float:
-    """Seconds of CPU of one candidate, the mean of some drawn from the grid."""
+    """Return the mean CPU seconds of one candidate, over some drawn from the grid."""
     rng, grid = np.random.default_rng(0), evidence.grid
     start = time.process_time()
     for _ in range(num):
@@ -100,7 +101,7 @@ def time_candidates(try_candidate: object, evidence: Evidence, chosen: Operating
 
 
 def count_candidates(evidence: Evidence) -> int:
-    """Gates x label thresholds of a class x pixel thresholds x smallest spots x smallest areas."""
+    """Return gates x label thresholds of a class x pixel thresholds x smallest spots x smallest areas."""
     grid, labels = evidence.grid, evidence.labels
     gates = len(list_thresholds(evidence.classes.max(axis=1), labels.any(axis=1), 32))
     of_class = len(list_thresholds(evidence.classes[:, 0], labels[:, 0], 64))

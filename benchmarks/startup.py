@@ -1,11 +1,11 @@
-"""What a command costs before it does anything, in CPU time of processes of its own.
+"""Start-up cost of commands, in CPU time of fresh processes.
 
     uv run python -m benchmarks.startup [--rounds 5] [--image FILE]
 
-`steel --help` and `steel --version` against `import pytorch_lightning`; and `steel inspect` of one image against
-importing torch and loading the file, which are its limit. Of the command the forward passes are taken off: those of the
-self-test and of warming up, and that of the image, each measured in the command's own process by `--timed`. All on one
-thread, since threads of torch that wait for one another on a busy machine count as work.
+`steel --help` and `steel --version` are compared with `import pytorch_lightning`. `steel inspect` of one image is
+compared with its lower bound, importing torch and loading the file. The forward passes of the self-test, of the warm-up
+and of the image are measured in the command's own process (`--timed`) and subtracted. Everything runs on one thread,
+since torch threads that wait for each other on a busy machine use CPU time.
 """
 
 import argparse
@@ -28,24 +28,24 @@ LOADING = "import sys, torch; torch.jit.load(sys.argv[1])"
 
 
 def run(*command: str) -> str:
-    """Runs Python and gives what it printed."""
+    """Run Python and return its output."""
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *command], env=one_thread, capture_output=True, text=True, check=True).stdout
 
 
 def compare_help(rounds: int) -> Comparison:
-    """The dispatcher against the import of Lightning."""
-    ways: dict[str, Callable[[], object]] = {
+    """Compare the dispatcher with importing Lightning."""
+    variants: dict[str, Callable[[], object]] = {
         "steel --help": lambda: run("-m", "steel", "--help"),
         "steel --version": lambda: run("-m", "steel", "--version"),
         "import pytorch_lightning": lambda: run("-c", "import pytorch_lightning"),
         "Python alone": lambda: run("-c", "pass"),
     }
-    return compare("help and version", ways, "steel --version", 1, "ms", rounds, {"import pytorch_lightning": 8})
+    return compare("help and version", variants, "steel --version", 1, "ms", rounds, {"import pytorch_lightning": 8})
 
 
 def compare_inspect(model: Path, image: Path, out: Path, rounds: int) -> Comparison:
-    """`steel inspect` of one image without its forward passes, against importing torch and loading the file."""
+    """Compare `steel inspect` of one image, without its forward passes, with loading torch and the file."""
     ours, limit = "steel inspect of one image, forward passes apart", "import torch, load the file"
     seconds: dict[str, list[float]] = {ours: [], limit: []}
     for _ in range(rounds):
@@ -59,7 +59,7 @@ def compare_inspect(model: Path, image: Path, out: Path, rounds: int) -> Compari
 
 
 def inspect_timed(model: str, image: str, out: str) -> None:
-    """Runs `steel inspect` and prints how many seconds of CPU its forward passes took."""
+    """Run `steel inspect` and print the CPU seconds of its forward passes."""
     from steel.cli import main as steel
     from steel.decision import bundle
 
@@ -76,7 +76,7 @@ def inspect_timed(model: str, image: str, out: str) -> None:
         return way
 
     class Timed:
-        """The frozen module, with a watch on what runs the networks."""
+        """Frozen module that times the calls that run the networks."""
 
         def __init__(self, module: Any) -> None:
             self._module = module
@@ -94,7 +94,7 @@ def inspect_timed(model: str, image: str, out: str) -> None:
 
 
 def write_model(path: Path) -> None:
-    """The default pair of random weights, as `steel export` writes it."""
+    """Export the default networks with random weights."""
     import torch
 
     from benchmarks.inference import NUM_CLASSES, build
@@ -110,10 +110,10 @@ def write_model(path: Path) -> None:
 
 
 def main() -> None:
-    """Prints the ratios."""
+    """Print the ratios."""
     parser = build_parser(__doc__)
-    parser.add_argument("--model", type=Path, help="exported file; by default the default pair, of random weights")
-    parser.add_argument("--image", type=Path, help="by default noise of 256 x 1600")
+    parser.add_argument("--model", type=Path, help="exported file; by default the default networks with random weights")
+    parser.add_argument("--image", type=Path, help="image; by default noise of 256 x 1600")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timed", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

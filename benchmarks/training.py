@@ -1,10 +1,11 @@
-"""What Lightning's Trainer costs over a bare PyTorch loop, and whether loading grows in memory, on the real networks.
+"""Overhead of Lightning's Trainer over a plain PyTorch loop, and memory growth of the loader.
 
     uv run python -m benchmarks.training [--root DIR] [--steps 40] [--task segmenter] [--memory]
 
-Both loops run the same task, loader, loss, optimizer and schedule, in turn, several rounds in one process; the Trainer
-with callbacks, logs and checkpoints as in `steel fit`. The figure is the median time of a step, without the first ones.
-`--memory` watches this process over epochs of loading instead. Without a root, synthetic steel of 256 x 1600 is drawn.
+Both loops run the same task, loader, loss, optimizer and schedule, alternately for several rounds in one process. The
+Trainer has the callbacks, logs and checkpoints of `steel fit`. The result is the median time of a step, without the
+first steps. `--memory` instead prints the memory of this process over epochs of loading. By default the data are
+synthetic images of 256 x 1600.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from steel.data.synthetic import write_synthetic
 from steel.training.callbacks import LastCheckpoint, LossLog, RunRecord, StepSeeds, StopSignals
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
-SKIPPED = 5  # steps at the beginning, while memory is laid out
+SKIPPED = 5  # first steps, which allocate memory
 
 
 class Clock(Callback):
-    """The time at the end of each step."""
+    """Callback that records the time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -40,9 +41,10 @@ class Clock(Callback):
 
 
 class Span(Callback):
-    """How long a step of an epoch takes behind the first ones, with the GPU waited for at both ends alone."""
+    """Callback that measures the mean time of a step, synchronising with the GPU only at the start and the end."""
 
-    steps: ClassVar[list[float]] = []  # seconds of a step, run after run, since LightningCLI builds the callback
+    # Seconds per step of each run; a class attribute because LightningCLI creates the callback.
+    steps: ClassVar[list[float]] = []
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -60,7 +62,7 @@ class Span(Callback):
 
 
 def build(args: argparse.Namespace, root: Path) -> tuple[Task, SteelDataModule]:
-    """A fresh task and its data."""
+    """Return a new task and its data."""
     seed_everything(0, verbose=False)
     crop = (256, 512) if args.task == "segmenter" else None
     data = SteelDataModule(str(root), crop=crop, batch_size=args.batch_size, num_workers=args.workers)
@@ -71,7 +73,7 @@ def build(args: argparse.Namespace, root: Path) -> tuple[Task, SteelDataModule]:
 
 
 def run_trainer(args: argparse.Namespace, root: Path, folder: Path) -> list[float]:
-    """Step times under the Trainer, as `steel fit` sets it up."""
+    """Return the step times under the Trainer, set up as in `steel fit`."""
     task, data = build(args, root)
     clock = Clock()
     callbacks: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), StopSignals(), LastCheckpoint(), clock]
@@ -85,18 +87,18 @@ def run_trainer(args: argparse.Namespace, root: Path, folder: Path) -> list[floa
 
 
 def run_bare(args: argparse.Namespace, root: Path) -> list[float]:
-    """Step times of a plain loop over the same parts."""
+    """Return the step times of a plain loop over the same parts."""
     task, data = build(args, root)
     device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
     task.to(device).train()
-    optimizer = task._build_optimizer()
+    optimizer = task.build_optimizer()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     times: list[float] = []
     while len(times) < args.steps:
         for batch in data.train_dataloader():
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16-mixed"):
-                loss = task.loss(task(batch["image"]), task._targets(batch).float())
+                loss = task.loss(task(batch["image"]), task.find_targets(batch).float())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -108,12 +110,12 @@ def run_bare(args: argparse.Namespace, root: Path) -> list[float]:
 
 
 def measure_step(times: list[float]) -> float:
-    """The median time of a step in seconds."""
+    """Return the median time of a step in seconds."""
     return statistics.median([after - before for before, after in pairwise(times)][SKIPPED:])
 
 
 def compare_steps(args: argparse.Namespace, root: Path, folder: Path) -> Comparison:
-    """Runs both in turn; the time of a step by the clock."""
+    """Run both alternately and compare the wall-clock time of a step."""
     seconds: dict[str, list[float]] = {"Trainer as in steel fit": [], "bare loop": []}
     for _ in range(args.rounds):
         seconds["bare loop"].append(measure_step(run_bare(args, root)))
@@ -123,7 +125,7 @@ def compare_steps(args: argparse.Namespace, root: Path, folder: Path) -> Compari
 
 
 def watch_memory(args: argparse.Namespace, root: Path) -> None:
-    """Private memory of this process at the end of each epoch."""
+    """Print the private memory of this process after each epoch."""
     data = SteelDataModule(str(root), batch_size=8, num_workers=2)
     loader = data.train_dataloader()
     print(f"{len(data.annotations):,} images, 2 threads; private memory in MiB after each epoch")
@@ -134,13 +136,13 @@ def watch_memory(args: argparse.Namespace, root: Path) -> None:
 
 
 def private_memory(process: int) -> float:
-    """MiB that a process has for itself (Linux)."""
+    """Return the private memory of a process in MiB (Linux)."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
 def main() -> None:
-    """Prints the ratios, or the memory."""
+    """Print the ratios, or the memory."""
     parser = build_parser(__doc__)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--task", choices=("segmenter", "classifier"), default="segmenter")

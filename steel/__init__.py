@@ -1,7 +1,7 @@
-"""Finds and outlines surface defects on rolled steel: trains, judges, exports and runs a two-stage inspector.
+"""Find and outline surface defects on rolled steel: train, evaluate, export and run a two-stage inspector.
 
-The parts that a notebook works with can be had from here, each loaded when it is first asked for, since torch and
-Lightning take seconds to import and `steel --help` needs neither.
+The names below are the public API for notebooks. Each is imported on first use, since torch and Lightning take seconds
+to import and `steel --help` needs neither.
 """
 
 import importlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from steel.training.tasks import DefectClassifier as DefectClassifier
     from steel.training.tasks import DefectSegmenter as DefectSegmenter
 
-_HOMES = {
+_MODULES = {
     "DefectClassifier": "steel.training.tasks",
     "DefectSegmenter": "steel.training.tasks",
     "Inspector": "steel.decision.inspector",
@@ -28,14 +28,14 @@ _HOMES = {
     "read_annotations": "steel.data.annotations",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return [*globals(), *_MODULES]

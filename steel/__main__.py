@@ -1,4 +1,4 @@
-"""`python -m steel` does what `steel` does."""
+"""Entry point of `python -m steel`, the same as the `steel` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`steel demo`: the whole way on a synthetic data set, on a CPU in a few minutes."""
+"""`steel demo`: the whole workflow on a synthetic dataset, in a few minutes on a CPU."""
 
 import glob
 import json
@@ -20,118 +20,94 @@ from steel.training.fit import run_cli
 from steel.versions import has_fast_bfloat16
 
 NUM_IMAGES = 400
-_MADE = (
-    "summary.json",
-    "explored",
-    "operating_point.yaml",
-    "operating_point_trade_off.png",
-    "evaluation/index.html",
-    "evaluation/evaluation.json",
-    "evaluation/submission.csv",
-    "evaluation/pictures",
-    "inspector.pt",
-    "inspected/results.csv",
-    "inspected/overlays",
-)
+_RESULTS = (
+    "summary.json", "explored", "operating_point.yaml", "operating_point_trade_off.png", "evaluation/index.html",
+    "evaluation/evaluation.json", "evaluation/submission.csv", "evaluation/pictures", "inspector.pt",
+    "inspected/results.csv", "inspected/overlays",
+)  # fmt: skip
 
-# Small enough for a CPU: random weights, half-scale or less, a slim decoder.
-_CLASSIFIER = (
-    "--model.scale=0.35",
-    "--model.balance=0.7",
-    "--model.lr=1e-3",
-    "--data.batch_size=8",
-    "--trainer.max_epochs=13",
-)
-_SEGMENTER = (
-    "--model.encoder=resnet18",
-    "--model.decoder_channels=[64,32,16]",
-    "--model.scale=0.5",
-    "--model.lr=2e-3",
-    "--data.batch_size=8",
-    "--trainer.max_epochs=8",
-)
+# Small enough for a CPU: random initial weights, a reduced image scale and a narrow decoder.
+_SETTINGS = {
+    "classifier": (
+        "--model.scale=0.35", "--model.balance=0.7", "--model.lr=1e-3", "--data.batch_size=8",
+        "--trainer.max_epochs=13",
+    ),
+    "segmenter": (
+        "--model.encoder=resnet18", "--model.decoder_channels=[64,32,16]", "--model.scale=0.5", "--model.lr=2e-3",
+        "--data.batch_size=8", "--trainer.max_epochs=8",
+    ),
+}  # fmt: skip
 
 
-def _fit(task: str, root: Path, out: Path, settings: tuple[str, ...]) -> Path:
-    # bfloat16 halves the time where there is hardware for it, and is slower than fp32 where there is none.
+def _fit(task: str, root: str, out: Path) -> str:
+    """Train one network and return the path of its best checkpoint."""
+    # bfloat16 halves the time on hardware that supports it, and is slower than float32 elsewhere.
     precision = "bf16-mixed" if has_fast_bfloat16() else "32-true"
-    run_cli(
-        [
-            "fit",
-            "--num_pictures=0",  # they would take a tenth of the time that a newcomer waits
-            f"--config=conf/{task}.yaml",
-            *settings,
-            "--model.weights=null",
-            f"--data.root={root}",
-            "--data.num_workers=0",
-            f"--trainer.precision={precision}",
-            "--trainer.num_sanity_val_steps=0",
-            f"--trainer.default_root_dir={out}",
-        ]
-    )
-    return find_checkpoint("best", out / "lightning_logs", task)
+    args = ["fit", f"--config=conf/{task}.yaml", *_SETTINGS[task], "--model.weights=null", f"--data.root={root}"]
+    args += ["--num_pictures=0"]  # drawing them would take a tenth of the time
+    args += ["--data.num_workers=0", f"--trainer.precision={precision}", "--trainer.num_sanity_val_steps=0"]
+    run_cli([*args, f"--trainer.default_root_dir={out}"])
+    return str(find_checkpoint("best", out / "lightning_logs", task))
 
 
 def demo(*, out: str = "lightning_logs/demo", seed: int = 0) -> None:
-    """Runs the whole way on a synthetic data set: draw, split, explore, fit both, tune, evaluate, export, inspect.
+    """Run the whole workflow on a synthetic dataset: synth, split, explore, fit, tune, evaluate, export, inspect.
 
     Args:
-        out: Folder for everything that is made; a former demo there is replaced.
-        seed: Another seed draws other images.
+        out: Folder to write to; an earlier demo in it is replaced.
+        seed: Seed of the synthetic images.
+
+    Raises:
+        InputError: The folder contains files that are not from a demo.
 
     Example:
         steel demo
-        steel demo --out tried --seed 1
+        steel demo --out my_demo --seed 1
     """
     start = time.monotonic()
     folder = Path(out)
+    _clear(folder)
+    root, point, model = (str(folder / name) for name in ("data", "operating_point.yaml", "inspector.pt"))
+    _print_step("1 of 8: create a synthetic dataset")
+    synth(root, num_images=NUM_IMAGES, seed=seed)
+    _print_step("2 of 8: split it into train, val and test")
+    split(root)
+    _print_step("3 of 8: summarise it")
+    explore(root, out=str(folder / "explored"))
+    _print_step("4 of 8: train the classifier")
+    classifier = _fit("classifier", root, folder)
+    _print_step("5 of 8: train the segmenter")
+    segmenter = _fit("segmenter", root, folder)
+    _print_step("6 of 8: choose the operating point on val")
+    tune(classifier=classifier, segmenter=segmenter, root=root, out=point, num_workers=0)
+    _print_step("7 of 8: evaluate both networks on test")
+    out = str(folder / "evaluation")
+    evaluate(classifier=classifier, segmenter=segmenter, operating_point=point, root=root, out=out, num_workers=0)
+    _print_step("8 of 8: export one file and inspect images with it")
+    export(classifier=classifier, segmenter=segmenter, operating_point=point, out=model)
+    inspect(model, f"{glob.escape(root)}/train_images/synthetic_0000[0-9].jpg", out=str(folder / "inspected"))
+    _print_step("done")
+    _summarise(folder, time.monotonic() - start)
+
+
+def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "demo").is_file():
-            raise InputError(f"{folder} is there and no former demo; name a new folder with --out")
+            raise InputError(f"{folder} contains files that are not from a demo; choose a new folder with --out")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "demo").write_text("made by steel demo, which replaces this folder\n")
-    root = folder / "data"
+    (folder / "demo").write_text("written by steel demo, which replaces this folder\n")
 
-    _announce("1 of 8  draw a data set")
-    synth(str(root), num_images=NUM_IMAGES, seed=seed)
-    _announce("2 of 8  divide it into train, val and test")
-    split(str(root))
-    _announce("3 of 8  look at it")
-    explore(str(root), out=str(folder / "explored"))
-    _announce("4 of 8  train the classifier")
-    classifier = str(_fit("classifier", root, folder, _CLASSIFIER))
-    _announce("5 of 8  train the segmenter")
-    segmenter = str(_fit("segmenter", root, folder, _SEGMENTER))
-    point = str(folder / "operating_point.yaml")
-    _announce("6 of 8  choose the operating point on val")
-    tune(classifier=classifier, segmenter=segmenter, root=str(root), out=point, num_workers=0)
-    _announce("7 of 8  judge both on images that they have not seen")
-    evaluate(
-        classifier=classifier,
-        segmenter=segmenter,
-        root=str(root),
-        operating_point=point,
-        out=str(folder / "evaluation"),
-        num_workers=0,
-    )
-    _announce("8 of 8  export one file, and inspect images with it")
-    model = folder / "inspector.pt"
-    export(classifier=classifier, segmenter=segmenter, operating_point=point, out=str(model))
-    some = f"{glob.escape(str(root))}/train_images/synthetic_0000[0-9].jpg"
-    inspect(str(model), some, out=str(folder / "inspected"))
 
+def _summarise(folder: Path, seconds: float) -> None:
     report = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     summary = {key: report[key] for key in ("accuracy", "dice_on_defects", "kaggle_dice")}
-    summary["seconds"] = round(time.monotonic() - start, 1)
+    summary["seconds"] = round(seconds, 1)
     write_atomic(folder / "summary.json", json.dumps(summary, indent=2))
-    _announce("done")
     for name, value in summary.items():
         print(f"  {name:16} {value:.3f}" if name != "seconds" else f"  {name:16} {value:.0f}")
-    print("open:")
-    for path in _MADE:
-        print(f"  {folder / path}")
+    print("results:", *(f"  {folder / path}" for path in _RESULTS), sep="\n")
 
 
-def _announce(step: str) -> None:
+def _print_step(step: str) -> None:
     print(f"\n== {step}", flush=True)

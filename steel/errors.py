@@ -1,24 +1,24 @@
-"""The one exception for what a user can mend, and the check that raises it most."""
+"""The exception for invalid user input, and the range check that raises it most often."""
 
 
 class InputError(ValueError):
-    """Something given to `steel` is wrong; the text is the one sentence that the command line shows.
+    """Invalid input: an option, a file or a dataset that the user can fix.
 
-    The sentence says what was expected, where, what came, and what to do. Everything else that is raised is a bug of
-    ours and keeps its traceback.
+    The message is the sentence that the command line prints: where the problem is, what was expected, what was found
+    and what to do. Every other exception is a bug in `steel` and keeps its traceback.
     """
 
 
 def require_at_least(minimum: int, **numbers: int | None) -> None:
-    """Refuses numbers that are too small.
+    """Check that numbers are not too small.
 
     Args:
-        minimum: The smallest number that is allowed.
-        numbers: What to check, by the option's name; None is let through.
+        minimum: Smallest value allowed.
+        numbers: Values to check, by option name; None is not checked.
 
     Raises:
-        InputError: One is smaller.
+        InputError: A number is smaller than `minimum`.
     """
     for name, number in numbers.items():
         if number is not None and number < minimum:
-            raise InputError(f"{name} is {minimum} or more, but {number} came")
+            raise InputError(f"{name} must be at least {minimum}, got {number}")

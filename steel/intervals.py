@@ -1,7 +1,12 @@
-"""How sure a number is: confidence intervals, and prediction intervals for new images.
+"""Confidence intervals, and prediction intervals for new images.
 
-Images of one coil or tile are alike, so where there are groups it is them that count: rates have their sample size
-divided by the design effect, and everything else is resampled by whole groups.
+Images of one group (one coil, one scene) are correlated. Rates therefore use an effective sample size, the sample size
+divided by the design effect, and all other scores use a bootstrap over whole groups.
+
+Throughout, `groups` is int64 `(n,)`, the group of each value (by default every value is its own group), and
+`confidence` is the confidence level, between 0 and 1.
+
+SciPy is imported in the functions, since an exported file imports this module and runs without SciPy.
 """
 
 from collections.abc import Callable
@@ -14,21 +19,17 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Two ends."""
+    """Closed interval."""
 
     low: float
     high: float
 
 
 def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a rate, without continuity correction.
+    """Return the Wilson score interval of a rate, without continuity correction; [0, 1] if n is 0.
 
+    `hits` need not be whole: both numbers may have been divided by a design effect.
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-
-    Args:
-        hits: How many of n; not whole where a design effect divides it.
-        n: How many there are; of none nothing is known.
-        confidence: 0 to 1.
     """
     if n <= 0:
         return Interval(0.0, 1.0)
@@ -42,21 +43,17 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
 
 
 def largest_claim(hits: int, n: int, confidence: float = 0.95) -> float:
-    """The rate above which the true one lies: the lower end of Wilson's interval."""
+    """Return the largest rate that can be claimed: the lower end of the Wilson interval; see `wilson`."""
     return wilson(hits, n, confidence).low
 
 
 def design_effect(values: NDArray[Any], groups: NDArray[np.int64]) -> float:
-    """How many images of these groups tell as much as one of independent images, for the mean of the values.
+    """Return the design effect of groups on the mean of the values `(n,)`, numbers or bool.
 
-    The variance of the mean by the sums of whole groups, over that of independent images; never below 1, since groups
-    that are more even than chance are chance. Where all values are equal the variance is unknown, and each group counts
-    as one image.
+    It is the variance of the mean with groups as sampling units, divided by the variance for independent images. It is
+    at least 1, since groups more even than chance are taken as chance. If all values are equal the variance is unknown;
+    each group then counts as one image.
     Source: Kish 1965, Survey sampling; Rao and Scott 1992, A simple method for the analysis of clustered binary data.
-
-    Args:
-        values: `(n,)`, numbers or bool.
-        groups: `(n,)`, numbers of the groups.
     """
     values = np.asarray(values, np.float64)
     n = len(values)
@@ -73,17 +70,17 @@ def design_effect(values: NDArray[Any], groups: NDArray[np.int64]) -> float:
 
 
 def _widen(num_groups: int, confidence: float) -> float:
-    """What few groups add to a normal interval: Student's t in place of the normal's quantile."""
-    tail = (1 + confidence) / 2
+    """Return the factor that widens a normal interval if there are few groups: the quantile of t over that of z."""
     from scipy import stats
 
+    tail = (1 + confidence) / 2
     return float(stats.t.ppf(tail, max(1, num_groups - 1)) / stats.norm.ppf(tail))
 
 
 def effective_size(values: NDArray[Any], groups: NDArray[np.int64], confidence: float = 0.95) -> float:
-    """How many independent images would tell as much of a rate as these groups do, with this confidence.
+    """Return how many independent images give an interval of the same width as the values `(n,)` in their groups.
 
-    Less than the design effect leaves where groups are few, since the effect itself is then uncertain.
+    With few groups it is smaller than the sample size divided by the design effect, since that effect is uncertain.
     Source: Korn and Graubard 1998, Confidence intervals for proportions with small expected number of positive counts.
     """
     n, k = len(values), len(np.unique(groups))
@@ -93,13 +90,7 @@ def effective_size(values: NDArray[Any], groups: NDArray[np.int64], confidence: 
 
 
 def rate(hits: NDArray[np.bool_], groups: NDArray[np.int64] | None = None, confidence: float = 0.95) -> Interval:
-    """The interval of a rate: Wilson's, with the sample size that counts where images belong to groups.
-
-    Args:
-        hits: bool `(n,)`.
-        groups: `(n,)`, numbers of the groups; by default each image is its own.
-        confidence: 0 to 1.
-    """
+    """Return the confidence interval of the rate of hits, bool `(n,)`: Wilson, with the effective sample size."""
     size = len(hits) if groups is None else effective_size(hits, groups, confidence)
     return wilson(float(hits.mean()) * size, size, confidence) if len(hits) else Interval(0.0, 1.0)
 
@@ -112,22 +103,23 @@ def bootstrap(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Array:
-    """Intervals of scores that are no rates: the percentiles of resamples of whole groups, widened where they are few.
+    """Return percentile bootstrap intervals of K scores, resampling whole groups and widened if groups are few.
 
-    Source: Davison and Hinkley 1997, Bootstrap methods and their application, 3.8; the widening: Hesterberg 2015, What
+    Source: Davison and Hinkley 1997, Bootstrap methods and their application, 3.8. Widening: Hesterberg 2015, What
     teachers should know about the bootstrap.
 
     Args:
-        statistic: Rows, with repetition -> K scores, nan where one is undefined.
-        num_images: How many rows there are.
-        groups: `(num_images,)`, numbers of the groups; by default each image is its own.
-        confidence: 0 to 1.
-        num_resamples: How many to draw.
-        seed: Of the drawing.
+        statistic: Function from row indices, with repetitions, to K scores; NaN where a score is undefined.
+        num_images: Number of rows.
+        groups: `(num_images,)`, group of each image; by default every image is its own group.
+        confidence: Confidence level, between 0 and 1.
+        num_resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Returns:
-        `(K, 2)`; nan where the score of the data is undefined, and where all resamples have the same, as of a class on
-        images of a single group, whose spread nobody has seen. Resamples in which a score is undefined do not count.
+        `(K, 2)`, the ends of the intervals. Resamples in which a score is undefined are ignored. An interval is NaN if
+        the score of the data is undefined, or equal in all resamples, as for a class in one group: its variance is then
+        unknown.
     """
     if groups is None:
         groups = np.arange(num_images)
@@ -135,60 +127,49 @@ def bootstrap(
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     k = len(members)
     rng = np.random.default_rng(seed)
-    drawn = (rng.integers(0, k, k) for _ in range(num_resamples))
-    resampled = np.stack([statistic(np.concatenate([members[g] for g in some])) for some in drawn])
-    whole = statistic(np.arange(num_images))
+    resamples = (rng.integers(0, k, k) for _ in range(num_resamples))
+    scores = np.stack([statistic(np.concatenate([members[g] for g in resample])) for resample in resamples])
+    observed = statistic(np.arange(num_images))
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    wider = _widen(k, confidence) * np.sqrt(k / max(1, k - 1))
-    ends = np.full((len(whole), 2), np.nan)
-    for i, column in enumerate(resampled.T):
-        known = column[~np.isnan(column)]
-        if len(known) and np.ptp(known) > 0 and not np.isnan(whole[i]):
-            ends[i] = whole[i] + wider * (np.percentile(known, tails) - whole[i])
+    factor = _widen(k, confidence) * np.sqrt(k / max(1, k - 1))
+    ends = np.full((len(observed), 2), np.nan)
+    for i, column in enumerate(scores.T):
+        defined = column[~np.isnan(column)]
+        if len(defined) and np.ptp(defined) > 0 and not np.isnan(observed[i]):
+            ends[i] = observed[i] + factor * (np.percentile(defined, tails) - observed[i])
     return ends
 
 
 def predict_rate(hits: float, n: int, num_new: int, confidence: float = 0.95, effective: float = 1.0) -> Interval:
-    """Where a rate among new images will lie: the beta-binomial law that follows from Jeffreys' prior.
+    """Return the prediction interval of a rate on `num_new` images, given `hits` of n: beta-binomial, Jeffreys' prior.
 
-    It holds as well for a threshold that is an order statistic of the images at hand, such as the one that finds 95 %
-    of the defects: how many new ones lie above the k-th of n is itself beta-binomial, whatever the scores' law.
-
-    Args:
-        hits: How many of n.
-        n: How many there were.
-        num_new: How many will come.
-        confidence: 0 to 1.
-        effective: Share of both sample sizes that counts where images belong to groups: `effective_size` / n.
+    `effective` is `effective_size` divided by n, and scales both sample sizes. The interval is also valid for a
+    threshold that is an order statistic of the images, such as the one that finds 95 % of the defects: the number of
+    new scores above the k-th of n is beta-binomial for every distribution of the scores.
     """
-    m = max(1, round(num_new * effective))
     from scipy import stats
 
-    law = stats.betabinom(m, hits * effective + 0.5, (n - hits) * effective + 0.5)
-    low, high = law.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) / m
-    return Interval(float(low), float(high))
+    m = max(1, round(num_new * effective))
+    posterior = stats.betabinom(m, hits * effective + 0.5, (n - hits) * effective + 0.5)
+    return Interval(*(posterior.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) / m).tolist())
 
 
 def predict_mean(
     values: Array, num_new: int, groups: NDArray[np.int64] | None = None, confidence: float = 0.95
 ) -> Interval:
-    """Where the mean of new images' values will lie: Student's t interval, the variances of both means added.
+    """Return the prediction interval of the mean of `num_new` new values, given values `(n,)`.
 
-    Args:
-        values: `(n,)`.
-        num_new: How many images will come.
-        groups: `(n,)`, numbers of the groups, of which new ones are to come in like sizes; by default each image is
-            its own.
-        confidence: 0 to 1.
+    It is Student's t interval with the variances of both means added. The new values are assumed to come in groups of
+    similar sizes.
     """
+    from scipy import stats
+
     n = len(values)
     effect, k = 1.0, n
     if groups is not None:
         effect, k = design_effect(values, groups), len(np.unique(groups))
-    spread = float(values.std(ddof=1)) if n > 1 else 0.0
-    from scipy import stats
-
+    deviation = float(values.std(ddof=1)) if n > 1 else 0.0
     quantile = float(stats.t.ppf((1 + confidence) / 2, max(1, k - 1)))
-    half = quantile * spread * float(np.sqrt(effect / n + effect / num_new))
+    half = quantile * deviation * float(np.sqrt(effect / n + effect / num_new))
     mean = float(values.mean())
     return Interval(mean - half, mean + half)

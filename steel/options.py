@@ -1,4 +1,4 @@
-"""What all commands share: how `--help` looks, and the one sentence on an option that is wrong."""
+"""The layout of `--help` and the error messages for invalid options, shared by all commands."""
 
 import difflib
 import inspect
@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Fills paragraphs and keeps indented lines; shows what is required first, what every command has last."""
+    """Help formatter that keeps indented lines and lists required options first, --help and --print_config last."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.split("\n\n")
@@ -20,98 +20,77 @@ class HelpFormatter(DefaultHelpFormatter):
         )
 
     def add_arguments(self, actions: Iterable[Action]) -> None:
-        """Adds the entries of one group.
-
-        Args:
-            actions: The options, in the order of the signature.
-        """
-        shared = ("help", "print_config")
-        super().add_arguments(sorted(actions, key=lambda action: (action.dest in shared, not action.required)))
+        """Add the options of one group, given in the order of the signature."""
+        last = ("help", "print_config")
+        super().add_arguments(sorted(actions, key=lambda action: (action.dest in last, not action.required)))
 
 
 def describe(docstring: str | None) -> dict[str, str]:
-    """What `--help` says before the options and after them.
+    """Return the text of `--help` before the options ("description") and after them ("epilog").
 
-    Args:
-        docstring: That of a command; its examples, each of which can be typed as it is, stand under `Example:`.
-
-    Returns:
-        "description" and "epilog", as a parser takes them.
+    They are the docstring of the command up to its first section, and its section `Example:`.
     """
-    about, *sections = re.split(r"\n\n(?=[A-Z]\w+:\n)", inspect.cleandoc(docstring or ""))
-    return {"description": about, "epilog": "\n\n".join(text for text in sections if text.startswith("Example:"))}
+    description, *sections = re.split(r"\n\n(?=[A-Z]\w+:\n)", inspect.cleandoc(docstring or ""))
+    examples = [section for section in sections if section.startswith("Example:")]
+    return {"description": description, "epilog": "\n\n".join(examples)}
 
 
 def list_options(parser: ArgumentParser) -> list[str]:
-    """The options of a parser as they are typed, such as --seed."""
+    """Return the long options of a parser, such as --seed."""
     return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
 
 
 def expand_flags(args: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Lets `--flips` alone say yes, where jsonargparse wants it said.
-
-    Args:
-        args: What was typed.
-        flags: The options that are true or false.
-
-    Returns:
-        The same with `--flips=true` for a flag that nothing or something else follows.
-    """
+    """Replace each boolean option of `flags` that has no value by `--flag=true`: jsonargparse requires a value."""
     return [
-        f"{arg}=true" if arg in flags and after.lower() not in ("true", "false") else arg
-        for arg, after in zip(args, [*args[1:], ""], strict=False)
+        f"{arg}=true" if arg in flags and following.lower() not in ("true", "false") else arg
+        for arg, following in zip(args, [*args, ""][1:], strict=True)
     ]
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """Words that name the nearest of several names, or none where nothing is near.
+    """Return a suggestion such as `; did you mean --data.root?`, or an empty string if no name is similar.
 
-    Args:
-        name: What was typed; `--data.rot` is compared by its last part, so that a forgotten `data.` is found too.
-        names: What there is.
-
-    Returns:
-        `; did you mean --data.root?`, or nothing.
+    Only the part after the last dot is compared, so that a missing `data.` is found as well.
     """
     tails = {known.rpartition(".")[2].lstrip("-"): known for known in names}
     near = difflib.get_close_matches(name.rpartition(".")[2].lstrip("-").lower(), tails, n=1)
     return f"; did you mean {tails[near[0]]}?" if near else ""
 
 
-def explain(message: str, options: Sequence[str], command: str) -> str:
-    """Jsonargparse's report on a wrong option as one sentence.
+_UNKNOWN_KEY = re.compile(
+    r"""(?:Option|Key|key) ['"](\S+)['"] is not (?:accepted|expected)|does not accept option '(\S+)'"""
+)
+# A report on a union has a part for each branch; the first branch is the one users mean.
+_WRONG_VALUE = re.compile(
+    r'Parser key "([^"]+)": (?:(?!Parser key).)*?'
+    r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]|(\w+ with \d+ elements)|dot import path string:)"
+    r".*?(?:Given|Got) value: (.+?)(?: - Expected|$)"
+)
 
-    Args:
-        message: The report, of one line or many.
-        options: All that the command takes.
-        command: Its name.
-    """
+
+def explain(message: str, options: Sequence[str], command: str) -> str:
+    """Rewrite jsonargparse's error report as one sentence, given all options of the command, such as --seed."""
     message = " ".join(message.split())
-    more = f"steel {command} --help lists what it takes"
+    see_help = f"; see steel {command} --help"
     if match := re.search(r"unrecognized arguments: ([^\s=]+)", message):
         if not match[1].startswith("-"):
-            return f'"{match[1]}" is one word too many; {more}'
-        return f"there is no option {match[1]}{suggest(match[1], options) or f'; {more}'}"
-    unknown = r"""(?:Option|Key|key) ['"](\S+)['"] is not (?:accepted|expected)|does not accept option '(\S+)'"""
-    if match := re.search(unknown, message):
+            return f'unexpected argument "{match[1]}"{see_help}'
+        return f"unknown option {match[1]}{suggest(match[1], options) or see_help}"
+    if match := _UNKNOWN_KEY.search(message):
         name = match[1] or match[2]
-        hint = suggest(name, options) or f"; {more}"
-        return f'there is no setting "{name}" (in a config file or as an option){hint}'
+        return f'unknown setting "{name}" (option or config file key){suggest(name, options) or see_help}'
     if match := re.search(r"arguments are required: (.+)", message):
         names = [f"--{name}" if f"--{name}" in options else name.upper() for name in match[1].split(", ")]
-        return f"{command} needs {', '.join(names)}; {more}"
-    if match := re.search(r"argument (--\S+): expected one argument", message):
-        return f"{match[1]} needs a value; {more}"
-    # Of a union's report only the first branch, which is the one that was meant.
-    value = (
-        r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]|(\w+ with \d+ elements)|dot import path string:)"
-        r".*?(?:Given|Got) value: (.+?)(?: - Expected|$)"
-    )
-    if match := re.search(r'Parser key "([^"]+)": (?:(?!Parser key).)*?' + value, message):
-        key, of_type, choices, tuple_of, came = match.groups()
+        return f"missing required argument{'s' * (len(names) > 1)} {', '.join(names)}{see_help}"
+    if match := re.search(r"argument (--[^\s/:]+)\S*: expected one argument", message):
+        return f"option {match[1]} needs a value{see_help}"
+    if match := _WRONG_VALUE.search(message):
+        key, of_type, choices, sequence, value = match.groups()
         key = f"model.{key}" if 'Parser key "model": Does' in message else key
-        wanted = f"a value of type {of_type}" if of_type else f"one of {choices}" if choices else f"a {tuple_of}"
-        if not (of_type or choices or tuple_of):
-            wanted = f"the name of a class, as --{key}.help lists them"
-        return f"{f'--{key}' if f'--{key}' in options else key.upper()} takes {wanted}, but {came} came"
-    return f"{message[:300]}; {more}"
+        name = f"--{key}" if f"--{key}" in options else key.upper()
+        if of_type or choices or sequence:
+            expected = f"of type {of_type}" if of_type else f"one of {choices}" if choices else f"a {sequence}"
+            return f"{name} must be {expected}, got {value}"
+        return f"{name} must be the name of a class, got {value}; see --{key}.help"
+    return f"{message[:300]}{see_help}"

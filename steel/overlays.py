@@ -1,6 +1,6 @@
-"""Masks drawn into images, as arrays; needs NumPy and OpenCV alone. Reads and saves nothing.
+"""Drawing masks into image arrays with NumPy and OpenCV alone. This module reads and saves no files.
 
-Truth is green and prediction red, as in the original project; a class has the same colour everywhere.
+Truth is green and prediction red. A class has the same colour in every picture.
 """
 
 from collections.abc import Sequence
@@ -17,23 +17,14 @@ CLASS_COLOURS = (
 
 
 def name_colour(c: int) -> str:
-    """The colour of a class as a page writes it, such as #ff463c."""
+    """Return the CSS colour of class `c`, such as #ff463c."""
     return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[c])
 
 
 def draw_masks(
     image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], colours: Sequence[tuple[int, int, int]]
 ) -> NDArray[np.uint8]:
-    """Draws masks into an image: a faint fill, so that the steel stays visible, and an outline.
-
-    Args:
-        image: uint8 `(H, W)`.
-        masks: bool `(H, W)` each.
-        colours: RGB of each mask.
-
-    Returns:
-        uint8 `(H, W, 3)`, RGB.
-    """
+    """Return a grey image `(H, W)` as RGB `(H, W, 3)` with each mask `(H, W)` drawn as an outline with a faint fill."""
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     for mask, colour in zip(masks, colours, strict=True):
         if not mask.any():
@@ -47,13 +38,13 @@ def draw_masks(
 def draw_overlay(
     image: NDArray[np.uint8], masks: NDArray[np.bool_], captions: Sequence[str], headline: str
 ) -> NDArray[np.uint8]:
-    """Draws a decision: each class in its colour, with a line of text above the image.
+    """Draw a decision: each class in its colour, and a line of text above the image.
 
     Args:
         image: uint8 `(H, W)`.
         masks: bool `(C, H, W)`.
-        captions: What to say of each class; shown where its mask is not empty.
-        headline: What to say of the image.
+        captions: Text for each class, shown if its mask is not empty.
+        headline: Text for the image.
 
     Returns:
         uint8 `(H + 24, W, 3)`, RGB.
@@ -61,10 +52,9 @@ def draw_overlay(
     canvas = draw_masks(image, list(masks), CLASS_COLOURS[: len(masks)])
     bar = np.zeros((24, image.shape[1], 3), np.uint8)
     x = 6
-    shown = [(headline, (255, 255, 255))]
-    shown += [(text, CLASS_COLOURS[c]) for c, text in enumerate(captions) if masks[c].any()]
-    for text, colour in shown:
-        text = text.encode("ascii", "replace").decode()  # OpenCV's letters
+    found = [(text, CLASS_COLOURS[c]) for c, text in enumerate(captions) if masks[c].any()]
+    for text, colour in [(headline, (255, 255, 255)), *found]:
+        text = text.encode("ascii", "replace").decode()  # OpenCV's fonts have no other characters
         cv2.putText(bar, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
         x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 18
     return np.vstack([bar, canvas])

@@ -1,4 +1,4 @@
-"""A report as one HTML page that opens anywhere: style, tables and pictures are inside, nothing is fetched."""
+"""Self-contained HTML reports: one page with its style, tables and pictures inside, which loads nothing else."""
 
 import base64
 import html
@@ -25,13 +25,12 @@ th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px s
 th:first-child, td:first-child { text-align: left; }
 """
 
-
-# Whoever opens the page need not trust us: the browser fetches nothing for it.
+# Makes the browser block every request of the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def clear_pictures(folder: Path) -> None:
-    """Makes the folder of a page with a folder `pictures`, without those of an earlier page."""
+    """Create `folder/pictures` if needed, and delete the PNG files in it that an earlier page left."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for stale in pictures.glob("*.png"):
@@ -39,11 +38,9 @@ def clear_pictures(folder: Path) -> None:
 
 
 class Page:
-    """A page that is filled from top to bottom and then written, its pictures beside it as PNG too.
+    """HTML page that is filled from top to bottom and then written to a folder, which is created if needed.
 
-    Args:
-        title: Heading of the page.
-        folder: Where it goes; made if it is not there.
+    Its pictures are also saved as PNG files.
     """
 
     def __init__(self, title: str, folder: Path) -> None:
@@ -53,19 +50,19 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_heading(self, text: str) -> None:
-        """Begins a section."""
+        """Start a section."""
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def add_text(self, text: str) -> None:
-        """Adds a paragraph of plain text."""
+        """Add a paragraph of plain text."""
         self._parts.append(f"<p>{html.escape(text)}</p>")
 
     def add_markup(self, markup: str) -> None:
-        """Adds HTML that the caller wrote, with every text in it escaped."""
+        """Add HTML; the caller must have escaped the text in it."""
         self._parts.append(markup)
 
     def add_table(self, table: pd.DataFrame, caption: str) -> None:
-        """Adds a table without its index; cells are shown as `str` shows them."""
+        """Add a table without its index; cells are formatted with `str`."""
         head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in table.columns)
         rows = [
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
@@ -77,12 +74,9 @@ class Page:
         )
 
     def add_picture(self, name: str, picture: Figure | NDArray[np.uint8], caption: str) -> None:
-        """Adds a picture and writes it as `<name>.png`.
+        """Add a figure or a uint8 array, grey `(H, W)` or RGB `(H, W, 3)`, and save it as `<name>.png`.
 
-        Args:
-            name: File name without its ending.
-            picture: A figure, or uint8 `(H, W)` or RGB `(H, W, 3)`.
-            caption: What it shows; also what is read out where the picture cannot be seen.
+        The caption is also the alternative text.
         """
         if isinstance(picture, Figure):
             buffer = BytesIO()
@@ -98,13 +92,7 @@ class Page:
         )
 
     def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
-        """Writes the page and says where it is.
-
-        Args:
-            name: Of the file.
-            style: CSS beside that of all pages.
-            script: JavaScript that runs when the page is there.
-        """
+        """Write the page and return its path; style (CSS) and script (JavaScript) are added to it."""
         path = self._folder / name
         write_atomic(
             path,

@@ -1,4 +1,7 @@
-"""Long work: on all cores, and with a bar; on a terminal only, and on stderr, so that what is piped stays clean."""
+"""Progress bars and a parallel map for long-running work.
+
+Bars are drawn on stderr, and only in a terminal, so that redirected output stays clean.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,32 +16,21 @@ U = TypeVar("U")
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Passes items on and shows how far it is.
-
-    Args:
-        items: What is worked through.
-        description: A word for the work.
-        total: How many items there are.
-    """
+    """Iterate over items and show a progress bar."""
     console = Console(stderr=True)
     yield from _track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def count_cores() -> int:
-    """The cores that this process may use, which in a container may be few of the machine's."""
+    """Return the number of CPU cores this process may use; in a container this can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_on_all_cores(function: Callable[[T], U], items: Sequence[T], description: str) -> Iterator[U]:
-    """Applies a function to items in threads and passes the results on in order.
+    """Apply a function to items in one thread per core and yield the results in order.
 
-    For work that leaves the interpreter: reading, decoding, OpenCV and NumPy on large arrays. Ctrl-C and an exception
-    end it after the items that are being worked on.
-
-    Args:
-        function: What to do; the first exception that it raises comes out here.
-        items: What it is done to.
-        description: A word for the work.
+    Use it for work that releases the GIL: file access, decoding, OpenCV, and NumPy on large arrays. The first exception
+    is raised here. After it, or after Ctrl-C, items already started are finished and no more are started.
     """
     pool = ThreadPoolExecutor(count_cores())
     try:

@@ -1,4 +1,4 @@
-"""What made a result: the versions and the commit that stand beside every score."""
+"""Versions and the git commit that are recorded with every result, and `steel info`."""
 
 import importlib.metadata
 import platform
@@ -13,31 +13,25 @@ _PACKAGES = (
 
 
 def read_version() -> str:
-    """The version of `steel`."""
+    """Return the version of `steel`."""
     return importlib.metadata.version("steel-inspector")
 
 
 @cache
 def read_commit() -> str | None:
-    """The git commit of `steel`'s own checkout, with "+" behind it where files differ; None for an installed wheel."""
+    """Return the git commit of the source checkout, followed by "+" if files differ; None for an installed wheel."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        run = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return run.stdout.strip()
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Versions of `steel`, Python and the packages that a result depends on, and the commit."""
+    """Return the versions of `steel`, Python and the main packages, and the commit; None where there is none."""
     versions: dict[str, str | None] = {"steel": read_version(), "commit": read_commit()}
     versions["python"] = platform.python_version()
     for name in _PACKAGES:
@@ -49,16 +43,16 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this machine has hardware for bfloat16: a GPU, or a CPU with AVX-512's instructions for it."""
+    """Return whether bfloat16 runs in hardware: on a GPU, or on a CPU with the AVX-512 BF16 instructions."""
     import torch
 
-    # An older torch says nothing of its CPU; fp32 is then the safe choice.
+    # Older releases of torch cannot report CPU capabilities; float32 is then the safe choice.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.cuda.is_available() or bool(capabilities.get("avx512_bf16", False))
 
 
 def info() -> None:
-    """Shows versions, devices and precisions: what to look at first when two machines disagree.
+    """Show versions, devices and precisions. Compare its output when two machines give different results.
 
     Example:
         steel info
@@ -70,7 +64,7 @@ def info() -> None:
     print(f"{'CPU threads':28} {torch.get_num_threads()}")
     print(f"{'bfloat16':28} {'fast' if has_fast_bfloat16() else 'slow'}")
     if not torch.cuda.is_available():
-        print(f"{'GPU':28} none that torch can use")
+        print(f"{'GPU':28} none available to torch")
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)
         print(f"{f'cuda:{i}':28} {device.name}, {device.total_memory / 2**30:.0f} GiB")

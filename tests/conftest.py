@@ -1,4 +1,4 @@
-"""Shared data sets and networks, the smallest that are real."""
+"""Shared fixtures: the smallest real datasets and networks."""
 
 import shutil
 import signal
@@ -19,42 +19,42 @@ SMALL = (64, 128)
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Threads cost small networks more than they bring: the suite is more than twice as fast with one."""
+    """Use one thread, which makes the suite more than twice as fast: small networks gain nothing from threads."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c() -> None:
-    """Whoever runs the tests in the background of a shell has Ctrl-C ignored, in them and in what they start."""
+    """Handle SIGINT even if the tests run as a background job, where a shell ignores it for them and their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Weights and tensors drawn by a test are the same in every run of it."""
+    """Seed torch, so that a test draws the same weights and tensors in every run."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _plain_argv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LightningCLI looks at what pytest was called with."""
+    """Hide the arguments of pytest from LightningCLI, which reads sys.argv."""
     monkeypatch.setattr(sys, "argv", ["steel"])
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is remembered from one test to the next, nor in the home of whoever runs them."""
+    """Give each test its own cache folder, outside the user's home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """A folder of real images by name; skips where it is not there."""
+    """Return a function that finds a folder of real images by name; it skips the test if there is none."""
 
     def find(name: str) -> Path:
         path = REAL_DATA / name
         if not path.exists():
-            pytest.skip(f"the real data {name} are not on this machine")
+            pytest.skip(f"the real images {name} are not available")
         return path
 
     return find
@@ -69,12 +69,12 @@ def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(_drawn: Path, tmp_path: Path) -> Path:
-    """A data set of 40 synthetic images of 64 x 128 with four classes, to be changed at will."""
+    """Dataset of 40 synthetic images of 64 x 128 with four classes; the test may change it."""
     return Path(shutil.copytree(_drawn, tmp_path / "data"))
 
 
 class Trained(NamedTuple):
-    """A data set, its two checkpoints and the folder `lightning_logs` that they lie in."""
+    """Dataset, the two checkpoints trained on it, and the folder `lightning_logs` that contains them."""
 
     root: Path
     classifier: Path
@@ -89,7 +89,7 @@ FIT = {
 
 
 def fit_args(task: str, root: Path, runs: Path) -> list[str]:
-    """A run of six steps on the smallest networks."""
+    """Return the arguments of a run of six steps with the smallest networks."""
     return [
         "fit",
         f"--config=conf/{task}.yaml",
@@ -119,13 +119,13 @@ def _trained(_drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def trained(_trained: Trained) -> Trained:
-    """Both networks, trained for six steps. Not to be changed."""
+    """Both networks, trained for six steps. Tests must not change them."""
     return _trained
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that has to fail with one sentence and no traceback; gives the sentence."""
+    """Return a function that runs a command, checks that it fails without a traceback, and returns its message."""
 
     def run(*args: object) -> str:
         capsys.readouterr()

@@ -1,5 +1,7 @@
+import errno
 import importlib
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +16,7 @@ from steel.cli import main
 
 
 def test_the_public_commands() -> None:
-    """A command that appears or goes is announced here."""
+    """Adding or removing a command must change this list."""
     commands = (
         "demo info synth convert check explore split audit fit validate test tune evaluate relabel score export "
         "inspect serve"
@@ -22,7 +24,7 @@ def test_the_public_commands() -> None:
     assert list(steel.cli._COMMANDS) == commands.split()
 
 
-def test_help_names_every_command_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == list(steel.cli._COMMANDS)
@@ -41,15 +43,15 @@ def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.Capt
     assert entries
     for entry in entries:
         name, _, words = " ".join(entry.split()).partition(" ")
-        # What is left without metavariable, type and default.
-        sentence = re.sub(r"\((?:required, )?(?:type|default): .*\)$|[A-Z_]{2,}|\[.*?\]|\{.*?\}", "", words)
-        assert len(sentence.split()) >= 2, (name, words)
+        # The description without metavariable, type and default.
+        description = re.sub(r"\((?:required, )?(?:type|default): .*\)$|[A-Z_]{2,}|\[.*?\]|\{.*?\}", "", words)
+        assert len(description.split()) >= 2, (name, words)
     listed = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", text, flags=re.MULTILINE)
     assert examples.strip()
     for example in examples.strip().splitlines():
         words = shlex.split(example)
         assert words[:2] == ["steel", command]
-        # What a network takes is listed by --model.help.
+        # --model.help lists the options of a network.
         options = [word for word in words if word.startswith("--") and not word.startswith("--model.")]
         assert set(options) <= set(listed), example
 
@@ -59,24 +61,24 @@ def parameters_of(command: str) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
 
 
-# fit, validate and test are Lightning's.
+# fit, validate and test are defined by LightningCLI.
 FUNCTIONS = [command for command, function in steel.cli._COMMANDS.items() if not function.endswith(":run_cli")]
 
 
 @pytest.mark.parametrize("command", FUNCTIONS)
-def test_options_stand_in_the_same_order_everywhere(command: str) -> None:
-    """What the inspector is made of; where it comes out; how it is computed, last."""
+def test_options_have_the_same_order_in_every_command(command: str) -> None:
+    """Inputs first, then outputs, then how it is computed."""
     parameters = parameters_of(command)
     order = ("classifier", "segmenter", "operating_point", "flips", "root", "split", "num_pictures", "out", "seed",
              "batch_size", "num_workers", "device")  # fmt: skip
     asked = [name for name, it in parameters.items() if name in order and it.kind is it.KEYWORD_ONLY]
     assert asked == [name for name in order if name in asked]
-    for it in parameters.values():  # what is an option at the command line has a name in Python, too
+    for it in parameters.values():  # options of the command line are keyword-only in Python
         assert it.kind is not it.POSITIONAL_OR_KEYWORD or it.default is it.empty
 
 
-def test_the_same_option_is_the_same_everywhere() -> None:
-    """One type, one default and one sentence for what several commands take."""
+def test_shared_options_are_the_same_in_every_command() -> None:
+    """An option of several commands has one type, one default and one description."""
     shared: dict[str, set[tuple[object, ...]]] = {}
     for command in FUNCTIONS:
         module, _, name = steel.cli._COMMANDS[command].partition(":")
@@ -88,7 +90,7 @@ def test_the_same_option_is_the_same_everywhere() -> None:
                 shared.setdefault(option, set()).add(about)
             if option == "root" and it.kind is it.POSITIONAL_OR_KEYWORD:
                 shared.setdefault(option, set()).add(about)
-    assert all(len(ways) == 1 for ways in shared.values()), shared
+    assert all(len(definitions) == 1 for definitions in shared.values()), shared
 
 
 def test_version() -> None:
@@ -96,7 +98,7 @@ def test_version() -> None:
     assert run.stdout.startswith("steel 0.")
 
 
-def test_the_dispatcher_imports_nothing_heavy() -> None:
+def test_the_dispatcher_imports_no_heavy_package() -> None:
     code = "import sys, steel.cli; print([m for m in ('torch', 'numpy', 'pandas', 'jsonargparse') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -125,7 +127,7 @@ print(statuses, [name for name in {heavy} if name in sys.modules])
     assert run.stdout.splitlines()[-1:] == ["[0, 0, 0, 0, 0, 0] []"], run.stderr
 
 
-def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "torch" in text
@@ -133,17 +135,21 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path, root: Path) -> None:
-    assert refused("evalute") == 'steel: there is no command "evalute"; did you mean evaluate?'
-    assert 'no command "learn"; commands: demo, ' in refused("learn")
+    assert 'command "evalute"; did you mean evaluate?' in refused("evalute")
+    assert 'command "learn"; see steel --help' in refused("learn")
     assert main([]) == 2
-    assert "split needs ROOT; steel split --help" in refused("split")
-    assert "convert needs DST, --from, --to;" in refused("convert", root)
-    assert "no option --fold; did you mean --folds?" in refused("split", root, "--fold=3")
-    assert "no option --twice; steel split --help" in refused("split", root, "--twice")
-    assert '"more" is one word too many' in refused("split", root, "more")
-    assert "--seed takes a value of type int, but many came" in refused("split", root, "--seed=many")
-    assert "--size takes a tuple with 2 elements" in refused("synth", tmp_path / "new", "--size=[1,2,3]")
-    assert "--split takes one of 'all', 'train'" in refused("score", "submission.csv", root, "--split=best")
+    assert "missing required argument ROOT; see steel split --help" in refused("split")
+    assert "missing required arguments DST, --from, --to; see steel convert --help" in refused("convert", root)
+    assert "unknown option --fold; did you mean --folds?" in refused("split", root, "--fold=3")
+    assert "unknown option --twice; see steel split --help" in refused("split", root, "--twice")
+    assert 'unexpected argument "more"; see steel split --help' in refused("split", root, "more")
+    assert "option --seed needs a value" in refused("split", root, "--seed")
+    assert "--seed must be of type int, got many" in refused("split", root, "--seed=many")
+    assert "--size must be a tuple with 2 elements, got [1, 2, 3]" in refused(
+        "synth", tmp_path / "new", "--size=[1,2,3]"
+    )
+    sentence = refused("score", "submission.csv", root, "--split=best")
+    assert "--split must be one of 'all', 'train', 'val', 'test', got best" in sentence
     assert "sum to 1" in refused("split", root, "--fractions=[0.5,0.5,0.5]")
 
 
@@ -151,7 +157,7 @@ def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path,
     ("flag", "is_on"),
     [
         (["--near_duplicates"], True),  # last
-        (["--near_duplicates", "--seed=3"], True),  # another option behind it
+        (["--near_duplicates", "--seed=3"], True),  # followed by another option
         (["--near_duplicates", "true"], True),
         (["--near_duplicates=true"], True),
         (["--near_duplicates", "False"], False),
@@ -160,7 +166,7 @@ def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path,
     ],
 )
 @pytest.mark.parametrize("is_first", [False, True])
-def test_a_flag_alone_says_yes(
+def test_a_flag_without_a_value_is_true(
     root: Path, capsys: pytest.CaptureFixture[str], flag: list[str], is_on: bool, is_first: bool
 ) -> None:
     assert main(["split", *flag, str(root)] if is_first else ["split", str(root), *flag]) == 0
@@ -168,7 +174,7 @@ def test_a_flag_alone_says_yes(
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
-def test_the_exit_status_is_what_a_command_returns(
+def test_the_exit_status_is_the_return_value_of_the_command(
     monkeypatch: pytest.MonkeyPatch, root: Path, returned: object, status: int
 ) -> None:
     def explore(root: str) -> object:
@@ -178,7 +184,7 @@ def test_the_exit_status_is_what_a_command_returns(
     assert main(["explore", str(root)]) == status
 
 
-def test_ctrl_c_is_a_word_and_a_status(
+def test_ctrl_c_prints_one_line_and_exits_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: Path
 ) -> None:
     def explore(root: str) -> None:
@@ -186,16 +192,17 @@ def test_ctrl_c_is_a_word_and_a_status(
 
     monkeypatch.setattr("steel.data.explore.explore", explore)
     assert main(["explore", str(root)]) == 130
-    assert capsys.readouterr().err == "steel: stopped\n"
+    assert capsys.readouterr().err == "steel: interrupted\n"
 
 
-def test_the_systems_own_errors_are_sentences(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_system_errors_name_the_cause_and_the_path(refused: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert "file" in refused("synth", file / "below", "--num_images=1")
+    sentence = refused("synth", file / "below", "--num_images=1")
+    assert f"{os.strerror(errno.EEXIST)}: '{file}'" in sentence
 
 
-def test_bad_data_is_one_sentence_whatever_the_command(refused: Callable[..., str], root: Path, tmp_path: Path) -> None:
+def test_commands_report_invalid_data_in_one_sentence(refused: Callable[..., str], root: Path, tmp_path: Path) -> None:
     commands = (["split", root], ["explore", root, f"--out={tmp_path / 'x'}"])
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\nsynthetic_00001.jpg,1,5 2 9\n")
     for command in commands:

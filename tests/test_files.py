@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, and nothing that was there is lost."""
+"""Files and folders appear complete or not at all, and nothing that exists is lost."""
 
 import errno
 import os
@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from steel.errors import InputError
-from steel.files import new_folder, require_new_folder, write_atomic
+from steel.files import atomic_path, new_folder, require_new_folder, write_atomic
+
+STOPS = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 
 
 def list_all(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path: Path) -> None:
+def test_write_atomic_creates_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "neuer Ordner" / "Blöcke 1.csv"
     write_atomic(path, "Größe\n")
     assert path.read_bytes() == "Größe\n".encode()
@@ -23,8 +25,8 @@ def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path: Path) -> Non
     assert list_all(path.parent) == ["Blöcke 1.csv"]
 
 
-@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_file_that_is_not_whole_never_has_its_name(
+@pytest.mark.parametrize("stop", STOPS)
+def test_write_atomic_keeps_the_earlier_file_if_writing_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
     path = tmp_path / "splits.csv"
@@ -44,23 +46,91 @@ def test_a_file_that_is_not_whole_never_has_its_name(
     assert list_all(tmp_path) == ["splits.csv"]
 
 
-def test_a_new_or_empty_folder_is_fine(tmp_path: Path) -> None:
+def write_half(path: Path, stop: BaseException) -> None:
+    with atomic_path(path) as draft:
+        draft.write_text("half")
+        raise stop
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("stop", [*STOPS, ValueError("a bug")])
+def test_atomic_path_leaves_no_draft_if_the_block_fails(tmp_path: Path, stop: BaseException, exists: bool) -> None:
+    path = tmp_path / "model.pt"
+    if exists:
+        path.write_text("earlier")
+    with pytest.raises(type(stop)) as error:
+        write_half(path, stop)
+    if isinstance(stop, OSError):
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    else:
+        assert error.value is stop
+    assert list_all(tmp_path) == ["model.pt"] * exists
+    assert not exists or path.read_text() == "earlier"
+
+
+def test_atomic_path_gives_the_file_its_name_only_after_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "model.pt"
+    with atomic_path(path) as draft:
+        assert draft.parent == path.parent
+        draft.write_text("complete")
+        assert not path.exists()
+    assert path.read_text() == "complete"
+    assert list_all(path.parent) == ["model.pt"]
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_durable_file_is_flushed_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_durable: bool
+) -> None:
+    path, calls = tmp_path / "verdict.json", []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(file: int) -> None:
+        calls.append(("fsync", os.fstat(file).st_size))
+        fsync(file)
+
+    def record_replace(source: Path, target: Path) -> None:
+        calls.append(("replace", source.stat().st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    with atomic_path(path, durable=is_durable) as draft:
+        draft.write_text("12345")
+    assert calls == [("fsync", 5)] * is_durable + [("replace", 5)]
+
+
+def test_two_processes_that_write_the_same_file_do_not_share_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cache.bin"
+    with atomic_path(path) as first:
+        first.write_text("first")
+        monkeypatch.setattr(os, "getpid", lambda: 999_999_999)
+        with atomic_path(path) as second:
+            second.write_text("second")
+        assert (path.read_text(), first.read_text()) == ("second", "first")
+    assert path.read_text() == "first"
+    assert list_all(tmp_path) == ["cache.bin"]
+
+
+def test_a_new_or_empty_folder_is_accepted(tmp_path: Path) -> None:
     require_new_folder(tmp_path / "new")
     require_new_folder(tmp_path / "new" / "below")
     (tmp_path / "empty").mkdir()
     require_new_folder(tmp_path / "empty")
-    assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # it looks and makes nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # nothing was created
 
 
-@pytest.mark.parametrize("name", ["folder", "folder/.hidden", "file"])  # with a hidden file, a file, an empty file
-def test_what_holds_something_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["folder", "folder/.hidden", "file"])  # holds a hidden file; is one; is a file
+def test_a_folder_with_content_or_a_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / ".hidden").touch()
     (tmp_path / "file").touch()
-    for look in (require_new_folder, lambda folder: new_folder(folder).__enter__()):
+    for check in (require_new_folder, lambda folder: new_folder(folder).__enter__()):
         with pytest.raises(InputError) as error:
-            look(tmp_path / name)
-        assert str(error.value) == f"{tmp_path / name} already exists and is not empty; choose a new folder"
+            check(tmp_path / name)
+        assert f"{tmp_path / name} already exists and is not empty" in str(error.value)
     assert list_all(tmp_path) == ["file", "folder", "folder/.hidden"]
 
 
@@ -71,7 +141,7 @@ def fill(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["new", "new/below", "empty", "link", "."])
-def test_a_folder_appears_when_all_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_new_folder_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     work = tmp_path / "work"
     work.mkdir()
     if where in ("empty", "link"):
@@ -84,17 +154,17 @@ def test_a_folder_appears_when_all_is_in_it(tmp_path: Path, monkeypatch: pytest.
         assert not list(work.glob(f"{where}/b"))
     assert list_all(work / where) == ["b", "below", "below/a"]
     assert not list(work.rglob(".steel-*"))
-    # Others may read it as they may read any new folder.
-    (work / "usual").mkdir()
-    assert os.stat(Path(where) / "below").st_mode == os.stat("usual").st_mode
-    assert where in (".", "empty", "link") or os.stat(where).st_mode == os.stat("usual").st_mode
+    # It has the permissions of an ordinary new folder.
+    (work / "ordinary").mkdir()
+    assert os.stat(Path(where) / "below").st_mode == os.stat("ordinary").st_mode
+    assert where in (".", "empty", "link") or os.stat(where).st_mode == os.stat("ordinary").st_mode
 
 
-@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("is_there", [False, True])
-def test_a_folder_that_is_not_whole_leaves_nothing(tmp_path: Path, is_there: bool, stop: BaseException) -> None:
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("exists", [False, True])
+def test_new_folder_leaves_nothing_if_the_block_fails(tmp_path: Path, exists: bool, stop: BaseException) -> None:
     folder = tmp_path / "folder"
-    if is_there:
+    if exists:
         folder.mkdir()
 
     def write() -> None:
@@ -104,4 +174,4 @@ def test_a_folder_that_is_not_whole_leaves_nothing(tmp_path: Path, is_there: boo
 
     with pytest.raises(type(stop)):
         write()
-    assert list_all(tmp_path) == ["folder"] * is_there
+    assert list_all(tmp_path) == ["folder"] * exists

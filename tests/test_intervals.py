@@ -1,4 +1,4 @@
-"""Intervals against an independent reference, and against what comes in simulations."""
+"""Intervals, compared with SciPy and with their coverage in simulations."""
 
 import numpy as np
 import pytest
@@ -20,66 +20,66 @@ Array = NDArray[np.float64]
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
-def test_wilson_is_scipys(confidence: float) -> None:
+def test_wilson_equals_scipy(confidence: float) -> None:
     for n in (1, 2, 7, 100, 5000):
         for hits in {0, 1, n // 3, n - 1, n}:
-            theirs = binomtest(hits, n).proportion_ci(confidence, method="wilson")
-            assert wilson(hits, n, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+            expected = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+            assert wilson(hits, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
     assert wilson(0, 0) == (0, 1)
 
 
-def test_what_37_of_37_prove() -> None:
+def test_largest_claim_of_37_hits_out_of_37() -> None:
     assert largest_claim(37, 37) == pytest.approx(37 / (37 + 1.959964**2))
     assert round(largest_claim(37, 37), 3) == 0.906
 
 
-def test_design_effect_counts_what_groups_tell() -> None:
+def test_design_effect_of_known_correlations() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(300), 5)
     assert design_effect(np.repeat(rng.random(300), 5), groups) == pytest.approx(5, rel=0.02)  # copies
     assert design_effect(rng.random(1500), groups) < 1.2  # independent after all
     assert design_effect(rng.random(1500), np.arange(1500)) == 1
-    assert design_effect(np.ones(1500), groups) == 5  # no variance, so each group is taken as one image
+    assert design_effect(np.ones(1500), groups) == 5  # no variance: each group counts as one image
     assert design_effect(np.array([1.0, 0.0]), np.zeros(2, int)) == 2
     alternating = np.tile([0.0, 1.0], 700)
-    assert design_effect(alternating, np.repeat(np.arange(700), 2)) == 1  # never more than independent images
+    assert design_effect(alternating, np.repeat(np.arange(700), 2)) == 1  # never less than 1
     assert effective_size(alternating, np.arange(1400)) == 1400
     assert effective_size(np.ones(12), np.repeat(np.arange(3), 4)) < 3
 
 
 def draw_groups(rng: np.random.Generator, k: int, size: int, p: float, correlation: float) -> NDArray[np.bool_]:
-    """`(k, size)` hits, the rate of each group beta-distributed so that images of one group are this much alike."""
+    """`(k, size)` hits, with beta-distributed group rates that give this correlation within a group."""
     rates = np.full(k, p)
     if correlation > 0:
         rates = rng.beta(p * (1 / correlation - 1), (1 - p) * (1 / correlation - 1), k)
     return rng.random((k, size)) < rates[:, None]
 
 
-# Groups, images in each, correlation within them.
+# Number of groups, images in each, correlation within a group.
 GROUPS = [(40, 1, 0.0), (200, 1, 0.0), (20, 5, 0.2), (60, 3, 0.5), (60, 10, 0.1), (200, 6, 0.4)]
 RATES = (0.05, 0.2, 0.5, 0.9)
 
 
 def count_rates(num_tries: int) -> dict[tuple[int, int, float, float], tuple[float, float]]:
-    """How often the interval of a rate holds the true one, and the prediction what comes."""
+    """Return how often the interval contains the true rate, and the prediction interval the rate of new images."""
     coverage = {}
     for place, (k, size, correlation) in enumerate(GROUPS):
         groups = np.repeat(np.arange(k), size)
         for p in RATES:
             rng = np.random.default_rng([place, int(100 * p)])
-            held, came = [], []
+            is_covered, is_predicted = [], []
             for _ in range(num_tries):
                 hits, new = (draw_groups(rng, k, size, p, correlation).ravel() for _ in range(2))
                 low, high = rate(hits, groups)
-                held.append(low <= p <= high)
-                share = effective_size(hits, groups) / len(hits)
-                low, high = predict_rate(int(hits.sum()), len(hits), len(new), effective=share)
-                came.append(low - 1e-9 <= new.mean() <= high + 1e-9)
-            coverage[k, size, correlation, p] = float(np.mean(held)), float(np.mean(came))
+                is_covered.append(low <= p <= high)
+                effective = effective_size(hits, groups) / len(hits)
+                low, high = predict_rate(int(hits.sum()), len(hits), len(new), effective=effective)
+                is_predicted.append(low - 1e-9 <= new.mean() <= high + 1e-9)
+            coverage[k, size, correlation, p] = float(np.mean(is_covered)), float(np.mean(is_predicted))
     return coverage
 
 
-def test_rates_hold_what_they_say() -> None:
+def test_rate_intervals_have_their_nominal_coverage() -> None:
     coverage = np.array(list(count_rates(num_tries=80).values()))
     for mean in coverage.mean(axis=0):
         assert 0.93 <= mean <= 0.975
@@ -87,7 +87,7 @@ def test_rates_hold_what_they_say() -> None:
 
 
 def draw_dice(rng: np.random.Generator, k: int, size: int, correlation: float) -> tuple[Array, Array]:
-    """Two sets of `(k * size,)` Dice scores: mostly around 0.7, and a tenth that were missed."""
+    """Two sets of `(k * size,)` Dice scores: mostly around 0.7, and a tenth that are 0."""
 
     def draw() -> Array:
         quality = rng.normal(size=(k, 1)) * np.sqrt(correlation) + rng.normal(size=(k, size)) * np.sqrt(1 - correlation)
@@ -97,12 +97,12 @@ def draw_dice(rng: np.random.Generator, k: int, size: int, correlation: float) -
     return draw(), draw()
 
 
-def test_means_and_ratios_hold_what_they_say() -> None:
-    """The bootstrap of a mean and of a ratio of sums, and the prediction of a mean."""
-    held: dict[str, list[bool]] = {"mean": [], "ratio": [], "prediction": []}
+def test_intervals_of_means_and_ratios_have_their_nominal_coverage() -> None:
+    """Bootstrap of a mean and of a ratio of sums, and prediction of a mean."""
+    covered: dict[str, list[bool]] = {"mean": [], "ratio": [], "prediction": []}
     rng = np.random.default_rng(0)
-    every, _ = draw_dice(rng, 400_000, 1, 0.0)
-    true_mean, true_ratio = every.mean(), (every**2).mean() / every.mean()
+    population, _ = draw_dice(rng, 400_000, 1, 0.0)
+    true_mean, true_ratio = population.mean(), (population**2).mean() / population.mean()
     for k, size, correlation in ((20, 4, 0.3), (60, 1, 0.0), (100, 5, 0.5)):
         groups = np.repeat(np.arange(k), size)
         for _ in range(100):
@@ -114,12 +114,12 @@ def test_means_and_ratios_hold_what_they_say() -> None:
                 return np.array([total / len(rows), squares / total])
 
             mean, ratio = bootstrap(statistic, len(scores), groups, num_resamples=200)
-            held["mean"].append(bool(mean[0] <= true_mean <= mean[1]))
-            held["ratio"].append(bool(ratio[0] <= true_ratio <= ratio[1]))
+            covered["mean"].append(bool(mean[0] <= true_mean <= mean[1]))
+            covered["ratio"].append(bool(ratio[0] <= true_ratio <= ratio[1]))
             low, high = predict_mean(scores, len(new), groups)
-            held["prediction"].append(low <= new.mean() <= high)
-    for name, hits in held.items():
-        assert 0.92 <= np.mean(hits) <= 0.98, name  # of 300, so 95 % is seen as 92.5 to 97.5
+            covered["prediction"].append(low <= new.mean() <= high)
+    for name, hits in covered.items():
+        assert 0.92 <= np.mean(hits) <= 0.98, name  # 300 trials: 95 % plus or minus 2.5 %
 
 
 def test_bootstrap_draws_whole_groups() -> None:
@@ -136,19 +136,19 @@ def test_bootstrap_draws_whole_groups() -> None:
         assert counts[0] + counts[3] + counts[5] == 3
 
 
-def test_what_is_undefined_stays_so() -> None:
+def test_undefined_scores_have_nan_intervals() -> None:
     values = np.array([1.0, np.nan, 3.0, 5.0])
 
     def statistic(rows: NDArray[np.int64]) -> Array:
-        some = values[rows]
-        return np.array([np.nanmean(some) if (~np.isnan(some)).any() else np.nan, np.nan])
+        sample = values[rows]
+        return np.array([np.nanmean(sample) if (~np.isnan(sample)).any() else np.nan, np.nan])
 
     (low, high), undefined = bootstrap(statistic, 4)
     assert low < 3 < high
     assert np.isnan(undefined).all()
 
 
-def test_predictions_are_wider_than_intervals_and_narrow_with_more_images() -> None:
+def test_prediction_intervals_shrink_to_the_confidence_interval_with_more_images() -> None:
     now, soon, later = wilson(90, 100), predict_rate(90, 100, 100), predict_rate(90, 100, 100_000)
     assert soon.low < later.low == pytest.approx(now.low, abs=0.01)
     assert soon.high > later.high == pytest.approx(now.high, abs=0.01)

@@ -3,18 +3,18 @@ import numpy as np
 from steel import overlays
 
 
-def test_a_mask_is_tinted_and_outlined_and_the_rest_stays() -> None:
+def test_a_mask_is_filled_and_outlined_and_other_pixels_are_unchanged() -> None:
     image = np.full((20, 30), 100, np.uint8)
     mask = np.zeros((20, 30), bool)
     mask[5:15, 10:20] = True
     drawn = overlays.draw_masks(image, [mask], [overlays.TRUTH])
     assert (drawn[~mask] == 100).all()
     assert tuple(drawn[5, 10]) == overlays.TRUTH  # the outline
-    assert tuple(drawn[10, 15]) == (75, 125, 75)  # three quarters steel, one quarter green
+    assert tuple(drawn[10, 15]) == (75, 125, 75)  # three quarters image, one quarter green
     assert (image == 100).all()
 
 
-def test_an_overlay_names_only_what_was_found() -> None:
+def test_an_overlay_names_only_the_classes_with_a_mask() -> None:
     masks = np.zeros((2, 40, 600), bool)
     masks[1, 10:20, 100:200] = True
     drawn = overlays.draw_overlay(np.full((40, 600), 60, np.uint8), masks, ["one", "two"], "image.jpg clean")
@@ -22,7 +22,7 @@ def test_an_overlay_names_only_what_was_found() -> None:
     bar = drawn[:24].reshape(-1, 3).astype(int)
 
     def is_written_in(colour: tuple[int, int, int]) -> bool:
-        return bool((np.abs(bar - colour).max(axis=1) < 60).any())  # thin letters are smoothed
+        return bool((np.abs(bar - colour).max(axis=1) < 60).any())  # thin letters are antialiased
 
     assert is_written_in(overlays.CLASS_COLOURS[1])
     assert not is_written_in(overlays.CLASS_COLOURS[0])

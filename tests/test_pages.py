@@ -1,4 +1,4 @@
-"""The page: all inside, nothing fetched, nothing that a text says is taken for markup."""
+"""Pages are self-contained, load nothing else, and escape all text."""
 
 import base64
 import re
@@ -17,7 +17,7 @@ VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 
 class Reader(HTMLParser):
-    """Reads a page as a browser does, and holds it to closing what it opens."""
+    """Parser that checks that every element of a page is closed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def decode(image: dict[str, str | None]) -> np.ndarray:
 NASTY = 'a < b & "c" </p><script>alert(1)</script> Größe'
 
 
-def test_what_is_said_is_shown_and_never_taken_for_markup(tmp_path: Path) -> None:
+def test_text_is_escaped_everywhere(tmp_path: Path) -> None:
     page = Page(NASTY, tmp_path)
     page.add_heading(NASTY)
     page.add_text(NASTY)
@@ -69,7 +69,7 @@ def test_what_is_said_is_shown_and_never_taken_for_markup(tmp_path: Path) -> Non
     assert not [tag for tag, _ in reader.tags if tag == "script"]
 
 
-def test_a_table_shows_its_cells_row_by_row_though_columns_share_a_name(tmp_path: Path) -> None:
+def test_a_table_may_have_columns_of_the_same_name(tmp_path: Path) -> None:
     page = Page("title", tmp_path)
     page.add_table(pd.DataFrame([["x", "1,000", 2.5], ["y", "-", None]], columns=["what", "dent", "dent"]), "caption")
     reader = Reader(page.write())
@@ -78,28 +78,28 @@ def test_a_table_shows_its_cells_row_by_row_though_columns_share_a_name(tmp_path
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["grey", "RGB"])
-def test_an_array_is_inside_and_beside_the_page_pixel_by_pixel(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_an_array_is_embedded_and_saved_without_loss(tmp_path: Path, shape: tuple[int, ...]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     page = Page("title", tmp_path)
     page.add_picture("some", picture, "caption")
-    inside = decode(Reader(page.write()).images()[0])
-    beside = cv2.imread(str(tmp_path / "some.png"), cv2.IMREAD_UNCHANGED)
-    for read in (inside, beside):
+    embedded = decode(Reader(page.write()).images()[0])
+    saved = cv2.imread(str(tmp_path / "some.png"), cv2.IMREAD_UNCHANGED)
+    for read in (embedded, saved):
         np.testing.assert_array_equal(read if len(shape) == 2 else cv2.cvtColor(read, cv2.COLOR_BGR2RGB), picture)
 
 
-def test_a_figure_is_inside_and_beside_the_page(tmp_path: Path) -> None:
+def test_a_figure_is_embedded_and_saved(tmp_path: Path) -> None:
     figure = Figure(figsize=(3, 2))
     figure.subplots().set_facecolor((1, 0, 0))
     page = Page("title", tmp_path)
     page.add_picture("red", figure, "caption")
-    inside = decode(Reader(page.write()).images()[0])
-    assert inside.shape[:2] == (220, 330)  # 110 dots an inch
-    assert inside[110, 165, :3].tolist() == [0, 0, 255]
-    np.testing.assert_array_equal(inside, cv2.imread(str(tmp_path / "red.png"), cv2.IMREAD_UNCHANGED))
+    embedded = decode(Reader(page.write()).images()[0])
+    assert embedded.shape[:2] == (220, 330)  # 110 dpi
+    assert embedded[110, 165, :3].tolist() == [0, 0, 255]
+    np.testing.assert_array_equal(embedded, cv2.imread(str(tmp_path / "red.png"), cv2.IMREAD_UNCHANGED))
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_else(tmp_path: Path) -> None:
     page = Page("title", tmp_path / "new" / "folder")
     page.add_picture("dot", np.zeros((3, 4), np.uint8), "caption")
     path = page.write()
@@ -111,7 +111,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert not re.search(r"url\(|@import|https?://", path.read_text(encoding="utf-8"))
 
 
-def test_things_stand_in_the_order_they_were_added(tmp_path: Path) -> None:
+def test_elements_are_in_the_order_in_which_they_were_added(tmp_path: Path) -> None:
     page = Page("title", tmp_path)
     for i in range(3):
         page.add_heading(f"heading {i}")

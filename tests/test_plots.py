@@ -21,7 +21,7 @@ def render(figure) -> np.ndarray:  # type: ignore[no-untyped-def]
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
-def test_comparison_has_green_left_and_red_right() -> None:
+def test_comparison_shows_truth_in_green_and_prediction_in_red() -> None:
     masks = np.zeros((2, 64, 256), bool)
     masks[0, 20:40, 60:200] = True
     image = np.full((64, 256), 128, np.uint8)
@@ -34,12 +34,12 @@ def test_comparison_has_green_left_and_red_right() -> None:
 
 
 @pytest.mark.parametrize("values", [[3, 0, 12], [1]])
-def test_bars_are_as_high_as_their_counts(values: list[int]) -> None:
+def test_bar_heights_equal_the_counts(values: list[int]) -> None:
     figure = plots.plot_bars(pd.Series(values, [str(i) for i in range(len(values))]), "title", "images")
     assert [bar.get_height() for bar in figure.axes[0].patches] == values
 
 
-def test_bars_have_the_colours_of_their_classes_though_two_share_a_name() -> None:
+def test_bars_with_the_same_name_keep_their_own_colours() -> None:
     figure = plots.plot_bars(pd.Series([3, 5], ["dent", "dent"]), "title", "images", CLASS_COLOURS[:2])
     bars = figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == [3, 5]
@@ -47,7 +47,7 @@ def test_bars_have_the_colours_of_their_classes_though_two_share_a_name() -> Non
         np.testing.assert_allclose(to_rgb(bar.get_facecolor()), np.array(colour) / 255)
 
 
-def test_the_diagonal_does_not_outshine_the_pairs() -> None:
+def test_the_diagonal_of_the_pair_table_is_not_shaded() -> None:
     table = np.array([[900, 3, 0], [3, 200, 12], [0, 12, 5000]])
     axes = plots.plot_together(table, ["a", "b", "c"], "title").axes[0]
     texts = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axes.texts}
@@ -58,7 +58,7 @@ def test_the_diagonal_does_not_outshine_the_pairs() -> None:
 
 
 def check_histogram(axes: Axes, values: Sequence[float]) -> None:
-    """Counts, bar by bar, what lies in it."""
+    """Check the height of every bar against a count of the values in it."""
     bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
     last = bars[-1]
     for bar in bars:
@@ -70,7 +70,7 @@ def check_histogram(axes: Axes, values: Sequence[float]) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 400_000), max_size=30), min_size=1, max_size=4).filter(any))
-def test_whole_numbers_are_counted_on_a_logarithmic_axis(rows: list[list[int]]) -> None:
+def test_histograms_of_whole_numbers_use_a_logarithmic_axis(rows: list[list[int]]) -> None:
     names = [str(i) for i in range(len(rows))]
     values = [np.array(row, np.int64) for row in rows]
     figure = plots.plot_distributions(values, names, CLASS_COLOURS[: len(rows)], "title", "pixels")
@@ -81,13 +81,13 @@ def test_whole_numbers_are_counted_on_a_logarithmic_axis(rows: list[list[int]]) 
             assert not axes.patches
             continue
         check_histogram(axes, row)
-        # No bin lies between two whole numbers, where nothing could ever be.
+        # Every bin contains at least one whole number.
         assert all(round(bar.get_width()) >= 1 for bar in axes.patches)
         np.testing.assert_allclose(to_rgb(axes.patches[0].get_facecolor()), np.array(colour) / 255)
         assert axes.get_title(loc="right") == f"median {np.median(row):,.0f}"
 
 
-def test_the_ticks_of_a_logarithmic_axis_are_whole_numbers_from_one() -> None:
+def test_the_ticks_of_a_logarithmic_axis_are_whole_numbers() -> None:
     values = [np.array([1, 2, 9]), np.array([1])]
     axes = plots.plot_distributions(values, ["a", "b"], CLASS_COLOURS[:2], "title", "spots").axes[-1]
     render(axes.figure)
@@ -100,7 +100,7 @@ def test_the_ticks_of_a_logarithmic_axis_are_whole_numbers_from_one() -> None:
     assert shown == ["1", "2", "5"]
 
 
-def test_shares_are_counted_between_their_limits() -> None:
+def test_histograms_with_limits_use_a_linear_axis() -> None:
     values = [np.random.default_rng(0).uniform(0, 100, 200), np.array([0.0, 100.0]), np.zeros(0)]
     colours = CLASS_COLOURS[:3]
     figure = plots.plot_distributions(values, ["a", "b", "c"], colours, "title", "%", (0, 100))
@@ -111,7 +111,7 @@ def test_shares_are_counted_between_their_limits() -> None:
 
 
 @pytest.mark.parametrize(("aspect", "places"), [(6.25, (1, 5)), (2.0, (2, 3)), (0.8, (3, 2))])
-def test_maps_keep_the_frame_and_lie_as_they_fit(aspect: float, places: tuple[int, int]) -> None:
+def test_maps_keep_the_aspect_ratio_and_fit_the_page(aspect: float, places: tuple[int, int]) -> None:
     maps = np.random.default_rng(0).random((5, 8, 10))
     maps[4] = 0
     figure = plots.plot_maps(maps, ["a", "b", "c", "d", "e"], aspect, "title")
@@ -127,7 +127,7 @@ def test_maps_keep_the_frame_and_lie_as_they_fit(aspect: float, places: tuple[in
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "e: on no image"]
 
 
-def test_each_size_is_a_dot() -> None:
+def test_each_image_size_is_one_dot() -> None:
     sizes = np.array([[30, 40], [30, 40], [50, 20], [30, 41]], np.int32)
     dots = plots.plot_sizes(sizes, "title").axes[0].collections[0]
     assert {tuple(map(int, dot)) for dot in dots.get_offsets()} == {(40, 30), (20, 50), (41, 30)}
@@ -160,7 +160,7 @@ def test_examples_are_drawn_with_masks_and_frames(size: tuple[int, int], columns
         assert frame.get_y() + frame.get_height() > 29
 
 
-def test_a_long_caption_is_broken_where_images_stand_side_by_side() -> None:
+def test_long_captions_are_wrapped_if_images_are_side_by_side() -> None:
     images, masks = [np.zeros((50, 50), np.uint8)] * 4, [np.zeros((1, 50, 50), bool)] * 4
     caption = "smallest: a_rather_long_name_of_an_image.png, 1,234,567 px, spots: 1,000"
     figure = plots.plot_examples(images, masks, [caption] * 4, "title")
@@ -171,7 +171,7 @@ def test_a_long_caption_is_broken_where_images_stand_side_by_side() -> None:
     assert " ".join(figure.axes[0].get_title().split()) == caption
 
 
-def test_names_are_shown_as_they_are_and_never_taken_for_formulas() -> None:
+def test_names_are_not_parsed_as_formulas() -> None:
     widths = []
     for name in ("a", "$a$", r"$\frac$"):
         figure = plots.plot_bars(pd.Series([1], [name]), name, "images")

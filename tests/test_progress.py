@@ -1,4 +1,4 @@
-"""Work on all cores: in order, stopped by an exception, and stopped by whoever takes the results."""
+"""Parallel map: order of the results, and how an exception or the consumer stops it."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from steel import progress
 from steel.progress import map_on_all_cores
 
 
-def test_results_come_in_order() -> None:
+def test_results_are_in_order() -> None:
     delays = [0.02, 0.0, 0.01, 0.0, 0.015, 0.0, 0.0]
 
     def work(i: int) -> int:
@@ -21,13 +21,13 @@ def test_results_come_in_order() -> None:
     assert list(map_on_all_cores(work, [], "working")) == []
 
 
-def test_items_are_worked_on_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_processed_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "count_cores", lambda: 3)
-    together = threading.Barrier(3, timeout=10)  # breaks unless three wait for each other
-    assert len({*map_on_all_cores(lambda _: together.wait(), range(3), "working")}) == 3
+    barrier = threading.Barrier(3, timeout=10)  # breaks unless three threads wait at once
+    assert len({*map_on_all_cores(lambda _: barrier.wait(), range(3), "working")}) == 3
 
 
-def test_the_first_exception_comes_out_and_later_items_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_exception_is_raised_and_no_more_items_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "count_cores", lambda: 2)
     started = []
 
@@ -48,7 +48,7 @@ def test_the_first_exception_comes_out_and_later_items_are_not_started(monkeypat
     assert len(started) == count
 
 
-def test_who_stops_taking_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_iterator_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "count_cores", lambda: 2)
     before = threading.active_count()
     started, ended = [], []
@@ -64,5 +64,5 @@ def test_who_stops_taking_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
     assert next(results) == 0
     results.close()
     assert len(started) < 100
-    assert sorted(started) == sorted(ended)  # what was begun is finished, and nothing runs on
+    assert sorted(started) == sorted(ended)  # started items are finished, and no thread is left
     assert threading.active_count() == before

@@ -1,4 +1,4 @@
-"""The whole way on 22 real Severstal images: every command, end to end. Skips where they are not there."""
+"""Every command, end to end, on 22 real Severstal images; skipped if they are not available."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from steel.data import rle
 from steel.data.annotations import read_annotations
 
 
-def test_both_forms_of_the_labels_are_one(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+def test_both_label_formats_give_the_same_annotations(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     source = real_data("severstal-mini")
     (tmp_path / "train_images").symlink_to(source / "train_images")
     shutil.copy(source / "train_old_format.csv", tmp_path / "train.csv")

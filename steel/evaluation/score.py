@@ -1,4 +1,4 @@
-"""A submission, whoever made it, against the labels of a data set: counted on the codes, without drawing a mask."""
+"""Scores of a submission file from any source, counted on the run-length codes without drawing masks."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,59 +20,52 @@ from steel.training.metrics import Counts, score_masks
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
-    """Counts the pixels of a submission, for `training.metrics.score_masks` and `dice`.
+    """Return the counts of a submission on all n images of the annotations. Unlabelled pixels are not counted.
 
-    Pixels that nobody has labelled do not count.
-
-    Args:
-        path: A CSV file in either form of the contest; an image without a row is one on which nothing was found.
-        annotations: The labels of n images.
-
-    Returns:
-        The counts of all n images, in the order of the table; those of one part are their rows of it.
+    The file is a CSV in either format of the contest. An image without a row has no predicted defect.
 
     Raises:
-        InputError: A row is of another image or class, or a code is of no use; with its line and reason.
+        InputError: A row names an unknown image or class, or a code is invalid; the message has the line number.
     """
     shape = len(annotations), annotations.num_classes
     rows, _, findings = parse(path)
     runs, offsets, _, more = join_rows(path, rows, annotations.names, annotations.sizes, annotations.num_classes)
-    # In a train.csv an empty code is a mistake; here it says that nothing was found.
+    # An empty code is an error in train.csv, but in a submission it means that nothing was found.
     raise_first([*(finding for finding in findings if finding.kind != "empty code"), *more])
-    said = runs, offsets
-    true = annotations.runs, annotations.offsets
-    hit = intersect(*said, *true)
-    unknown = _repeat_unknown(annotations)
+    predicted, truth, unknown = (runs, offsets), (annotations.runs, annotations.offsets), _list_unknown(annotations)
 
-    def count(runs: Runs, offsets: Offsets) -> torch.Tensor:
-        known = areas(runs, offsets)
+    def count_known(runs: Runs, offsets: Offsets) -> torch.Tensor:
+        pixels = areas(runs, offsets)
         if annotations.unknown:
-            known -= areas(*intersect(runs, offsets, *unknown))
-        return torch.from_numpy(known.reshape(shape))
+            pixels -= areas(*intersect(runs, offsets, *unknown))
+        return torch.from_numpy(pixels.reshape(shape))
 
-    pixels = annotations.sizes.astype(np.int64).prod(axis=1)
+    num_pixels = annotations.sizes.astype(np.int64).prod(axis=1)
     for row, region in annotations.unknown.items():
-        pixels[row] -= region[1::2].sum()
-    return Counts(count(*hit), count(*said), count(*true), torch.from_numpy(pixels))
+        num_pixels[row] -= region[1::2].sum()
+    hits = intersect(*predicted, *truth)
+    return Counts(count_known(*hits), count_known(*predicted), count_known(*truth), torch.from_numpy(num_pixels))
 
 
-def _repeat_unknown(annotations: Annotations) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """What nobody has labelled, for each image and class."""
-    counts = np.zeros((len(annotations), annotations.num_classes), np.int64)
-    regions = [np.zeros(0, np.int32)]
-    for row, region in sorted(annotations.unknown.items()):
-        counts[row] = len(region)
-        regions += [region] * annotations.num_classes
-    return np.concatenate(regions), np.concatenate([[0], np.cumsum(counts)])
+def _list_unknown(annotations: Annotations) -> tuple[Runs, Offsets]:
+    """Return the runs and offsets of the unlabelled pixels, repeated for each class of an image."""
+    none = np.zeros(0, np.int32)
+    by_image = [annotations.unknown.get(i, none) for i in range(len(annotations))]
+    regions = [region for region in by_image for _ in range(annotations.num_classes)]
+    offsets: NDArray[np.int64] = np.cumsum([0, *map(len, regions)])
+    return np.concatenate([none, *regions]), offsets
 
 
 def score(submission: str, root: str, *, split: Literal["all", "train", "val", "test"] = "all") -> None:
-    """Scores a submission.csv, whoever made it, against the labels of a data set, on the codes: no image is decoded.
+    """Score a submission.csv from any source against the labels of a dataset. No image is decoded.
 
     Args:
-        submission: CSV in either form of the contest; an image without a row is one on which nothing was found.
+        submission: CSV in either format of the contest. An image without a row has no predicted defect.
         root: Folder with train.csv and train_images.
-        split: The part to score, by splits.csv; all takes every image.
+        split: Part of splits.csv to score; all scores every image.
+
+    Raises:
+        InputError: The submission or the dataset is invalid, or the split has no images.
 
     Example:
         steel score inspected/submission.csv data
@@ -85,22 +78,17 @@ def score(submission: str, root: str, *, split: Literal["all", "train", "val", "
     table = data.annotations
     rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
     if len(rows) == 0:
-        raise InputError(f"no image of {root} is in the part {split}; give it some in splits.csv")
-    counts = count_submission(path, table).take(rows)
-    names = list(score_masks(counts))
-    ends = bootstrap(
-        lambda some: np.array(list(score_masks(counts.take(some)).values())), len(rows), table.groups[rows]
-    )
+        raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
+    counts, groups = count_submission(path, table).take(rows), table.groups[rows]
     columns = {
         "submission": score_masks(counts),
         "predict nothing": score_masks(predict_nothing(counts)),
         "predict everything": score_masks(predict_everything(counts)),
     }
-    scores = pd.DataFrame({title: [values[name] for name in names] for title, values in columns.items()}, index=names)
+    ends = bootstrap(lambda sample: np.array(list(score_masks(counts.take(sample)).values())), len(rows), groups)
     limits = ["-" if np.isnan(low) else f"{max(0, low):.4f} to {high:.4f}" for low, high in ends]
+    scores = pd.DataFrame(columns)
     scores.insert(1, "95 % interval", limits)
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
-    num_groups = len(np.unique(table.groups[rows]))
-    print(
-        f"{len(rows):,} images in {num_groups:,} groups, part {split}; data {table.digest}, split {data.split.digest}"
-    )
+    num_groups = len(np.unique(groups))
+    print(f"{len(rows):,} images in {num_groups:,} groups ({split}); data {table.digest}, split {data.split.digest}")

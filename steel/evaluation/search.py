@@ -1,8 +1,8 @@
-"""The joint search for an operating point, exact on its grid.
+"""Joint search for an operating point, exact on its grid.
 
-Given the gate, the classes decide alone. So what each image adds at every pixel threshold, smallest spot and smallest
-area goes to the cell of its gate and label bin, and running sums over the cells tell what every combination does: all
-of them together cost about as much as judging a few one by one.
+For a given gate the classes are independent. Each image contributes, for every pixel threshold, smallest spot and
+smallest area, to the cell of its gate and label bins. Cumulative sums over the cells then evaluate every combination,
+at about the cost of evaluating a few combinations one by one.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,20 @@ from steel.evaluation.evidence import Evidence
 from steel.intervals import effective_size, wilson
 
 Array = NDArray[np.float64]
+Thresholds = NDArray[np.float32]
 
-# Thresholds of the gate and of a label that are tried at the most, where masks are to be chosen too, and steps in which
-# false alarms are spent.
-_MOST_GATES, _MOST_LABELS, _MOST_STEPS = 32, 64, 500
+# Most gates and label thresholds to try together with a grid of masks, and most steps of a budget of false alarms.
+_MAX_GATES, _MAX_LABELS, _MAX_STEPS = 32, 64, 500
 
 
 class Outcome(NamedTuple):
-    """What an operating point does to n images.
+    """Decisions of an operating point on n images, compared with the labels.
 
     Attributes:
-        passed: bool `(n,)`, the gate lets the image through.
-        called: bool `(n, C)`, a mask is drawn.
-        found: bool `(n, C)`, the class is there and at least one of its pixels is outlined.
-        dice: `(n, C)`, 1 where there is neither truth nor mask.
+        passed: bool `(n,)`, the gate passes the image on to the segmenter.
+        called: bool `(n, C)`, the class is reported with a mask.
+        found: bool `(n, C)`, the mask covers at least one pixel of a true defect.
+        dice: `(n, C)`, 1 if both truth and mask are empty.
     """
 
     passed: NDArray[np.bool_]
@@ -41,17 +41,15 @@ class Outcome(NamedTuple):
 
 
 def calibrated(evidence: Evidence, point: OperatingPoint) -> NDArray[np.float32]:
-    """The class probabilities `(n, C)` as a point calibrates them."""
+    """Return the class probabilities `(n, C)` after the calibration of an operating point."""
     curves = zip(point.temperature, point.curve, evidence.classes.T, strict=True)
     return np.stack([Calibration(temperature, curve)(column) for temperature, curve, column in curves], axis=1)
 
 
 def judge(evidence: Evidence, point: OperatingPoint) -> Outcome:
-    """What a point does, from counts alone; `Inspector.decide` does the same to pixels.
+    """Evaluate an operating point from counts alone; `Inspector.decide` makes the same decisions from pixels.
 
-    Args:
-        evidence: Its grid holds the point's pixel thresholds and smallest spots.
-        point: The point.
+    The grid of the evidence must contain the pixel thresholds and smallest spots of the point.
     """
     classes = calibrated(evidence, point)
     passed = classes.max(axis=1) >= np.float32(point.gate)
@@ -67,7 +65,7 @@ def judge(evidence: Evidence, point: OperatingPoint) -> Outcome:
 
 
 def _draw(evidence: Evidence, c: int, areas: tuple[int, ...]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Array]:
-    """Whether a class that is called is drawn, and found, and its Dice: each `(n, T, S, A)`."""
+    """Return, if class c is called: whether a mask is drawn, whether it hits a defect, and its Dice; `(n, T, S, A)`."""
     area, predicted, hits = (a[:, c, :, :, None] for a in (evidence.areas, evidence.predicted, evidence.hits))
     drawn = (area >= np.array(areas)) & (predicted > 0)
     pixels = predicted + evidence.truth[:, c, None, None, None]
@@ -75,120 +73,110 @@ def _draw(evidence: Evidence, c: int, areas: tuple[int, ...]) -> tuple[NDArray[n
 
 
 class _Sums(NamedTuple):
-    """What one class adds over all images: each `(G, L, K)`, for gates, label thresholds and choices of the rest."""
+    """Sums of one class over all images, each `(G, L, K)`: gates, label thresholds, other choices."""
 
     found: Array
-    dice: Array  # of the images that have the class
-    alarms: Array  # on all images that do not have it
-    clean_alarms: Array  # on clean images
+    dice: Array  # over the images with the class
+    alarms: Array  # over the images without the class
+    clean_alarms: Array  # over the clean images
 
 
-def _sum_up(
-    evidence: Evidence, c: int, gate_bins: NDArray[np.int64], label_bins: NDArray[np.int64], shape: tuple[int, int]
-) -> _Sums:
-    n = len(gate_bins)
-    all_drawn, all_found, all_dice = _draw(evidence, c, evidence.grid.area)
-    drawn, found, dice = all_drawn.reshape(n, -1), all_found.reshape(n, -1), all_dice.reshape(n, -1)
-    present, clean = evidence.labels[:, c, None], evidence.clean[:, None]
+def list_thresholds(scores: NDArray[np.float32], labels: NDArray[np.bool_], most: int) -> Thresholds:
+    """Return 0 and the midpoints between distinct scores `(n,)`, at most `most` of them.
 
-    def add(values: NDArray[np.bool_] | Array) -> Array:
-        cells = np.zeros((*shape, values.shape[1]))
-        np.add.at(cells, (gate_bins, label_bins), values.astype(float))
-        running: Array = cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1]
-        return running
-
-    return _Sums(add(found & present), add(dice * (drawn & present)), add(drawn & ~present), add(drawn & clean))
-
-
-def list_thresholds(scores: NDArray[np.float32], labels: NDArray[np.bool_], most: int) -> NDArray[np.float32]:
-    """0 and thresholds between the scores that occur; where these are too many, such as divide positives and all."""
+    If there are more, half are quantiles of the scores of positives (`labels`, bool `(n,)`) and half of all scores.
+    """
     distinct = np.unique(scores)
     between = (distinct[1:] + distinct[:-1]) / 2
     if len(between) > most:
         quantiles = np.linspace(0, 1, most // 2)
-        wanted = [np.quantile(some, quantiles) for some in (scores[labels], scores) if len(some)]
+        wanted = [np.quantile(values, quantiles) for values in (scores[labels], scores) if len(values)]
         between = between[np.unique(np.searchsorted(between, np.concatenate(wanted)).clip(0, len(between) - 1))]
     return np.unique(np.concatenate([np.zeros(1, np.float32), between]))
 
 
 def choose(evidence: Evidence, aim: Aim) -> OperatingPoint:
-    """The best point of the grid for an aim; equally good ones are told apart by Dice on defects, then by the gate.
-
-    Args:
-        evidence: Of the images to choose by.
-        aim: What to choose for.
-    """
-    grid, num_classes = evidence.grid, evidence.labels.shape[1]
+    """Return the best operating point of the grid for an aim; ties are broken by Dice on defects, then by the gate."""
     fits = [
         calibration.fit(evidence.classes[known, c], evidence.labels[known, c], evidence.groups[known])
         for c, known in enumerate(evidence.known.T)
     ]
     classes = np.stack([fit(column) for fit, column in zip(fits, evidence.classes.T, strict=True)], axis=1)
     gate = classes.max(axis=1)
-    gates = list_thresholds(gate, evidence.labels.max(axis=1), _MOST_GATES)
-    if aim.name == "cost":
-        gates = gates[:1]
+    # With costs, the label thresholds alone decide.
+    gates = list_thresholds(gate, evidence.labels.max(axis=1), _MAX_GATES)[: 1 if aim.name == "cost" else None]
     gate_bins = np.searchsorted(gates, gate, side="right") - 1
-    all_labels, all_sums = [], []
-    for c in range(num_classes):
-        if aim.name == "cost":
-            # Of calibrated probabilities Bayes' rule knows the threshold; searching for it as well follows chance: on
-            # the scores of a published network that cost 4 to 7 % more on the images left out.
-            bayes = aim.alarm_cost[c] / (aim.alarm_cost[c] + aim.miss_cost[c])
-            labels = np.array([0, bayes], np.float32)
-        else:
-            has_pixels = len(grid.pixel) * len(grid.spot) * len(grid.area) > 1
-            labels = list_thresholds(classes[:, c], evidence.labels[:, c], _MOST_LABELS if has_pixels else len(gate))
-        label_bins = np.searchsorted(labels, classes[:, c], side="right") - 1
-        sums = _sum_up(evidence, c, gate_bins, label_bins, (len(gates), len(labels)))
-        if aim.name == "cost":
-            labels, sums = labels[1:], _Sums(*(array[:, 1:] for array in sums))
-        all_labels.append(labels)
-        all_sums.append(sums)
-
+    labels, sums = zip(
+        *(_sum_up_class(evidence, c, aim, classes[:, c], gate_bins, len(gates)) for c in range(len(fits))), strict=True
+    )
     if aim.name == "false_alarms":
-        picks = _spend(all_sums, int(aim.share * evidence.clean.sum() + 1e-9))
+        g, choices = _spend(sums, int(aim.share * evidence.clean.sum() + 1e-9))
     else:
-        picks = _pick([(_value(evidence, c, aim, sums), sums.dice) for c, sums in enumerate(all_sums)])
-    g, choices = picks
-    places = [np.unravel_index(choice, sums.found.shape[1:]) for choice, sums in zip(choices, all_sums, strict=True)]
-    label = tuple(float(labels[place[0]]) for labels, place in zip(all_labels, places, strict=True))
+        g, choices = _pick([(_value(evidence, c, aim, s), s.dice) for c, s in enumerate(sums)])
+
+    places = [np.unravel_index(choice, s.found.shape[1:]) for choice, s in zip(choices, sums, strict=True)]
+    label = tuple(float(thresholds[place[0]]) for thresholds, place in zip(labels, places, strict=True))
+    grid = evidence.grid
     shape = len(grid.pixel), len(grid.spot), len(grid.area)
-    t, s, a = (indices.tolist() for indices in np.unravel_index([int(place[1]) for place in places], shape))
+    pixel, spot, area = (indices.tolist() for indices in np.unravel_index([int(place[1]) for place in places], shape))
     return OperatingPoint(
-        # No class is called below the lowest label threshold, so a gate there only saves work.
+        # No class is called below the lowest label threshold, so a gate at that level only saves computation.
         gate=max(float(gates[g]), min(label)),
         label=label,
-        pixel=tuple(grid.pixel[i] for i in t),
-        smallest_spot=tuple(grid.spot[i] for i in s),
-        smallest_area=tuple(grid.area[i] for i in a),
+        pixel=tuple(grid.pixel[i] for i in pixel),
+        smallest_spot=tuple(grid.spot[i] for i in spot),
+        smallest_area=tuple(grid.area[i] for i in area),
         temperature=tuple(fit.temperature for fit in fits),
         curve=tuple(fit.curve for fit in fits),
     )
 
 
+def _sum_up_class(
+    evidence: Evidence, c: int, aim: Aim, scores: NDArray[np.float32], gate_bins: NDArray[np.int64], num_gates: int
+) -> tuple[Thresholds, _Sums]:
+    """Return the candidate label thresholds of a class and its sums at each."""
+    first = int(aim.name == "cost")  # with costs, 0 is not a candidate
+    if first:
+        # For calibrated probabilities the Bayes rule gives the threshold. Searching for it as well overfits: on the
+        # scores of a published network this cost 4 to 7 % more on held-out images.
+        bayes = aim.alarm_cost[c] / (aim.alarm_cost[c] + aim.miss_cost[c])
+        thresholds = np.array([0, bayes], np.float32)
+    else:
+        grid = evidence.grid
+        has_masks = len(grid.pixel) * len(grid.spot) * len(grid.area) > 1
+        thresholds = list_thresholds(scores, evidence.labels[:, c], _MAX_LABELS if has_masks else len(scores))
+    label_bins = np.searchsorted(thresholds, scores, side="right") - 1
+    drawn, found, dice = _draw(evidence, c, evidence.grid.area)
+    present, clean = evidence.labels[:, c, None, None, None], evidence.clean[:, None, None, None]
+
+    def add(values: NDArray[np.bool_] | Array) -> Array:
+        rows = values.reshape(len(values), -1).astype(float)
+        cells = np.zeros((num_gates, len(thresholds), rows.shape[1]))
+        np.add.at(cells, (gate_bins, label_bins), rows)
+        return cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1][:, first:]
+
+    sums = _Sums(add(found & present), add(dice * (drawn & present)), add(drawn & ~present), add(drawn & clean))
+    return thresholds[first:], sums
+
+
 def _value(evidence: Evidence, c: int, aim: Aim, sums: _Sums) -> Array:
-    """What each combination is worth for one class; the worths of all classes add up."""
+    """Return the value of each combination for one class; the values of all classes add up."""
     num_present = int(evidence.labels[:, c].sum())
-    value: Array
     match aim.name:
         case "kaggle_dice":
-            value = sums.dice - sums.alarms
+            return sums.dice - sums.alarms
         case "cost":
-            value = -aim.miss_cost[c] * (num_present - sums.found) - aim.alarm_cost[c] * sums.alarms
-        case _:
-            needed = count_needed(evidence, c, aim)
-            lacking = np.maximum(0, (num_present if needed is None else needed) - sums.found)
-            # One defect more counts more than all false alarms together.
-            value = -sums.alarms - (len(evidence.names) + 1) * lacking
-    return value
+            return -aim.miss_cost[c] * (num_present - sums.found) - aim.alarm_cost[c] * sums.alarms
+    needed = count_needed(evidence, c, aim)
+    lacking: Array = np.maximum(0, (num_present if needed is None else needed) - sums.found)
+    # One more defect outweighs all false alarms together.
+    return -sums.alarms - (len(evidence.names) + 1) * lacking
 
 
 def count_needed(evidence: Evidence, c: int, aim: Aim) -> int | None:
-    """How many defects of a class have to be found so that the recall asked for can be claimed; None: all prove less.
+    """Return how many defects of class c must be found to claim the recall of the aim; None if finding all is too few.
 
-    Images of one group are worth fewer than as many independent ones; how many is judged by how alike the classifier's
-    scores of them are.
+    The effective sample size accounts for groups, by the correlation of the classifier's scores within them.
     """
     present = evidence.labels[:, c]
     n = int(present.sum())
@@ -200,21 +188,21 @@ def count_needed(evidence: Evidence, c: int, aim: Aim) -> int | None:
 
 
 def _pick(classes: list[tuple[Array, Array]]) -> tuple[int, list[int]]:
-    """The gate and each class's choice that are worth most together; of those, with the highest Dice and gate."""
-    worth = dice = np.zeros(1)
+    """Return the gate and the choice of each class with the highest total value, then Dice, then gate."""
+    total = dice = np.zeros(1)
     choices = []
     for value, scores in classes:
         value, scores = (array.reshape(len(array), -1) for array in (value, scores))
         best = _find_best(value, scores)
         choices.append(best)
         rows = np.arange(len(value))
-        worth, dice = worth + value[rows, best], dice + scores[rows, best]
-    g = len(worth) - 1 - int(_find_best(worth[None, ::-1], dice[None, ::-1])[0])
+        total, dice = total + value[rows, best], dice + scores[rows, best]
+    g = len(total) - 1 - int(_find_best(total[None, ::-1], dice[None, ::-1])[0])
     return g, [int(choice[g]) for choice in choices]
 
 
 def _find_best(values: Array, ties: Array) -> NDArray[np.intp]:
-    """The place of the highest value in each row, among equal ones of the highest tie."""
+    """Return the column of the highest value in each row; ties are broken by the highest value of `ties`."""
     top = values.max(axis=1, keepdims=True)
     # Sums of the same terms in another order differ by rounding.
     near = values >= top - 1e-9 * np.maximum(1, np.abs(top))
@@ -222,29 +210,29 @@ def _find_best(values: Array, ties: Array) -> NDArray[np.intp]:
     return best
 
 
-def _spend(classes: list[_Sums], budget: int) -> tuple[int, list[int]]:
-    """The gate and each class's choice that find most defects with at most `budget` masks on clean images.
+def _spend(classes: tuple[_Sums, ...], budget: int) -> tuple[int, list[int]]:
+    """Return the gate and the choice of each class that find most defects with at most `budget` masks on clean images.
 
-    A knapsack: for every gate, the best of each class at 0, 1, 2, ... alarms, then of the classes together. Masks of
-    two classes on one clean image count twice, which errs on the safe side.
+    This is a knapsack problem: for every gate, first the best choice of each class for each number of false alarms,
+    then the best split of the budget among the classes. Masks of two classes on one clean image count twice, which
+    errs on the safe side.
     """
-    # A budget of thousands is spent in steps.
-    step = max(1, -(-budget // _MOST_STEPS))
+    # A large budget is spent in steps of several false alarms.
+    step = max(1, -(-budget // _MAX_STEPS))
     best: tuple[float, int, list[int]] | None = None
     for g in range(len(classes[0].found)):
         total, traces = np.zeros(budget // step + 1), []
         for sums in classes:
-            # A class called wrongly on a defective image undoes one found. Dice breaks ties: never as much as a defect.
+            # A wrong class on a defective image cancels one defect found. Dice breaks ties: it adds less than a defect.
             worth = (sums.found[g] - sums.alarms[g] + sums.clean_alarms[g]).ravel()
             worth += 0.5 * sums.dice[g].ravel() / (1 + sums.dice[g].max()) / len(classes)
             price = np.ceil(sums.clean_alarms[g].ravel() / step).astype(int)
-            front, choice = _front(worth, price, len(total))
-            sums_of_both = np.full((len(total), len(total)), -np.inf)
+            front, choice = _find_front(worth, price, len(total))
+            joint = np.full((len(total), len(total)), -np.inf)
             for b in range(len(total)):
-                sums_of_both[b, : b + 1] = total[b::-1] + front[: b + 1]
-            spent = sums_of_both.argmax(axis=1)
-            total = sums_of_both.max(axis=1)
-            traces.append((spent, choice))
+                joint[b, : b + 1] = total[b::-1] + front[: b + 1]
+            total = joint.max(axis=1)
+            traces.append((joint.argmax(axis=1), choice))
         if best is None or total[-1] >= best[0] - 1e-9:
             left, choices = len(total) - 1, []
             for spent, choice in reversed(traces):
@@ -255,12 +243,12 @@ def _spend(classes: list[_Sums], budget: int) -> tuple[int, list[int]]:
     return best[1], best[2]
 
 
-def _front(worth: Array, price: NDArray[np.int64], length: int) -> tuple[Array, NDArray[np.int64]]:
-    """The best that can be had for at most 0, 1, 2, ... and which it is."""
+def _find_front(worth: Array, price: NDArray[np.int64], length: int) -> tuple[Array, NDArray[np.int64]]:
+    """Return the highest worth at a price of at most 0, 1, 2, ..., and the choice that reaches it."""
     front, choice = np.full(length, -np.inf), np.zeros(length, np.int64)
     affordable = np.flatnonzero(price < length)
     order = affordable[np.argsort(worth[affordable], kind="stable")]
-    front[price[order]] = worth[order]  # the last of a price stays, the best
+    front[price[order]] = worth[order]  # for equal prices the last assignment, the highest worth, remains
     choice[price[order]] = order
     for b in range(1, length):
         if front[b - 1] >= front[b]:

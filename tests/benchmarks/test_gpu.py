@@ -1,4 +1,4 @@
-"""The GPU's benchmark runs from end to end where there is only a CPU."""
+"""The GPU benchmark runs end to end on a CPU."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks import gpu
 
 
 @pytest.mark.slow
-def test_all_of_it_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gpu.json"
     gpu.main(["--device=cpu", "--small", "--threads", "1", "2", "--mm_per_pixel=0.5", f"--json={file}"])
     steps, fits, inspections = json.loads(file.read_text())["comparisons"]
@@ -19,11 +19,11 @@ def test_all_of_it_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert fits["targets"] == {"the step alone": 0.9}
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| every image")]
     rate = 1e3 / inspections["times"]["every image segmented"]
-    assert float(rows[0][2].rstrip(" |")) == pytest.approx(rate * 128 * 0.5 / 1e3, rel=0.01)  # 128 pixels of 0.5 mm
+    assert float(rows[0][2].rstrip(" |")) == pytest.approx(rate * 128 * 0.5 / 1e3, rel=0.01)  # mm to m
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_error_names_the_options_for_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "--device cpu --small" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Ratios of ways whose time is known, and what counts as slower."""
+"""Time ratios of variants with known times, and the check against stored results."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks import check, harness
 TIME = {"ours": [1.0, 2.0, 4.0], "peer": [4.0, 6.0, 20.0], "limit": [0.5, 1.0, 4.0]}
 
 
-def test_ways_run_in_turn_every_other_round_backwards() -> None:
+def test_variants_alternate_and_the_order_is_reversed_every_other_round() -> None:
     now, calls = 0.0, []
 
     def take(name: str) -> None:
@@ -18,20 +18,20 @@ def test_ways_run_in_turn_every_other_round_backwards() -> None:
         calls.append(name)
         now += 0.0 if len(calls) <= 3 else TIME[name][(len(calls) - 1) // 3 - 1]
 
-    ways = {name: lambda name=name: take(name) for name in TIME}
-    result = harness.compare("x", ways, "ours", 10, "ms", 3, {"limit": 0.9}, clock=lambda: now)
+    variants = {name: lambda name=name: take(name) for name in TIME}
+    result = harness.compare("x", variants, "ours", 10, "ms", 3, {"limit": 0.9}, clock=lambda: now)
     forth, back = ["ours", "peer", "limit"], ["limit", "peer", "ours"]
     assert calls == [*forth, *back, *forth, *back]
     assert result.times == {"ours": 200.0, "peer": 600.0, "limit": 100.0}
-    assert result.ratios == {"peer": 4.0, "limit": 0.5}  # of 4, 3, 5 and of 0.5, 0.5, 1: paired, not of the medians
+    assert result.ratios == {"peer": 4.0, "limit": 0.5}  # medians of 4, 3, 5 and 0.5, 0.5, 1: paired by round
 
 
-def test_the_table_marks_ours_and_what_was_missed() -> None:
+def test_the_table_marks_our_variant_and_missed_targets() -> None:
     result = harness.summarise("decoding", TIME, "ours", 1, "s", {"peer": 2, "limit": 0.85})
     assert harness.to_markdown(result).splitlines() == [
         "### decoding",
         "",
-        "| way | s | time over ours | asked for |",
+        "| variant | s | time / ours | target |",
         "|---|--:|--:|--:|",
         "| **ours** | 2 |  |  |",
         "| peer | 6 | 4.00 | 2 |",
@@ -42,13 +42,13 @@ def test_the_table_marks_ours_and_what_was_missed() -> None:
 @pytest.mark.parametrize(
     ("now", "status"),
     [
-        ([3.3, 6.6, 20.0], 0),  # a ratio of 4 before; now a little above four fifths of it
-        ([4.0, 6.0, 20.0], 0),  # as before
-        ([40.0, 60.0, 200.0], 0),  # ours became faster
-        ([2.0, 4.0, 9.0], 1),  # half
+        ([3.3, 6.6, 20.0], 0),  # the ratio falls from 4 to just above four fifths of that
+        ([4.0, 6.0, 20.0], 0),  # unchanged
+        ([40.0, 60.0, 200.0], 0),  # ours is faster
+        ([2.0, 4.0, 9.0], 1),  # ours is half as fast, relative to the peer
     ],
 )
-def test_check_compares_ratios(
+def test_check_compares_ratios_with_the_stored_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], now: list[float], status: int
 ) -> None:
     files = [tmp_path / "stored.json", tmp_path / "new.json"]
@@ -57,11 +57,11 @@ def test_check_compares_ratios(
     assert json.loads(files[0].read_text())["machine"]["cpu"]
     capsys.readouterr()
     assert check.main([str(files[1]), str(files[0])]) == status
-    said = capsys.readouterr().out
-    assert ("decoding: peer took 4.00 times as long as ours, now 2.00" in said) == bool(status)
+    output = capsys.readouterr().out
+    assert ("decoding: peer took 4.00 times as long as ours, now 2.00" in output) == bool(status)
 
 
-def test_check_misses_what_was_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_variants_that_were_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "stored.json", tmp_path / "new.json"]
     for file, names in zip(files, (("ours", "peer", "limit"), ("ours", "peer")), strict=True):
         times = {name: TIME[name] for name in names}

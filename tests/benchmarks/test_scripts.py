@@ -1,4 +1,4 @@
-"""Every benchmark still runs: the package changes under them, and nobody sees it until figures are wanted."""
+"""Every benchmark runs with the current package, is described in the README and has a help text."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_told_in_the_readme_and_says_what_it_takes(
+def test_it_is_in_the_readme_and_has_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
@@ -40,9 +40,9 @@ def test_it_is_told_in_the_readme_and_says_what_it_takes(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # peers warn of themselves, and Lightning does outside `steel fit`
+@pytest.mark.filterwarnings("ignore")  # from the compared libraries, and from Lightning outside `steel fit`
 @pytest.mark.parametrize("name", SMALL)
-def test_it_runs_on_little(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_small_input(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "figures.json"
     monkeypatch.setattr(sys, "argv", [name, *SMALL[name], f"--json={file}"])
     importlib.import_module(f"benchmarks.{name}").main()

@@ -1,4 +1,4 @@
-"""A submission counted on its codes gives the counts of its masks."""
+"""Counting a submission on its codes gives the same counts as drawing its masks."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ from steel.training.metrics import count, score_masks, unpack, unpack_unknown
 
 
 def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tensor:
-    """A submission that shifts the truth a little and leaves some out; its masks."""
+    """Write a submission with shifted and missing true masks, and return its masks."""
     rng = np.random.default_rng(0)
     masks = np.stack([np.roll(table.draw_masks(i), rng.integers(-3, 9), 2) for i in range(len(table))])
     masks[rng.random(masks.shape[:2]) < 0.3] = False
@@ -35,7 +35,9 @@ def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tenso
 
 @pytest.mark.parametrize("form", ["new", "old"])
 @pytest.mark.parametrize("with_unknown", [False, True])
-def test_counts_are_those_of_the_masks(root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool) -> None:
+def test_counts_equal_those_of_masks(
+    root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool
+) -> None:
     table = read_annotations(root)
     if with_unknown:
         region = np.zeros((64, 128), bool)
@@ -52,7 +54,7 @@ def test_counts_are_those_of_the_masks(root: Path, tmp_path: Path, form: Submiss
         assert torch.equal(one, other)
 
 
-def test_what_is_not_named_was_not_found_and_what_is_unknown_is_refused(root: Path, tmp_path: Path) -> None:
+def test_missing_rows_are_empty_and_unknown_images_are_refused(root: Path, tmp_path: Path) -> None:
     table, path = read_annotations(root), tmp_path / "submission.csv"
     path.write_text(f"ImageId,ClassId,EncodedPixels\n{table.names[3]},2,1 10\n")
     counts = count_submission(path, table)
@@ -63,7 +65,7 @@ def test_what_is_not_named_was_not_found_and_what_is_unknown_is_refused(root: Pa
         count_submission(path, table)
 
 
-def test_a_submission_is_scored_as_its_masks_are(
+def test_scores_equal_those_of_the_masks(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     table = read_annotations(root)
@@ -73,4 +75,5 @@ def test_a_submission_is_scored_as_its_masks_are(
     truth = torch.from_numpy(np.stack([table.draw_masks(i) for i in range(len(table))]))
     for name, value in score_masks(count(masks, truth)).items():
         assert float(shown[name]) == pytest.approx(value, abs=1e-4)
-    assert "no file" in refused("score", tmp_path / "nothing.csv", root)
+    sentence = refused("score", tmp_path / "nothing.csv", root)
+    assert f"no file {tmp_path / 'nothing.csv'}; " in sentence

@@ -1,4 +1,4 @@
-"""The joint search against brute force, and what the aims mean."""
+"""The joint search against brute force, and the meaning of each aim."""
 
 from collections.abc import Callable
 from itertools import product
@@ -16,13 +16,13 @@ COSTS = Aim("cost", (3.0, 1.0), (1.0, 2.0))
 
 
 def draw_evidence(seed: int, n: int, num_classes: int = 2, grid: Grid = GRID) -> Evidence:
-    """Counts as networks that are right more often than not would give them."""
+    """Return counts of simulated networks that are right more often than wrong."""
     rng = np.random.default_rng(seed)
     labels = rng.random((n, num_classes)) < 0.4
     classes = (0.35 * labels + 0.65 * rng.random((n, num_classes))).astype(np.float32)
     truth = labels * rng.integers(1, 40, labels.shape)
     shape = (*labels.shape, len(grid.pixel), len(grid.spot))
-    # A higher threshold and a larger smallest spot never outline more.
+    # A higher threshold or a larger smallest spot never gives a larger area.
     areas = np.sort(rng.integers(0, 40, shape), axis=2)[:, :, ::-1]
     areas = np.sort(areas, axis=3)[..., ::-1] * (rng.random((*labels.shape, 1, 1)) < 0.8)
     hits = np.minimum(areas, (truth[..., None, None] * rng.random(shape)).astype(int))
@@ -34,14 +34,14 @@ def draw_evidence(seed: int, n: int, num_classes: int = 2, grid: Grid = GRID) ->
 
 
 def list_points(evidence: Evidence) -> list[OperatingPoint]:
-    """Every point of the grid: one class's choices joined with every one of the other's."""
+    """Return every point of the grid: all combinations of the choices of both classes."""
     grid, untuned = evidence.grid, OperatingPoint.untuned(evidence.labels.shape[1])
     gates = list_thresholds(evidence.classes.max(axis=1), evidence.labels.any(axis=1), 32)
-    each = []
+    choices_by_class = []
     for scores, labels in zip(evidence.classes.T, evidence.labels.T, strict=True):
-        each.append(list(product(list_thresholds(scores, labels, 64), grid.pixel, grid.spot, grid.area)))
+        choices_by_class.append(list(product(list_thresholds(scores, labels, 64), grid.pixel, grid.spot, grid.area)))
     points = []
-    for gate, *choices in product(gates, *each):
+    for gate, *choices in product(gates, *choices_by_class):
         label, pixel, spot, area = zip(*choices, strict=True)
         labels = tuple(float(value) for value in label)
         points.append(OperatingPoint(float(gate), labels, pixel, spot, area, untuned.temperature, untuned.curve))
@@ -69,7 +69,7 @@ def score_alarms(evidence: Evidence, aim: Aim, outcome: Outcome) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_search_finds_what_brute_force_finds(seed: int) -> None:
+def test_search_equals_brute_force(seed: int) -> None:
     evidence = draw_evidence(seed, n=4)
     outcomes = [judge(evidence, point) for point in list_points(evidence)]
     scores: dict[Aim, Callable[[Evidence, Aim, Outcome], float]] = {
@@ -83,13 +83,13 @@ def test_search_finds_what_brute_force_finds(seed: int) -> None:
         reached = score(evidence, aim, judge(evidence, choose(evidence, aim)))
         best = max(score(evidence, aim, outcome) for outcome in outcomes)
         assert reached == pytest.approx(best), aim
-        # Among equally good points the one with the better outlines.
+        # Ties are broken by Dice.
         ties = [outcome for outcome in outcomes if score(evidence, aim, outcome) == pytest.approx(best)]
         dice = float(judge(evidence, choose(evidence, aim)).dice[evidence.labels].sum())
         assert dice == pytest.approx(max(float(outcome.dice[evidence.labels].sum()) for outcome in ties)), aim
 
 
-def test_cost_takes_the_threshold_of_bayes_and_the_best_of_the_rest() -> None:
+def test_cost_uses_the_bayes_threshold_and_searches_the_rest() -> None:
     evidence = draw_evidence(3, n=9)
 
     def cost(outcome: Outcome) -> float:
@@ -108,8 +108,8 @@ def test_cost_takes_the_threshold_of_bayes_and_the_best_of_the_rest() -> None:
 
 
 @pytest.mark.parametrize(("power", "n"), [(1, 5_000), (2, 100_000)])
-def test_known_probabilities_and_costs_give_the_known_threshold(power: int, n: int) -> None:
-    """Scores that are the true probabilities or the squares of these, which are calibrated first."""
+def test_cost_finds_the_bayes_threshold_of_known_probabilities(power: int, n: int) -> None:
+    """The scores are the true probabilities, or their squares, which have to be calibrated first."""
     rng = np.random.default_rng(0)
     true = rng.random((n, 1))
     labels = rng.random((n, 1)) < true
@@ -126,14 +126,14 @@ def test_known_probabilities_and_costs_give_the_known_threshold(power: int, n: i
         assert (outcome.called == (true >= threshold)).all()
 
 
-def test_recall_needs_enough_defects_to_be_claimed() -> None:
+def test_claiming_a_recall_needs_enough_defects() -> None:
     evidence = draw_evidence(4, n=200, num_classes=1)
     n = int(evidence.labels.sum())
     needed = count_needed(evidence, 0, Aim("recall", share=0.8))
     assert needed is not None
     assert wilson(needed, n).low >= 0.8 > wilson(needed - 1, n).low
     assert count_needed(evidence, 0, Aim("recall", share=0.999)) is None
-    # Images in groups of the same score are worth fewer.
+    # Correlated scores within groups reduce the effective sample size.
     order = np.argsort(evidence.classes[:, 0])
     groups = np.empty(200, np.int64)
     groups[order] = np.arange(200) // 10
@@ -141,18 +141,18 @@ def test_recall_needs_enough_defects_to_be_claimed() -> None:
     assert in_groups is None or in_groups > needed
 
 
-def test_gate_only_saves_work() -> None:
+def test_the_gate_is_not_below_the_label_thresholds() -> None:
     evidence = draw_evidence(5, n=40)
     point = choose(evidence, Aim("kaggle_dice"))
     assert point.gate >= min(point.label)
 
 
-def test_thresholds_lie_between_the_scores_that_occur() -> None:
+def test_thresholds_are_midpoints_between_scores() -> None:
     scores = np.float32([0.2, 0.2, 0.5, 0.9])
     np.testing.assert_allclose(list_thresholds(scores, scores > 0.4, 10), [0, 0.35, 0.7])
     many = np.random.default_rng(0).random(5000).astype(np.float32)
     few = list_thresholds(many, many > 0.99, 64)
     assert 32 <= len(few) <= 65
     assert few[0] == 0
-    # Half of them lie among the few positives.
+    # Half of them are quantiles of the few positives.
     assert (few > 0.985).sum() >= 20
