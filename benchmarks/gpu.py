@@ -159,7 +159,7 @@ def compare_fits(args: argparse.Namespace, root: Path, folder: Path) -> Comparis
 
 
 def write_inspector(args: argparse.Namespace, folder: Path) -> Path:
-    """The default pair of networks in bf16, of random weights."""
+    """Write the default pair of networks in bf16, with random weights."""
     point = OperatingPoint.untuned(NUM_CLASSES)
     networks = ClassifierNetwork(NUM_CLASSES), SegmenterNetwork(NUM_CLASSES, **(SMALL if args.small else {}))
     lowered = targets.lower(Inspector(*networks, point).eval(), "bf16")

@@ -34,7 +34,7 @@ _GROUPS = {
         "serve": ("steel.desk.server:serve", "Run an exported file as an HTTP service with a web page"),
     },
 }
-_COMMANDS = {name: target for group in _GROUPS.values() for name, (target, _) in group.items()}
+COMMANDS = {name: target for group in _GROUPS.values() for name, (target, _) in group.items()}
 
 _CONFIG_HELP = "File with options for this command, in the format that --print_config prints."
 
@@ -77,12 +77,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, args: list[str]) -> int:
-    if command not in _COMMANDS:
+    if command not in COMMANDS:
         from steel.options import suggest
 
-        hint = suggest(command, [*_COMMANDS, "--help", "--version"]) or "; see steel --help"
+        hint = suggest(command, [*COMMANDS, "--help", "--version"]) or "; see steel --help"
         raise InputError(f'unknown command "{command}"{hint}')
-    module, _, name = _COMMANDS[command].partition(":")
+    from steel.data.images import silence_opencv
+
+    silence_opencv()
+    module, _, name = COMMANDS[command].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if name == "run_cli":
         function([command, *args])

@@ -21,17 +21,17 @@ def test_the_public_commands() -> None:
         "demo info synth convert check explore split audit fit validate test tune evaluate relabel score export "
         "inspect serve"
     )
-    assert list(steel.cli._COMMANDS) == commands.split()
+    assert list(steel.cli.COMMANDS) == commands.split()
 
 
 def test_help_lists_every_command_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == list(steel.cli._COMMANDS)
+    assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == list(steel.cli.COMMANDS)
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", steel.cli._COMMANDS)
+@pytest.mark.parametrize("command", steel.cli.COMMANDS)
 def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -57,12 +57,12 @@ def test_help_has_a_sentence_for_each_argument(command: str, capsys: pytest.Capt
 
 
 def parameters_of(command: str) -> dict[str, inspect.Parameter]:
-    module, _, name = steel.cli._COMMANDS[command].partition(":")
+    module, _, name = steel.cli.COMMANDS[command].partition(":")
     return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
 
 
 # fit, validate and test are defined by LightningCLI.
-FUNCTIONS = [command for command, function in steel.cli._COMMANDS.items() if not function.endswith(":run_cli")]
+FUNCTIONS = [command for command, function in steel.cli.COMMANDS.items() if not function.endswith(":run_cli")]
 
 
 @pytest.mark.parametrize("command", FUNCTIONS)
@@ -81,7 +81,7 @@ def test_shared_options_are_the_same_in_every_command() -> None:
     """An option of several commands has one type, one default and one description."""
     shared: dict[str, set[tuple[object, ...]]] = {}
     for command in FUNCTIONS:
-        module, _, name = steel.cli._COMMANDS[command].partition(":")
+        module, _, name = steel.cli.COMMANDS[command].partition(":")
         text = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""
         for option, it in parameters_of(command).items():
             sentence = re.search(rf"^    {option}: (.+(?:\n        .+)*)", text, re.MULTILINE)

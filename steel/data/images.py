@@ -29,6 +29,12 @@ _ORIENTATION = 274
 _WARNING_FILTERS = threading.Lock()  # catch_warnings is not thread-safe
 
 
+def silence_opencv() -> None:
+    """Turn off OpenCV's own messages about damaged files, for the whole process; for commands, which report them."""
+    set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel
+    set_level(0)
+
+
 def find_images(where: str | Path) -> list[Path]:
     """Return the paths of an image, of the images in a folder without its subfolders, or of a pattern, sorted.
 

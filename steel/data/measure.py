@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.data.exposure import measure_image
+from steel.data.spots import label_spots
 from steel.errors import InputError
 from steel.progress import map_on_all_cores, track
 
@@ -60,7 +60,7 @@ def measure_defects(annotations: Annotations) -> Defects:
         runs = annotations.runs_of(i, c)
         first, last = (int(runs[0]) - 1) // height, (int(runs[-2]) + int(runs[-1]) - 2) // height + 1
         block = rle.decode(runs, (height, width))[:, first:last]
-        spots[i, c] = cv2.connectedComponents(block, connectivity=8)[0] - 1
+        spots[i, c] = label_spots(block)[0]
         down, across = _compute_weights(shape[0], height), _compute_weights(shape[1], width)
         maps[c] += down @ block.astype(np.float32) @ across[:, first:last].T
     maps /= np.maximum(labels.sum(axis=0), 1)[:, None, None]

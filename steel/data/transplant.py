@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from steel.data.spots import label_spots
+
 Plane = NDArray[np.uint8]
 Donor = tuple[Plane, Plane, int]  # image, bit plane and the class to copy
 
@@ -30,9 +32,9 @@ def paint_over(image: Plane, plane: Plane, num_classes: int, rng: np.random.Gene
         return image, plane
     bit = np.uint8(1 << int(rng.choice(present)))
     grown = cv2.dilate((plane & bit != 0).view(np.uint8), _HALO)
-    num_spots, spots = cv2.connectedComponents(grown, connectivity=8)
+    num_spots, spots = label_spots(grown != 0)
     image, plane, labelled = image.copy(), plane.copy(), plane
-    for spot in range(1, num_spots):
+    for spot in range(1, num_spots + 1):
         box = _find_box(spots == spot)
         region = spots[box] == spot
         for _ in range(_NUM_ATTEMPTS):
@@ -57,10 +59,10 @@ def paste(image: Plane, plane: Plane, donor: Donor, rng: np.random.Generator) ->
         rng: Draws the spot and its place.
     """
     donor_image, donor_plane, c = donor
-    num_spots, spots = cv2.connectedComponents((donor_plane & (1 << c) != 0).view(np.uint8), connectivity=8)
+    num_spots, spots = label_spots(donor_plane & (1 << c) != 0)
     # A spot at the donor's border would end at a straight edge in the middle of the steel.
     at_border = np.concatenate([spots[0], spots[-1], spots[:, 0], spots[:, -1]])
-    whole = np.setdiff1d(np.arange(1, num_spots), at_border)
+    whole = np.setdiff1d(np.arange(1, num_spots + 1), at_border)
     if len(whole) == 0:
         return image, plane
     grown = cv2.dilate((spots == rng.choice(whole)).view(np.uint8), _HALO) != 0

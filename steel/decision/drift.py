@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from steel.decision.measures import MEASURES, Array, Counts, compare, count_at_most, join
-from steel.decision.measures import measure as measure
+from steel.decision.measures import MEASURES, Array, Counts, compare, count_at_most, join, measure
 from steel.decision.plain import from_plain, to_plain
 
 WINDOW, LEVEL = 200, 0.01  # images of a window, and rate of windows with a false warning

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from steel.decision.plain import from_plain
-from steel.decision.plain import to_plain as to_plain
+from steel.decision.plain import from_plain, to_plain
 from steel.intervals import Interval
 
 AimName = Literal["cost", "recall", "false_alarms", "kaggle_dice"]

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from steel.decision import bundle
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
-from steel.inspection.records import tell_apart
+from steel.inspection.records import unique_class_names
 
 try:
     import uvicorn
@@ -77,7 +77,7 @@ def serve(
     torch_device = choose_device(device)
     prepare_process(torch_device)
     module, about = bundle.read(model, torch_device)
-    about = replace(about, classes=tuple(tell_apart(about.classes)))
+    about = replace(about, classes=tuple(unique_class_names(about.classes)))
     with _listen(host, port) as listener:
         kept = Verdicts(verdicts, about.classes)
         batcher = Batcher(module, device=torch_device, batch_size=batch_size, max_wait=wait_ms / 1000, queue_size=queue)

@@ -126,7 +126,7 @@ def assemble(
     )
 
 
-def require_numbers(network: nn.Module, remedy: str) -> None:
+def require_finite_weights(network: nn.Module, remedy: str) -> None:
     """Refuse a network with infinite or NaN weights: its probabilities would be NaN.
 
     Raises:
@@ -157,7 +157,7 @@ def _load(checkpoints: str | Sequence[str], task: type[Task]) -> tuple[nn.Module
         )
     loaded = {path: load_task(path, task) for path in paths}
     for path, (trained, _) in loaded.items():
-        require_numbers(trained.network, f"the training of {path} diverged, so choose another checkpoint")
+        require_finite_weights(trained.network, f"the training of {path} diverged, so choose another checkpoint")
     return _average([trained.network for trained, _ in loaded.values()]), {p: about for p, (_, about) in loaded.items()}
 
 

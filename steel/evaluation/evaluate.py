@@ -12,7 +12,7 @@ from steel.data.annotations import Annotations
 from steel.data.formats.submission import head_submission, list_codes
 from steel.decision import bundle
 from steel.decision.about import About
-from steel.decision.tuning import to_plain
+from steel.decision.plain import to_plain
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble

@@ -11,7 +11,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 
 from steel.data.datamodule import SteelDataModule
 from steel.data.severstal import MAX_CLASSES
+from steel.data.spots import label_spots
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.data.unknown import find_known_labels, find_unknown
-from steel.decision import drift
 from steel.decision.inspector import Probabilities
+from steel.decision.measures import measure
 from steel.evaluation.parts import run_networks
 
 
@@ -69,7 +69,7 @@ class Evidence(NamedTuple):
         predicted: int32 `(n, C, T, S)`, `areas` without unlabelled pixels.
         hits: int32 `(n, C, T, S)`, predicted pixels that are true.
         grid: The T thresholds, the S smallest spots, and the candidates for the smallest area.
-        measured: float64 `(n, 4)`, from `drift.measure`; None for scores without images.
+        measured: float64 `(n, 4)`, from `measure`; None for scores without images.
     """
 
     names: NDArray[np.str_]
@@ -114,7 +114,7 @@ def gather(
     with ThreadPoolExecutor() as pool:
         for output in run_networks(probabilities, data.part_dataloader(part), device):
             classes, pixels = (tensor.float().cpu().numpy() for tensor in output.probabilities)
-            measured = pool.map(drift.measure, output.images[:, 0].numpy())
+            measured = pool.map(measure, output.images[:, 0].numpy())
             counts = pool.map(_count, pixels, output.planes.numpy(), repeat(grid))
             images += zip(output.rows, classes, measured, counts, strict=True)
     images.sort(key=lambda image: image[0])
@@ -122,7 +122,7 @@ def gather(
     index = np.array(rows)
     truth = np.stack([true for true, _ in all_counts])
     areas, predicted, hits = np.stack([counts for _, counts in all_counts], axis=1)
-    known = find_known_labels(truth > 0, np.isin(index, list(annotations.unknown)))
+    known = find_known_labels(truth > 0, annotations.has_unknown[index])
     return Evidence(
         names=annotations.names[index], groups=annotations.groups[index], classes=np.stack(all_classes), truth=truth,
         known=known, areas=areas, predicted=predicted, hits=hits, grid=grid, measured=np.stack(all_measured),
@@ -146,12 +146,11 @@ def _count(
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         for t, threshold in enumerate(grid.pixel):
             predicted = probability[box] >= np.float32(threshold)
-            num_spots, spots = cv2.connectedComponents(predicted.view(np.uint8), connectivity=8)
-            if num_spots == 1:
+            num_spots, spots = label_spots(predicted)
+            if num_spots == 0:
                 break
-            by_spot = np.stack(
-                [np.bincount(spots[mask], minlength=num_spots)[1:] for mask in (predicted, labelled[box], true[box])]
-            )
+            masks = predicted, labelled[box], true[box]
+            by_spot = np.stack([np.bincount(spots[mask], minlength=num_spots + 1)[1:] for mask in masks])
             for s, smallest in enumerate(grid.spot):
                 counts[:, c, t, s] = by_spot[:, by_spot[0] >= smallest].sum(axis=1)
     return truth, counts

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from steel.data.spots import label_spots
+
 Masks = NDArray[np.bool_]
 
 _COVERED = 0.5  # share of a spot's pixels that must be predicted for it to count as found
@@ -31,9 +33,9 @@ def match_spots(predicted: Masks, truth: Masks) -> pd.DataFrame:
         for is_true, (mask, other) in ((True, masks), (False, masks[::-1])):
             if not mask.any():
                 continue
-            num_spots, spots = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-            areas = np.bincount(spots.ravel(), minlength=num_spots)[1:]
-            covered = np.bincount(spots[other], minlength=num_spots)[1:]
+            num_spots, spots = label_spots(mask)
+            areas = np.bincount(spots.ravel(), minlength=num_spots + 1)[1:]
+            covered = np.bincount(spots[other], minlength=num_spots + 1)[1:]
             rows += [(c, is_true, *pair) for pair in zip(areas.tolist(), covered.tolist(), strict=True)]
     return pd.DataFrame(rows, columns=["class", "is_true", "area", "covered"])
 

@@ -73,7 +73,7 @@ def relabel(
     annotations = data.annotations
     is_used, is_learnt = choose_networks(assembly, annotations.names)
     predictions = predict(assembly, data, is_used, where)
-    known = find_known_labels(annotations.labels, np.isin(np.arange(len(annotations)), list(annotations.unknown)))
+    known = find_known_labels(annotations.labels, annotations.has_unknown)
     suspects = find_suspects(predictions, annotations.labels, known, assembly.classes)
     table = _tabulate(suspects, annotations, is_learnt)
     warnings = []

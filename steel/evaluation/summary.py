@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from steel.decision.about import About
+from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint
-from steel.decision.tuning import Promise, Tuning, to_plain
+from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import score_boundaries, score_spots
 from steel.evaluation.promises import measure

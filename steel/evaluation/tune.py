@@ -11,8 +11,9 @@ import torch
 
 from steel import plots
 from steel.decision.drift import FEWEST_GROUPS, FEWEST_IMAGES, Reference, build_reference
+from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint, PointFile, write_point
-from steel.decision.tuning import Aim, AimName, ChosenOn, NetworkHashes, Promise, Tuning, to_plain
+from steel.decision.tuning import Aim, AimName, ChosenOn, NetworkHashes, Promise, Tuning
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble, hash_networks

@@ -16,7 +16,7 @@ from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
 from steel.errors import InputError
-from steel.evaluation.assemble import assemble, require_numbers
+from steel.evaluation.assemble import assemble, require_finite_weights
 from steel.export import parity, targets
 from steel.export.targets import Format, Precision
 from steel.files import atomic_path
@@ -76,7 +76,7 @@ def export(
         targets.require_onnx()
     assembly = assemble(classifier, segmenter, flips, operating_point)
     inspector = targets.lower(assembly.inspector, precision)
-    require_numbers(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
+    require_finite_weights(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
     about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE)
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)

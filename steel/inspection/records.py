@@ -68,14 +68,14 @@ def name_images(paths: Sequence[AnyPath]) -> dict[str, AnyPath]:
     return dict(zip((name.encode(errors="backslashreplace").decode() for name in names), paths, strict=True))
 
 
-def tell_apart(classes: Sequence[str]) -> list[str]:
+def unique_class_names(classes: Sequence[str]) -> list[str]:
     """Return class names that can be used as keys: all prefixed with their numbers if two are equal."""
     return list(classes) if len(set(classes)) == len(classes) else [f"{c}_{name}" for c, name in enumerate(classes, 1)]
 
 
 def list_result_columns(classes: Sequence[str]) -> Row:
     """Return the columns of results.csv."""
-    names = tell_apart(classes)
+    names = unique_class_names(classes)
     probabilities, areas = ([f"{kind}_{name}" for name in names] for kind in ("probability", "area_pixels"))
     return ["image", "defective", "gate_probability", *probabilities, *areas, "spots", "height", "width", "error"]
 

@@ -33,7 +33,7 @@ from steel.training.history import History
 from steel.training.tasks import Task
 
 # The help of each command, in the form of a docstring.
-_HELP = {
+HELP = {
     "fit": """Train a network, or resume a run with --ckpt_path last, best or a file.
 
     --model.help DefectClassifier and --model.help DefectSegmenter list the options of the networks. Later config files
@@ -74,8 +74,8 @@ class SteelCLI(LightningCLI):
         self._checkpoint: dict[str, Any] | None = None
         strict = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": HelpFormatter}
         # The generated usage would repeat the list of options in a hundred lines.
-        usages = {name: f"steel {name} --config FILE [options]" for name in _HELP}
-        helps = {name: {"usage": usages[name], **describe(text), **strict} for name, text in _HELP.items()}
+        usages = {name: f"steel {name} --config FILE [options]" for name in HELP}
+        helps = {name: {"usage": usages[name], **describe(text), **strict} for name, text in HELP.items()}
         super().__init__(
             Task,
             SteelDataModule,
@@ -93,7 +93,7 @@ class SteelCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, each with the arguments of its Trainer method that are not options."""
-        return {name: LightningCLI.subcommands()[name] | {"verbose", "weights_only"} for name in _HELP}
+        return {name: LightningCLI.subcommands()[name] | {"verbose", "weights_only"} for name in HELP}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the callbacks."""

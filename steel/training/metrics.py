@@ -15,18 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from steel.data.rle import UNKNOWN_BIT
-
 
 def unpack(plane: Tensor, num_classes: int) -> Tensor:
     """Unpack bit planes `(N, H, W)` uint8 into masks `(N, C, H, W)` bool; bit c is class c."""
     bits = 1 << torch.arange(num_classes, dtype=torch.uint8, device=plane.device)
     return (plane[:, None] & bits[:, None, None]) != 0
-
-
-def unpack_unknown(plane: Tensor) -> Tensor:
-    """Return the unlabelled pixels of bit planes `(N, H, W)` of at most 7 classes, as bool `(N, H, W)`."""
-    return plane >= 1 << UNKNOWN_BIT
 
 
 class Counts(NamedTuple):

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 import steel.desk
 from served import CLASSES, build_desk, draw, encode, open_client, open_desk, write_inspector
 from steel.data import rle
-from steel.decision.drift import build_reference, measure
+from steel.decision.drift import build_reference
+from steel.decision.measures import measure
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
 

@@ -14,9 +14,10 @@ from steel.cli import main
 from steel.data import rle
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
+from steel.data.unknown import find_unknown
 from steel.errors import InputError
 from steel.evaluation.score import count_submission
-from steel.training.metrics import count, score_masks, unpack, unpack_unknown
+from steel.training.metrics import count, score_masks, unpack
 
 
 def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tensor:
@@ -35,9 +36,7 @@ def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tenso
 
 @pytest.mark.parametrize("form", ["new", "old"])
 @pytest.mark.parametrize("with_unknown", [False, True])
-def test_counts_equal_those_of_masks(
-    root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool
-) -> None:
+def test_counts_equal_those_of_masks(root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool) -> None:
     table = read_annotations(root)
     if with_unknown:
         region = np.zeros((64, 128), bool)
@@ -46,7 +45,7 @@ def test_counts_equal_those_of_masks(
         table = dataclasses.replace(table, unknown=unknown)
     masks = write(tmp_path / "submission.csv", table, form)
     planes = torch.from_numpy(np.stack([table.draw_plane(i) for i in range(len(table))]))
-    known = ~unpack_unknown(planes)
+    known = ~find_unknown(planes, 4)
     expected = count(masks & known[:, None], unpack(planes, 4) & known[:, None])
     counts = count_submission(tmp_path / "submission.csv", table)
     assert counts.hits.sum() > 0

@@ -16,8 +16,9 @@ from conftest import Trained
 from steel.cli import main
 from steel.decision import bundle
 from steel.decision.inspector import Inspector
+from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint, read_point
-from steel.decision.tuning import Aim, Promise, to_plain
+from steel.decision.tuning import Aim, Promise
 from steel.errors import InputError
 from steel.evaluation.assemble import assemble
 from steel.evaluation.evidence import Evidence, Grid

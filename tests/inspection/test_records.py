@@ -9,8 +9,8 @@ from steel.inspection.records import (
     from_rows,
     list_result_columns,
     name_images,
-    tell_apart,
     to_rows,
+    unique_class_names,
 )
 
 SPOTS = [Spot(0, 4, (1, 0, 2, 2), (1.5, 0.5), "3 2 5 2"), Spot(1, 1, (7, 1, 1, 1), (7.0, 1.0), "16 1")]
@@ -32,8 +32,8 @@ def test_records_survive_the_round_trip_through_rows(record: Record | Unreadable
 
 
 def test_equal_class_names_get_their_numbers() -> None:
-    assert tell_apart(["a", "b"]) == ["a", "b"]
-    assert tell_apart(["a", "a"]) == ["1_a", "2_a"]
+    assert unique_class_names(["a", "b"]) == ["a", "b"]
+    assert unique_class_names(["a", "a"]) == ["1_a", "2_a"]
 
 
 def test_names_that_are_not_utf8_are_escaped() -> None:
