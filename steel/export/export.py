@@ -57,7 +57,7 @@ def export(
         classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5.
-        flips: Average the probabilities over the image and its mirror images, which takes four times as long.
+        flips: Average the probabilities over four flips of each image; takes four times as long.
         format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
             images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
         precision: Precision in which the networks compute. For bf16 and fp16, the change of the masks is printed.

@@ -66,7 +66,7 @@ def inspect(
         idle_seconds: Stop watching after this many seconds without a new image.
         engine: Run in this process (local) or on a Ray cluster (ray). Ray writes results.parquet only.
         out: Output folder.
-        batch_size: Number of images per batch.
+        batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
 
     Raises:

@@ -326,7 +326,7 @@ def test_dataset_without_defects_is_refused(root: Path, tmp_path: Path, refused:
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
     assert f"no image of {root} has a defect" in refused("explore", root, f"--out={out}")
     (root / "classes.csv").unlink()
-    assert "no defect" in refused("explore", root, f"--out={out}")
+    assert "no row has a defect" in refused("explore", root, f"--out={out}")
     assert not out.exists()
 
 

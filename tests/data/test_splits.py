@@ -233,7 +233,7 @@ HEADER = "ImageId,split\n"
         ("image,part\n00000.jpg,train\n", "ImageId@split"),  # other names
         ("ImageId;split\n00000.jpg;train\n", "semicolons"),
         ("", "empty"),
-        (HEADER + "00000.jpg,train\n00001.jpg,train,1\n", "line 3: 3 cells"),
+        (HEADER + "00000.jpg,train\n00001.jpg,train,1\n", "line 3: the row has 3 cells"),
         pytest.param(
             HEADER + "00000.jpg,train\n\n00001.jpg,valid\n",
             "line 4: split must be",

@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_refused(trained: Trained, tmp_path: Pat
     sentence = refused(
         "export", f"--classifier={trained.classifier}", f"--segmenter={tmp_path / 'nan.ckpt'}", f"--out={out}"
     )
-    assert "no finite number" in sentence
+    assert "must be finite" in sentence
     assert not out.exists()
     networks = f"--classifier={trained.classifier}", f"--segmenter={tmp_path / 'nan.ckpt'}"
     assert "no finite number" in refused("tune", *networks, f"--root={trained.root}", f"--out={tmp_path / 'p.yaml'}")

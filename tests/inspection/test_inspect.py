@@ -86,7 +86,7 @@ def test_reports_unreadable_images_and_inspects_the_others(
     out = tmp_path / "out"
     assert main(["inspect", str(model), str(folder), f"--out={out}"]) == 0
     results = read(out / "results.csv")
-    assert "not an image" in results[4]["error"]
+    assert "not a readable image" in results[4]["error"]
     assert "is empty" in results[5]["error"]
     assert results[4]["defective"] == ""
     assert [row["error"] for i, row in enumerate(results) if i not in (4, 5)] == [""] * 7
@@ -113,7 +113,7 @@ def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refuse
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no image in" in refused("inspect", model, empty, out)
-    assert 'no device "warp"' in refused("inspect", model, folder, out, "--device=warp")
+    assert 'device "warp"' in refused("inspect", model, folder, out, "--device=warp")
     assert re.search("batch_size .*1.* 0", refused("inspect", model, folder, out, "--batch_size=0"))
     (empty / "a.jpg").write_text("no image")
     assert "none of the 1 images" in refused("inspect", model, empty, out)

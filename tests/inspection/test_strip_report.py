@@ -103,7 +103,7 @@ def test_images_and_spots_have_their_positions(
     ]
     assert [image[1] for image in data["images"]] == [1, 1, 1, 0, 0, 2]
     assert [image[3] for image in data["images"]] == pytest.approx([i * step for i in range(6)])
-    assert "not an image" in data["images"][5][5]
+    assert "not a readable image" in data["images"][5][5]
     assert data["spots"] == [[1, 0, 600, 60, 10, 30, 20], [0, 0, 300, 60, 10, 30, 10]]
     marks = re.findall(r'class="(spot|unreadable)" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', page)
     kinds = [mark[0] for mark in marks]

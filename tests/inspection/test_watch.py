@@ -76,7 +76,7 @@ def test_ctrl_c_stops_watching_and_unreadable_images_are_recorded(
     args = ["inspect", str(model), str(folder), f"--out={out}", "--watch"]
     assert main(args) == 0
     results = read(out / "results.csv")
-    assert "not an image" in results["broken.png"]["error"]
+    assert "not a readable image" in results["broken.png"]["error"]
     assert "is empty" in results["empty.jpg"]["error"]
     assert "no image appeared while the folder was watched" in capsys.readouterr().out
     write_images(tmp_path / "more", 2)
