@@ -35,9 +35,7 @@ def write(path: Path, table: Annotations, form: SubmissionFormat) -> torch.Tenso
 
 @pytest.mark.parametrize("form", ["new", "old"])
 @pytest.mark.parametrize("with_unknown", [False, True])
-def test_counts_equal_those_of_masks(
-    root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool
-) -> None:
+def test_counts_equal_those_of_masks(root: Path, tmp_path: Path, form: SubmissionFormat, with_unknown: bool) -> None:
     table = read_annotations(root)
     if with_unknown:
         region = np.zeros((64, 128), bool)
