@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_refused(trained: Trained, tmp_path: Pat
     assert "must be finite" in sentence
     assert not out.exists()
     networks = f"--classifier={trained.classifier}", f"--segmenter={tmp_path / 'nan.ckpt'}"
-    assert "no finite number" in refused("tune", *networks, f"--root={trained.root}", f"--out={tmp_path / 'p.yaml'}")
+    assert "must be finite" in refused("tune", *networks, f"--root={trained.root}", f"--out={tmp_path / 'p.yaml'}")
 
 
 def perturb(checkpoint: Path, path: Path) -> Path:
