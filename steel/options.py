@@ -90,7 +90,8 @@ def explain(message: str, options: Sequence[str], command: str) -> str:
         key = f"model.{key}" if 'Parser key "model": Does' in message else key
         name = f"--{key}" if f"--{key}" in options else key.upper()
         if of_type or choices or sequence:
-            expected = f"of type {of_type}" if of_type else f"one of {choices}" if choices else f"a {sequence}"
+            kind = "a list in brackets, such as [1,2,3]" if of_type == "tuple" else f"of type {of_type}"
+            expected = kind if of_type else f"one of {choices}" if choices else f"a {sequence}"
             return f"{name} must be {expected}, got {value}"
         return f"{name} must be the name of a class, got {value}; see --{key}.help"
     return f"{message[:300]}{see_help}"

@@ -35,10 +35,10 @@ class Calibration(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Method in words: "as it is" (none), "temperature 1.50" or "isotonic"."""
+        """Method in words: "none", "temperature 1.50" or "isotonic"."""
         if self.curve != STRAIGHT:
             return "isotonic"
-        return "as it is" if self.temperature == 1 else f"temperature {self.temperature:.2f}"
+        return "none" if self.temperature == 1 else f"temperature {self.temperature:.2f}"
 
 
 def fit_temperature(probabilities: Scores, labels: NDArray[np.bool_]) -> Calibration:

@@ -86,7 +86,8 @@ def tabulate_totals(strip: Strip) -> pd.DataFrame:
         "length of strip": strip.show_length(strip.length),
     }
     if strip.unit == "mm":
-        rows["spots per metre"] = f"{1000 * num_spots / strip.length:.3g}"
+        rate = 1000 * num_spots / strip.length
+        rows["spots per metre"] = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     return pd.DataFrame({"": list(rows), "value": list(rows.values())})
 
 
