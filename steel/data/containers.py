@@ -1,9 +1,9 @@
 """JPEG, PNG, BMP and TIFF files: whether all of an image is in its file, and which way up it is.
 
-Decoders fill what is missing in a file with grey or black, most of them without an error. JPEGs are therefore decoded by
-libjpeg-turbo with its warnings as errors, and TIFFs are verified strip by strip. PNGs have checksums, which OpenCV
-verifies. Nothing can be verified where a file has zeros instead of uncompressed pixels, or where a few bytes of a JPEG
-are wrong and it is still a valid one.
+Decoders fill what is missing in a file with grey or black, most of them without an error. JPEGs are therefore decoded
+by libjpeg-turbo with its warnings as errors, and TIFFs are verified strip by strip. PNGs have checksums, which OpenCV
+verifies. Nothing shows that uncompressed pixels are zeros of a damaged disk, or that a few bytes of a JPEG are wrong
+which is still a valid one.
 """
 
 import re
@@ -17,7 +17,6 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 _JPEG, _PNG, _BMP, _TIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -28,8 +27,8 @@ _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # after a scan, in whic
 _ORIENTATION = 274  # in EXIF and TIFF
 _RUN_LENGTHS = (1, 2)  # compressions of a BMP that may leave pixels out
 _SUBFILE, _COMPRESSION, _STRIPS, _TILES, _TABLES = 254, 259, (273, 279), (324, 325), 347  # TIFF
-_DEFLATE, _JPEG_STRIPS = (8, 32946), 7
-_VERIFIABLE = {1, 5, 32773, *_DEFLATE, _JPEG_STRIPS}  # uncompressed, LZW, PackBits
+_BITS, _DEFLATE, _JPEG_STRIPS, _PACKBITS = 258, (8, 32946), 7, 32773
+_VERIFIABLE = {1, 5, *_DEFLATE, _JPEG_STRIPS, _PACKBITS}  # 1 is uncompressed, 5 LZW
 
 
 class DamageError(ValueError):
@@ -153,10 +152,25 @@ def _require_whole_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile) -> No
     strips = [data[at : at + count] for at, count in zip(tags[offsets], tags[counts], strict=True)]
     if (compression := tags.get(_COMPRESSION, 1)) not in _VERIFIABLE:
         raise DamageError("is a TIFF with a compression that hides damage")
-    image.load()  # checks LZW and PackBits
+    image.load()  # checks LZW
     if compression in _DEFLATE:
         for strip in strips:
             zlib.decompress(strip)  # checks the sum, which libtiff does not
     elif compression == _JPEG_STRIPS:
         for strip in strips:
             decode_jpeg(tags[_TABLES][:-2] + strip[2:] if _TABLES in tags else strip)
+    elif compression == _PACKBITS and offsets not in _TILES:
+        num_bytes = image.height * sum(-(-image.width * bits // 8) for bits in tags.get(_BITS, (1,)))
+        if sum(map(_count_unpacked, strips)) != num_bytes:
+            raise DamageError("is truncated or damaged (its strips are not as long as its rows)")
+
+
+def _count_unpacked(strip: bytes) -> int:
+    """Return the number of bytes that PackBits makes of a strip."""
+    at = num = 0
+    while at < len(strip):
+        if (head := strip[at]) < 128:  # head + 1 different bytes follow
+            at, num = at + head + 2, num + head + 1
+        else:  # one byte follows, 257 - head times; 128 does nothing
+            at, num = (at + 2, num + 257 - head) if head > 128 else (at + 1, num)
+    return num

@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import cv2
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from steel.data import containers
+from steel.data.spelling import is_hidden
 from steel.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -33,8 +34,15 @@ def silence_opencv() -> None:
     set_level(0)
 
 
+def is_image(path: PurePath) -> bool:
+    """Return whether a file is an image by its name: it has one of `SUFFIXES` and is not hidden."""
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
+
+
 def find_images(where: str | Path) -> list[Path]:
     """Return the paths of an image, of the images in a folder without its subfolders, or of a pattern, sorted.
+
+    Hidden files are skipped unless they are named.
 
     Raises:
         InputError: There is no such file or folder, or no image in it.
@@ -48,7 +56,7 @@ def find_images(where: str | Path) -> list[Path]:
         candidates = [Path(match) for match in glob.glob(str(where), recursive=True)]
     else:
         raise InputError(f"no file or folder {path}; name an image, a folder of images or a pattern in quotes")
-    found = sorted(p for p in candidates if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in candidates if is_image(p) and p.is_file())
     if not found:
         raise InputError(f"no image in {where}; images end in {', '.join(SUFFIXES)}")
     return found
@@ -90,8 +98,8 @@ def _read_header(file: BinaryIO, path: Path | str) -> tuple[int, int]:
 def _require_upright(orientation: int, path: Path | str) -> None:
     """Reject an image that other programs show turned, because labels drawn there would be at other pixels."""
     if orientation in range(2, 9):
-        reason = f"has the Orientation tag {orientation}, so programs show it turned, but labels refer to pixels as stored"
-        raise InputError(f"{path} {reason}; save it upright, or remove the tag if the pixels are right as they are")
+        reason = f"has the Orientation tag {orientation}: programs show it turned, but labels count pixels as stored"
+        raise InputError(f"{path} {reason}; save it upright, or remove the tag if the labels fit the stored pixels")
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:

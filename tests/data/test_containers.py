@@ -62,10 +62,9 @@ def test_a_part_of_a_jpeg_is_refused(grey: NDArray[np.uint8], kind: str) -> None
         "no end marker": data[:-2],
     }
     np.testing.assert_array_equal(decode(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
-    for name, part in parts.items():
+    for part in parts.values():
         with pytest.raises(InputError, match="a file is truncated"):
             decode(part)
-            pytest.fail(name)
 
 
 @pytest.mark.parametrize("colour", [False, True])

@@ -162,7 +162,7 @@ def test_an_image_that_programs_show_turned_is_rejected(
     with Image.open(path) as opened:
         assert opened.getexif()[274] == orientation
     for read in (images.read_size, images.read_grey):
-        with pytest.raises(InputError, match=f"Orientation tag {orientation}, .*; save it upright"):
+        with pytest.raises(InputError, match=f"Orientation tag {orientation}: .*; save it upright"):
             read(path)
 
 

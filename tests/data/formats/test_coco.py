@@ -174,7 +174,7 @@ def test_damaged_and_ambiguous_json(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"result.json: it is not JSON .*line 2"):
         read_coco(root, None)
     (root / "result.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"result.json: it is not JSON"):
+    with pytest.raises(InputError, match=r"result.json is not UTF-8 text"):
         read_coco(root, None)
     (root / "other.json").write_text("{}")
     with pytest.raises(InputError, match=r"2 JSON files \(other.json, result.json\)"):

@@ -71,7 +71,7 @@ def test_changed_pixels_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("\n0 0.1 0.1 0.2 0.2 0.3\n", "names: [a]", "a.txt, line 2: it has a polygon of 5 numbers"),
         ("0 0.1 0.1 0.2 0.2\n", "names: [a]", "line 1: it is a box"),
         ("0 0.1 0.1\n", "names: [a]", "line 1: it has a polygon of 1 points"),
-        ("0 0.1 0.1 0.2 0.2 0.3 1.01\n", "names: [a]", "line 1: it has the coordinate 1.01"),
+        ("0 0.1 0.1 0.2 0.2 0.3 1.11\n", "names: [a]", "line 1: it has the coordinate 1.11"),
         ("0 0.1 0.1 0.2 0.2 0.3 nan\n", "names: [a]", "line 1: it has the coordinate nan"),
         ("0 0.1 0.1 0.2 0.2 0.3 x\n", "names: [a]", "line 1: it must hold a class and coordinates"),
         ("1 0.1 0.1 0.2 0.2 0.3 0.4\n", "names: [a]", "line 1: it has class 1, but the classes are 0 to 0"),
