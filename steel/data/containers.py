@@ -32,7 +32,10 @@ _VERIFIABLE = {1, 5, *_DEFLATE, _JPEG_STRIPS, _PACKBITS}  # 1 is uncompressed, 5
 
 
 class DamageError(ValueError):
-    """The reason why a file is no whole image; a sentence without its subject, the file, and without its remedy."""
+    """The reason why a file is no whole image, and its remedy; a sentence without its subject, the file."""
+
+    def __init__(self, reason: str, remedy: str = "copy the file again or remove it") -> None:
+        super().__init__(f"{reason}; {remedy}")
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -51,7 +54,7 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     except ValueError as error:
         raise DamageError("is not a readable image (damaged, or another kind of file with this name)") from error
     if height * width > MAX_PIXELS:
-        raise DamageError(f"is too large to be one image of strip ({width:,} x {height:,} pixels)")
+        raise DamageError(f"is too large to be one image of strip ({width:,} x {height:,} pixels)", "cut it")
     try:
         image = simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
     except ValueError as error:
@@ -129,7 +132,7 @@ def require_whole(data: bytes) -> None:
         DamageError: The file is damaged or incomplete, has several pages, or is compressed in a way that hides damage.
     """
     if data.startswith(_BMP) and int.from_bytes(data[14:18], "little") >= 40 and data[30] in _RUN_LENGTHS:
-        raise DamageError("is a compressed BMP, whose damage cannot be seen")
+        raise DamageError("is a compressed BMP, which hides damage", "save it without compression")
     if data.startswith(_TIFF):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
@@ -145,13 +148,15 @@ def _require_whole_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile) -> No
     for page in range(1, image.n_frames):
         image.seek(page)
         if not image.tag_v2.get(_SUBFILE, 0) & 5:  # neither a reduced image nor a mask
-            raise DamageError(f"is a TIFF of {image.n_frames} pages, of which only the first would be read")
+            raise DamageError(
+                f"is a TIFF of {image.n_frames} pages, of which only the first would be read", "save one image per file"
+            )
     image.seek(0)
     tags: Any = image.tag_v2
     offsets, counts = _TILES if _TILES[0] in tags else _STRIPS
     strips = [data[at : at + count] for at, count in zip(tags[offsets], tags[counts], strict=True)]
     if (compression := tags.get(_COMPRESSION, 1)) not in _VERIFIABLE:
-        raise DamageError("is a TIFF with a compression that hides damage")
+        raise DamageError("is a TIFF with a compression that hides damage", "save it with LZW or without compression")
     image.load()  # checks LZW
     if compression in _DEFLATE:
         for strip in strips:

@@ -141,7 +141,7 @@ def decode(data: bytes, path: Path | str) -> NDArray[Any]:
         _read_header(BytesIO(data), path)
         containers.require_whole(data)
     except containers.DamageError as error:
-        raise InputError(f"{path} {error}; copy the file again or remove it") from error
+        raise InputError(f"{path} {error}") from error
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _GREY)
     except cv2.error as error:
