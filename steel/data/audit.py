@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from steel import plots
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.duplicates import Pair, find_duplicates, join
+from steel.data.spelling import NameIndex, is_hidden, read_text
 from steel.data.splits import PARTS, tabulate_parts
 from steel.data.tables import raise_first, read_table
 from steel.errors import InputError
@@ -76,9 +77,11 @@ def read_assignment(path: Path, annotations: Annotations) -> Assignment:
     Raises:
         InputError: The file is missing or invalid, has fewer than two parts, or names no image of the dataset.
     """
-    index = {name: i for i, name in enumerate(annotations.names.tolist())}
-    num_same = Counter(PurePosixPath(name).stem for name in index)
-    index |= {stem: i for name, i in index.items() if num_same[stem := PurePosixPath(name).stem] == 1} | index
+    names = annotations.names.tolist()
+    stems = [PurePosixPath(name).stem for name in names]
+    num_same = Counter(stems)
+    by_name = NameIndex(names)
+    by_stem = NameIndex(stem if num_same[stem] == 1 else name for stem, name in zip(stems, names, strict=True))
     members: dict[str, list[int]] = {}
     unknown: dict[str, list[str]] = {}
     # Labels of parts, each with the name of an image.
@@ -87,8 +90,9 @@ def read_assignment(path: Path, annotations: Annotations) -> Assignment:
         part = lower if lower in PARTS else label
         name = PurePosixPath(text.replace("\\", "/")).name
         rows = members.setdefault(part, [])
-        if name in index:
-            rows.append(index[name])
+        found = by_stem.find(name) if (i := by_name.find(name)) is None else i
+        if found is not None:
+            rows.append(found)
         else:
             unknown.setdefault(part, []).append(text)
     if len(members) < 2:
@@ -108,15 +112,11 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_lists(folder: Path) -> Iterator[tuple[str, str]]:
-    lists = sorted(folder.glob("*.txt"))
+    lists = sorted(path for path in folder.glob("*.txt") if not is_hidden(path.name))
     if not lists:
         raise InputError(f"no list such as train.txt in {folder}; add one for each part, or give a CSV file")
     for path in lists:
-        try:
-            lines = path.read_text("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-        yield from ((path.stem, line.strip()) for line in lines if line.strip())
+        yield from ((path.stem, line.strip()) for line in read_text(path).splitlines() if line.strip())
 
 
 def find_leaks(assignment: Assignment, annotations: Annotations, pairs: Sequence[Pair]) -> list[Leak]:

@@ -25,7 +25,7 @@ from steel.progress import map_on_all_cores
 Where = Literal["memory", "disk"]
 Plane = NDArray[np.uint8]
 
-_VERSION = "1"  # of the file format; files of other versions are rewritten
+_VERSION = "2"  # of the file format and the decoder; files of other versions are rewritten
 _HEADER = 64  # bytes before the pixels: the key
 
 

@@ -9,23 +9,22 @@ import os
 import threading
 import warnings
 from io import BytesIO
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from steel.data import containers
+from steel.data.spelling import is_hidden
 from steel.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-# An EXIF tag must not rotate the image, because codes refer to the pixels as stored. ANYDEPTH keeps 16-bit images at 16
-# bits, so that they are rejected; without it OpenCV would silently reduce them to 8 bits.
+# ANYDEPTH keeps 16-bit images at 16 bits, so that they are rejected; without it OpenCV would reduce them to 8 bits.
 _GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
-# OpenCV rotates TIFFs in spite of the flag, so TIFFs with an Orientation tag are rejected.
-_TIFF = (b"II*\0", b"MM\0*")
-_ORIENTATION = 274
+_ORIENTATION = 274  # of a TIFF
 _WARNING_FILTERS = threading.Lock()  # catch_warnings is not thread-safe
 
 
@@ -35,8 +34,15 @@ def silence_opencv() -> None:
     set_level(0)
 
 
+def is_image(path: PurePath) -> bool:
+    """Return whether a file is an image by its name: it has one of `SUFFIXES` and is not hidden."""
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
+
+
 def find_images(where: str | Path) -> list[Path]:
     """Return the paths of an image, of the images in a folder without its subfolders, or of a pattern, sorted.
+
+    Hidden files are skipped unless they are named.
 
     Raises:
         InputError: There is no such file or folder, or no image in it.
@@ -50,7 +56,7 @@ def find_images(where: str | Path) -> list[Path]:
         candidates = [Path(match) for match in glob.glob(str(where), recursive=True)]
     else:
         raise InputError(f"no file or folder {path}; name an image, a folder of images or a pattern in quotes")
-    found = sorted(p for p in candidates if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in candidates if is_image(p) and p.is_file())
     if not found:
         raise InputError(f"no image in {where}; images end in {', '.join(SUFFIXES)}")
     return found
@@ -70,13 +76,13 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def _read_header(file: BinaryIO, path: Path | str) -> tuple[int, int]:
-    """Return height and width; reject images that OpenCV would rotate."""
+    """Return height and width; reject other formats, and images that other programs turn."""
     try:
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images and damaged tags, neither of which matters here
-            with Image.open(file) as image:
-                is_rotated = image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) != 1
-                size = image.height, image.width
+            with Image.open(file, formats=containers.FORMATS) as image:
+                is_tiff, size = image.format == "TIFF", (image.height, image.width)
+                orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else containers.read_orientation(file)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is damaged or too large to be one image of strip ({error}); cut it") from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -85,10 +91,15 @@ def _read_header(file: BinaryIO, path: Path | str) -> tuple[int, int]:
         raise InputError(_describe_content(path, file.seek(0, os.SEEK_END))) from error
     if 0 in size:
         raise InputError(f"{path} is an image of zero size ({size[1]} x {size[0]} pixels); remove it")
-    if is_rotated:
-        reason = "is a TIFF whose Orientation tag rotates it, but codes refer to pixels as stored"
-        raise InputError(f"{path} {reason}; save it upright")
+    _require_upright(orientation, path)
     return size
+
+
+def _require_upright(orientation: int, path: Path | str) -> None:
+    """Reject an image that other programs show turned, because labels drawn there would be at other pixels."""
+    if orientation in range(2, 9):
+        reason = f"has the Orientation tag {orientation}: programs show it turned, but labels count pixels as stored"
+        raise InputError(f"{path} {reason}; save it upright, or remove the tag if the labels fit the stored pixels")
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:
@@ -111,22 +122,33 @@ def decode_grey(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     Raises:
         InputError: The data is empty, truncated, not an image, or has more than 8 bits per channel.
     """
-    # libjpeg may fill the missing part of a truncated file with grey without an error, so look for the end marker after
-    # the last start-of-scan marker; an embedded preview has its own end marker. Most files end with the marker.
-    is_complete = data[:2] != b"\xff\xd8" or data.endswith(b"\xff\xd9")
-    if not is_complete and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise InputError(f"{path} is truncated: the JPEG has no end marker; copy the file again or remove it")
-    if data[:4] in _TIFF:
-        _read_header(BytesIO(data), path)
+    image = decode(data, path)
+    if image.dtype != np.uint8:
+        raise InputError(f"{path} has more than 8 bits per channel, but images must be 8-bit grey; convert it first")
+    return image
+
+
+def decode(data: bytes, path: Path | str) -> NDArray[Any]:
+    """Decode the content of an image file to grey values of any depth, `(H, W)`; see `decode_grey`.
+
+    Raises:
+        InputError: The data is empty, not an image, or not a whole one.
+    """
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _GREY) if data else None
+        if containers.is_jpeg(data):
+            _require_upright(containers.read_orientation(BytesIO(data)), path)
+            return containers.decode_jpeg(data)
+        _read_header(BytesIO(data), path)
+        containers.require_whole(data)
+    except containers.DamageError as error:
+        raise InputError(f"{path} {error}") from error
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _GREY)
     except cv2.error as error:
         raise InputError(_describe_content(path, len(data))) from error
     if image is None or image.size == 0:
         raise InputError(_describe_content(path, len(data)))
-    if image.dtype != np.uint8:
-        raise InputError(f"{path} has more than 8 bits per channel, but images must be 8-bit grey; convert it first")
-    return image  # type: ignore[return-value]
+    return image
 
 
 def _describe_content(path: Path | str, num_bytes: int) -> str:

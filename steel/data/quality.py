@@ -16,6 +16,7 @@ from rich.text import Text
 from steel.data import images
 from steel.data.annotations import Annotations, read_leniently
 from steel.data.duplicates import find_duplicates
+from steel.data.spelling import is_hidden
 from steel.data.splits import read_parts
 from steel.data.tables import Finding, read_table
 from steel.errors import InputError
@@ -84,6 +85,8 @@ def examine(root: Path) -> Report:
 
 def _classify(finding: Finding) -> Finding:
     """Refine the kind of an image with an unreadable header."""
+    if "Orientation" in finding.message:
+        return replace(finding, kind="orientation")
     try:
         with finding.file.open("rb") as file:
             start = file.read(max(map(len, _SIGNATURES)))
@@ -99,11 +102,13 @@ def _find_other_files(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
         if path.is_dir():
             message = "this is a folder, and images in it are ignored; move them up if they belong to the dataset"
             yield Finding(path, None, "folder", message, is_error=False)
-        elif path.suffix.lower() in images.SUFFIXES:
+        elif images.is_image(path):
             message = "this is a link to a file that does not exist; restore the image or remove the link"
             yield Finding(path, None, "no file", message)
         else:
-            message = f"ignored, since its suffix is not one of {', '.join(images.SUFFIXES)}; nothing needs to be done"
+            suffixes = ", ".join(images.SUFFIXES)
+            reason = "it is hidden" if is_hidden(path.name) else f"its suffix is not one of {suffixes}"
+            message = f"ignored, since {reason}; nothing needs to be done"
             yield Finding(path, None, "not an image", message, is_error=False)
 
 

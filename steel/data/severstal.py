@@ -10,7 +10,6 @@ Readers return the valid content, and findings about the rest. `names` are the f
 `sizes` is int32 `(n, 2)`, their height and width in pixels, 0 for an unreadable image.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from steel.data import rle
 from steel.data.runs import Offsets
+from steel.data.spelling import NameIndex, parse_whole
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
 
@@ -50,10 +50,10 @@ def parse_rows(path: Path) -> tuple[list[Row], Table]:
         images, class_ids = [part[0] for part in parts], [part[2] for part in parts]
     else:
         images, class_ids = table.columns["ImageId"], table.columns["ClassId"]
-    numbers = {text: int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in set(class_ids)}
+    numbers = {text: parse_whole(text) or 0 for text in set(class_ids)}
     rows = []
     for line, image, text, code in zip(table.lines, images, class_ids, table.columns["EncodedPixels"], strict=True):
-        if numbers[text]:
+        if 1 <= numbers[text] < 1_000_000_000:
             rows.append(Row(line, image, numbers[text], code))
         else:
             message = f'the class must be a whole number from 1, got "{text[:40]}"; fix the row'
@@ -101,12 +101,12 @@ def _place_rows(
 ) -> tuple[dict[tuple[int, int], Row], list[Finding]]:
     """Return the usable rows by image and class (from 1), and findings about the others."""
     findings: list[Finding] = []
-    index = {name: i for i, name in enumerate(names.tolist())}
+    known = NameIndex(names.tolist())
     is_readable = (sizes[:, 0] > 0).tolist()
     used: dict[tuple[int, int], Row] = {}
     for row in rows:
-        i, name, class_id = index.get(row.image, -1), row.image, row.class_id
-        if i < 0:
+        i, name, class_id = known.find(row.image), row.image, row.class_id
+        if i is None:
             kind, message = "missing image", f'no image "{name}" in {folder}; add it or remove the row'
         elif class_id > num_classes and row.code:
             kind, message = "class", f"the class must be 1 to {num_classes}, got {class_id}; fix the row"
@@ -138,7 +138,7 @@ def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> 
     path = root / "classes.csv"
     table = read_table(path, ("ClassId", "name")) if path.is_file() else Table((), 0, [], {}, [])
     ids, names, message = table.columns.get("ClassId", []), table.columns.get("name", []), ""
-    if ids != [str(c + 1) for c in range(len(ids))]:
+    if [parse_whole(text) for text in ids] != [c + 1 for c in range(len(ids))]:
         names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; sort them"
     elif len(ids) > MAX_CLASSES:
         names, message = [], f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
@@ -170,18 +170,20 @@ def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table,
         The table, the index in `names` for each of its rows (-1 for an unknown or repeated image), and the findings.
     """
     table = read_table(path, *(("ImageId", column) for column in columns))
-    index = {name: i for i, name in enumerate(names.tolist())}
-    seen: dict[str, int] = {}
+    known = NameIndex(names.tolist())
+    seen: dict[int | str, int] = {}
     positions, findings = [], list(table.findings)
     for line, name in zip(table.lines, table.columns.get("ImageId", []), strict=True):
-        positions.append(-1 if name in seen else index.get(name, -1))
-        if name in seen:
-            message = f'image "{name}" is also in line {seen[name]}; remove one of the rows'
+        i = known.find(name)
+        key = name if i is None else i
+        positions.append(-1 if i is None or key in seen else i)
+        if key in seen:
+            message = f'image "{name}" is also in line {seen[key]}; remove one of the rows'
             findings.append(Finding(path, line, "duplicate row", message))
-        elif name not in index:
+        elif i is None:
             message = f'no image "{name}" in train_images; add it or remove the row'
             findings.append(Finding(path, line, "missing image", message))
-        seen.setdefault(name, line)
+        seen.setdefault(key, line)
     return table, positions, findings
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.duplicates import find_duplicates, join
 from steel.data.severstal import read_named
+from steel.data.spelling import parse_whole
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError, require_at_least
 from steel.files import write_atomic
@@ -162,11 +163,12 @@ def read_parts(path: Path, annotations: Annotations) -> tuple[NDArray[np.str_], 
     parts = np.full(len(annotations), "", dtype="<U9")
     values = table.columns["fold" if is_folds else "split"] if table.form else []
     for i, value, line in zip(positions, values, table.lines, strict=True):
-        is_valid = value.isascii() and value.isdigit() and len(value) < 4 if is_folds else value in PARTS
+        number = parse_whole(value) if is_folds else None
+        is_valid = number is not None and 0 <= number < 1000 if is_folds else value in PARTS
         if not is_valid:
             findings.append(Finding(path, line, "split", f'{expected}, got "{value}"; fix the row'))
         elif i >= 0:
-            parts[i] = value
+            parts[i] = value if number is None else str(number)
     return parts, is_folds, [*findings, *_find_divided_groups(path, parts, annotations)]
 
 

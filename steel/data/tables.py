@@ -47,12 +47,15 @@ class Finding:
 def raise_first(findings: Iterable[Finding]) -> None:
     """Raise the error with the lowest line number, if there is one; errors of a whole file come last.
 
+    A row is not named before the reason why its image is unreadable.
+
     Raises:
         InputError: There is an error among the findings.
     """
     errors = [finding for finding in findings if finding.is_error]
     if errors:
-        raise InputError(str(min(errors, key=lambda finding: (finding.line is None, finding.line or 0))))
+        effects = {finding for finding in errors if finding.kind == "unreadable image" and finding.line}
+        raise InputError(str(min(errors, key=lambda f: (f in effects, f.line is None, f.line or 0))))
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Pipeline:
         path: A file that `albumentations.save(pipeline, path, data_format="yaml")` wrote.
 
     Raises:
-        InputError: The file does not exist or holds no pipeline.
+        InputError: The file does not exist or holds no pipeline, or a transform would make up labels.
     """
 
     def __init__(self, path: str) -> None:
@@ -122,13 +122,15 @@ class Pipeline:
             raise InputError(f"{path} must hold a Compose, got {type(pipeline).__name__}; wrap it in a Compose")
         self._path = path
         self._pipeline = pipeline
+        for transform in self._list_transforms():
+            _require_labels_kept(path, transform)
         self._local = threading.local()  # a pipeline has mutable state, so every thread needs a copy
 
     def __call__(self, image: Plane, plane: Plane, seed: int) -> tuple[Plane, Plane]:
         """Augment image and plane, uint8 `(H, W)` each.
 
         Raises:
-            InputError: The pipeline fails, or changes size or type.
+            InputError: The pipeline fails, makes up labels, or changes size or type.
         """
         if not hasattr(self._local, "pipeline"):
             self._local.pipeline = copy.deepcopy(self._pipeline)
@@ -145,7 +147,33 @@ class Pipeline:
                 f"the pipeline in {self._path} must keep size and type of an image, got {new_image.dtype} "
                 f"{new_image.shape} from uint8 {image.shape}; crop with data.crop"
             )
+        # Each value of a plane is a set of classes, so that a new value is labels that no pixel had.
+        before, after = (np.bincount(np.ravel(p).astype(np.uint8), minlength=256) > 0 for p in (plane, new_plane))
+        if len(made_up := 1 + np.flatnonzero(after[1:] & ~before[1:])):
+            names = ", ".join(dict.fromkeys(type(transform).__name__ for transform in self._list_transforms()))
+            reason = f"gives pixels the labels {made_up[0]}, which no pixel of the image had"
+            raise InputError(f"the pipeline in {self._path} ({names}) {reason}; remove the transform that does")
         return new_image, new_plane
+
+    def _list_transforms(self) -> list[Any]:
+        """Return the transforms of the pipeline, also those inside of others such as OneOf."""
+        found, waiting = [], [self._pipeline]
+        while waiting:
+            transform = waiting.pop(0)
+            waiting += getattr(transform, "transforms", [])
+            found += [] if hasattr(transform, "transforms") else [transform]
+        return found
+
+
+def _require_labels_kept(path: str, transform: Any) -> None:
+    """Refuse a transform whose settings mix the bits of planes; the values 1 and 2 have a mean, but it is no class."""
+    name = type(transform).__name__
+    if (number := getattr(transform, "mask_interpolation", cv2.INTER_NEAREST)) != cv2.INTER_NEAREST:
+        raise InputError(f"{path}: {name} has mask_interpolation {number}, which mixes labels; set it to 0 (nearest)")
+    for option in ("fill_mask", "mask_drop_value"):
+        value = getattr(transform, option, None)
+        if value is not None and np.any(np.asarray(value) != 0):
+            raise InputError(f"{path}: {name} has {option} {value}, which makes up labels; set it to 0 (clean)")
 
 
 def _import_albumentations() -> Any:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, dataset
 
-from steel.data.images import SUFFIXES, decode_grey
+from steel.data.images import SUFFIXES, decode_grey, is_image
 from steel.decision import bundle
 from steel.errors import InputError
 from steel.inspection.parquet import build_schema, to_table
@@ -119,7 +119,7 @@ def _find(images: str) -> tuple[fsspec.AbstractFileSystem, list[PurePosixPath]]:
     if system.isfile(root):
         return system, [PurePosixPath(root)]
     found = system.ls(root, detail=False) if system.isdir(root) else system.glob(root)
-    paths = sorted(path for path in map(PurePosixPath, found) if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in map(PurePosixPath, found) if is_image(path))
     if not paths:
         raise InputError(f"no image in {images}; image files must end in {', '.join(SUFFIXES)}")
     return system, paths

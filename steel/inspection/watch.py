@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steel.data.images import SUFFIXES
+from steel.data.images import is_image
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.records import Unreadable
 from steel.inspection.tables import Tables
@@ -67,7 +67,7 @@ class _Folder:
             is_first = self._listed_at == -math.inf
             self._stamp, self._listed_at = stamp, now
             for path in self._path.iterdir():
-                if path.suffix.lower() in SUFFIXES and path.name not in self._done:
+                if is_image(path) and path.name not in self._done:
                     self.files.setdefault(path, _File(is_first, now))
         return sorted(filter(self._is_ready, list(self.files)), key=lambda path: self.files[path].since)
 

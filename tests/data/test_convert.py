@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from formats.fakes import assert_same, draw_masks, separate, unpack, write_blank, write_root
 from steel import cli
@@ -151,3 +152,18 @@ def test_steel_convert(tmp_path: Path, refused: Callable[..., str], capsys: pyte
         "convert", root, tmp_path / "new", "--from=coco", "--to=yolo", f"--images={tmp_path / 'no'}"
     )
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("form", ["coco", "yolo", "masks", "index", "severstal"])
+def test_images_that_labelling_tools_show_turned_are_refused(tmp_path: Path, form: Format, orientation: int) -> None:
+    """The polygon of a dark corner, drawn where tools show it, would mark the opposite corner of the stored pixels."""
+    root = write_root(tmp_path / "data", separate(draw_masks()))
+    convert(str(root), str(tmp_path / "labels"), **{"from": "severstal", "to": form})
+    (path,) = (tmp_path / "labels").rglob("images/a.png" if form != "severstal" else "train_images/a.png")
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(InputError, match=rf"a\.png:? .*has the Orientation tag {orientation}"):
+        convert(str(tmp_path / "labels"), str(tmp_path / "out"), **{"from": form, "to": "severstal"})
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from steel.cli import main
 from steel.data.annotations import Annotations, read_annotations, read_leniently
@@ -65,6 +66,11 @@ def test_every_kind_of_image_damage_is_reported(root: Path) -> None:
     colours[:, :40, 0] = 0
     cv2.imwrite(str(folder / clean[4]), colours)
     write_speckle(folder / clean[5], (40, 100))
+    (folder / clean[8]).write_bytes(first[: len(first) * 2 // 3] + b"\xff\xd9")
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.open(folder / clean[9]).save(folder / clean[9], exif=exif)
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7Mac OS X")
     (folder / "notes.txt").write_text("bought in May")
     (folder / "coil 7").mkdir()
     (folder / "gone.png").symlink_to("nowhere.png")
@@ -76,6 +82,9 @@ def test_every_kind_of_image_damage_is_reported(root: Path) -> None:
 
     expected = {
         (clean[0], "truncated image", True),
+        (clean[8], "truncated image", True),
+        (clean[9], "orientation", True),
+        ("._a.jpg", "not an image", False),
         (clean[1], "not an image", True),
         (clean[2], "empty image", True),
         (clean[3], "unreadable image", True),

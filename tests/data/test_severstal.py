@@ -262,3 +262,32 @@ def test_images_without_a_group_are_their_own_groups(tmp_path: Path) -> None:
     numbers = read_annotations(write_set(tmp_path, HEADER + "0.png,1,1 2\n", sizes, groups=groups)).groups.tolist()
     assert numbers[0] == numbers[4]
     assert len(set(numbers)) == 5
+
+
+@pytest.mark.parametrize("written", ["pr\u00fcf.png", "pr%C3%BCf.png", "pru\u0308f.png"])
+def test_all_tables_find_an_image_that_is_spelt_differently(tmp_path: Path, written: str) -> None:
+    stored = "pru\u0308f.png"  # as macOS writes it
+    sizes = {stored: (4, 6), "z.png": (4, 6)}
+    groups, unknown = f"ImageId,group\n{written},1\nz.png,1\n", f"ImageId,EncodedPixels\n{written},9 2\n"
+    rows = f"{written},1,1 3\n"
+    annotations = read_annotations(write_set(tmp_path, HEADER + rows, sizes, groups=groups, unknown=unknown))
+    assert annotations.names.tolist() == [stored, "z.png"]
+    assert annotations.areas.tolist() == [[3], [0]]
+    assert annotations.groups.tolist() == [0, 0]
+    assert annotations.unknown[0].tolist() == [9, 2]
+
+
+def test_one_image_in_two_spellings_is_a_duplicate(tmp_path: Path) -> None:
+    rows = "pr\u00fcf.png,1,1 3\npru\u0308f.png,1,9 3\n"
+    with pytest.raises(InputError, match=r"line 3: class 1 of .* is also in line 2"):
+        read_annotations(write_set(tmp_path, HEADER + rows, {"pr\u00fcf.png": (4, 6)}))
+    groups = "ImageId,group\npr\u00fcf.png,1\npru\u0308f.png,2\n"
+    with pytest.raises(InputError, match=r"groups.csv, line 3: image .* is also in line 2"):
+        read_annotations(write_set(tmp_path, HEADER + "prüf.png,1,1 3\n", {"pr\u00fcf.png": (4, 6)}, groups=groups))
+
+
+def test_files_of_operating_systems_are_no_images(tmp_path: Path) -> None:
+    root = write_set(tmp_path, PLAIN)
+    for name in ("._a.png", ".DS_Store", "Thumbs.db"):
+        (root / "train_images" / name).write_bytes(b"\0\5\x16\7")
+    assert read_annotations(root).names.tolist() == ["a.png", "b.png", "c.png"]

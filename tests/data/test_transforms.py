@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 # Otherwise the import asks the network for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -328,3 +329,56 @@ def test_missing_pipeline_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.yaml").write_text("just: text")
     with pytest.raises(InputError, match="holds no albumentations pipeline"):
         Pipeline(str(tmp_path / "text.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([A.Rotate(limit=(10, 12), mask_interpolation=1, p=1)], "Rotate has mask_interpolation 1, which mixes labels"),
+        ([A.OneOf([A.HorizontalFlip(), A.Affine(mask_interpolation=2)])], "Affine has mask_interpolation 2"),
+        ([A.Rotate(fill_mask=255, border_mode=0)], r"Rotate has fill_mask 255.*, which makes up labels"),
+        ([A.Sequential([A.SomeOf([A.CoarseDropout(fill_mask=2)], n=1)])], "CoarseDropout has fill_mask 2"),
+        ([A.PixelDropout(mask_drop_value=1)], "PixelDropout has mask_drop_value 1"),
+    ],
+)
+def test_settings_that_make_up_labels_are_refused(steps: list[Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "augmentation.yaml"
+    A.save(A.Compose(steps), path, data_format="yaml")
+    with pytest.raises(InputError, match=words):
+        Pipeline(str(path))
+
+
+def test_mask_interpolation_of_the_whole_pipeline_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "augmentation.yaml"
+    A.save(A.Compose([A.Rotate()], mask_interpolation=1), path, data_format="yaml")
+    with pytest.raises(InputError, match="Rotate has mask_interpolation 1"):
+        Pipeline(str(path))
+
+
+def test_the_nearest_labels_are_kept(tmp_path: Path) -> None:
+    """Also by a transform that removes labels."""
+    path = tmp_path / "augmentation.yaml"
+    steps = [
+        A.Rotate(limit=(10, 12), p=1),
+        A.CoarseDropout(fill_mask=0, p=1),
+    ]
+    A.save(A.Compose(steps), path, data_format="yaml")
+    plane = np.random.default_rng(0).choice(np.array([0, 1, 2, 8, 9], np.uint8), (64, 128))
+    values = {int(value) for seed in range(5) for value in np.unique(Pipeline(str(path))(plane, plane, seed)[1])}
+    assert values == {0, 1, 2, 8, 9}
+
+
+def test_labels_that_were_not_there_are_refused_whatever_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "augmentation.yaml"
+    path.touch()
+
+    def triple(mask: Plane, **_: Any) -> Plane:
+        return mask * np.uint8(3)
+
+    custom = A.Compose([A.HorizontalFlip(), A.Lambda(mask=triple, p=1)])
+    monkeypatch.setattr(A, "load", lambda path, data_format: custom)
+    plane = np.array([[0, 1], [2, 0]], np.uint8)
+    with pytest.raises(InputError, match=r"\(HorizontalFlip, Lambda\) gives pixels the labels 3, which no pixel"):
+        Pipeline(str(path))(plane, plane, 0)

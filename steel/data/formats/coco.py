@@ -8,7 +8,8 @@
 
 A segmentation is a list of polygons `[[x, y, x, y, ...], ...]`, or `{"size": [height, width], "counts": ...}` with the
 counts of `steel.data.runs`. The writer makes an annotation for each spot, since COCO annotates instances; the reader
-unites the spots of a class.
+unites the spots of a class. Ids and sizes may be text or have zeros after the point (see `steel.data.spelling`). A
+category without annotations that is the supercategory of another, such as Roboflow's first one, is no class.
 """
 
 import json
@@ -23,6 +24,7 @@ from steel.data import images as image_files
 from steel.data.formats import outlines
 from steel.data.formats.labels import LabelledImage, Labels, find_files
 from steel.data.runs import Runs, Size, area, count_changes, from_counts, to_counts, unite
+from steel.data.spelling import NameIndex, parse_whole, read_text
 from steel.data.spots import split_spots
 from steel.errors import InputError
 from steel.progress import track
@@ -40,19 +42,18 @@ def read_coco(src: Path, images: Path | None) -> Labels:
     """
     path, root = _find_json(src)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise InputError(f"{path}: it is not JSON ({error}); export it again") from error
     found = _read_images(_list_records(path, content, "images", "image"), images or root)
-    categories = _list_records(path, content, "categories", "category")
-    names = {_take(where, category, "id", int): _take(where, category, "name", str) for where, category in categories}
+    names = _read_categories(path, content)
     class_of = {number: c for c, number in enumerate(sorted(names))}  # by id, since the order in the file is arbitrary
     spots: dict[tuple[int, int], list[Runs]] = defaultdict(list)
     for where, annotation in _list_records(path, content, "annotations", "annotation"):
-        category_id = _take(where, annotation, "category_id", int)
+        category_id = _take_whole(where, annotation, "category_id")
         if category_id not in class_of:
             raise InputError(f"{where} has category {category_id}, which is not among the categories; add it there")
-        image_id = _take(where, annotation, "image_id", int)
+        image_id = _take_whole(where, annotation, "image_id")
         if image_id not in found:
             raise InputError(f"{where} is on image {image_id}, which is not among the images; export it again")
         segmentation: Any = _take(where, annotation, "segmentation", list, dict)
@@ -79,6 +80,22 @@ def _find_json(src: Path) -> tuple[Path, Path]:
     return found[0], src
 
 
+def _read_categories(path: Path, content: Any) -> dict[int, str]:
+    """Return the names of the classes by their ids."""
+    names: dict[int, str] = {}
+    parents: dict[int, Any] = {}
+    for where, category in _list_records(path, content, "categories", "category"):
+        number = _take_whole(where, category, "id")
+        if number in names:
+            raise InputError(f"{where} is listed twice; give each category its own id")
+        names[number], parents[number] = _take(where, category, "name", str), category.get("supercategory")
+    annotations = content.get("annotations")
+    records = annotations if isinstance(annotations, list) else []
+    used = {parse_whole(record.get("category_id")) for record in records if isinstance(record, dict)}
+    groups = [parent for number, parent in parents.items() if parent != names[number]]
+    return {number: name for number, name in names.items() if number in used or name not in groups}
+
+
 def _list_records(path: Path, content: Any, key: str, kind: str) -> Iterator[tuple[str, Any]]:
     """Yield the records of a list in the JSON, each with its place for errors."""
     records = _take(str(path), content, key, list)
@@ -96,39 +113,52 @@ def _take(where: str, record: Any, key: str, *kinds: type[T]) -> T:
     return value
 
 
+def _take_whole(where: str, record: Any, key: str) -> int:
+    """Return a whole number of a record; an InputError if it is missing or something else."""
+    value = _take(where, record, key, int, float, str)
+    if (number := parse_whole(value)) is None:
+        raise InputError(f'{where} must have "{key}" (int), got {value!r:.40}; export it again')
+    return number
+
+
 def _read_images(records: Iterator[tuple[str, Any]], folder: Path) -> dict[int, LabelledImage]:
     """Return the images by their ids."""
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in find_files(folder):
         by_name[file.name].append(file)
+    files, known = list(by_name.values()), NameIndex(by_name)
     found: dict[int, LabelledImage] = {}
     for where, record in records:
-        number = _take(where, record, "id", int)
+        number = _take_whole(where, record, "id")
         if number in found:
             raise InputError(f"{where} is listed twice; give each image its own id")
-        found[number] = _read_image(where, record, by_name)
+        found[number] = _read_image(where, record, files, known)
     return found
 
 
-def _read_image(where: str, record: Any, by_name: dict[str, list[Path]]) -> LabelledImage:
+def _read_image(where: str, record: Any, files: list[list[Path]], known: NameIndex) -> LabelledImage:
     file_name = _take(where, record, "file_name", str)
-    height, width = _take(where, record, "height", int), _take(where, record, "width", int)
+    height, width = _take_whole(where, record, "height"), _take_whole(where, record, "width")
     where = f"{where} ({file_name})"
     if min(height, width) < 1:
         raise InputError(f"{where} is {width} x {height} pixels; export it again")
     # Label Studio may write folders of its own machine, with the separators of Windows.
     parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")] or [""]
-    file = _choose_file(where, parts, by_name[parts[-1]])
+    file = _choose_file(where, parts, files, known)
     if file and (size := image_files.read_size(file)) != (height, width):
         reason = f"{where} is {width} x {height} pixels, but {file} is {size[1]} x {size[0]}"
         raise InputError(f"{reason}; convert with the images that were labelled")
-    return LabelledImage(parts[-1], file, (height, width), {})
+    return LabelledImage(file.name if file else parts[-1], file, (height, width), {})
 
 
-def _choose_file(where: str, parts: list[str], files: list[Path]) -> Path | None:
-    """Return the file whose last folders match the most folders of a name."""
-    for i in range(len(parts)):
-        if len(same := [file for file in files if file.parts[-len(parts) + i :] == tuple(parts[i:])]) == 1:
+def _choose_file(where: str, parts: list[str], files: list[list[Path]], known: NameIndex) -> Path | None:
+    """Return the file, of those with the same name, whose last folders match the most folders of a record."""
+    if (i := known.find(parts[-1])) is None:
+        return None
+    candidates = files[i]
+    for first in range(len(parts)):
+        folders = tuple(parts[first:-1])
+        if len(same := [file for file in candidates if file.parts[-len(folders) - 1 : -1] == folders]) == 1:
             return same[0]
         if same:
             raise InputError(f"{where} matches {same[0]} and {same[1]}; rename one")
@@ -146,7 +176,7 @@ def _read_segmentation(segmentation: list[Any] | dict[str, Any], size: Size) -> 
     if not segmentation:
         raise InputError("has a box but no segmentation; outline it or remove it")
     for polygon in segmentation:
-        if not isinstance(polygon, list) or not all(isinstance(number, int | float) for number in polygon):
+        if not isinstance(polygon, list) or not all(type(number) in (int, float) for number in polygon):
             raise InputError("has a polygon that is not a list of numbers; export it again")
     return outlines.fill(segmentation, size)
 

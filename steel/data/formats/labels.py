@@ -1,16 +1,22 @@
 """The neutral form of labels, and how labels find their images in the folders of CVAT, Label Studio and this project.
 
-In the formats yolo, masks and index, label and image have the same file name without suffix, the stem.
+In the formats yolo, masks and index, label and image have the same file name without suffix, the stem; see
+`steel.data.spelling` for the differences that are tolerated. Roboflow has the folders of images and labels in train,
+valid and test; all three are read, and which image was in which is not kept.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from steel.data.images import SUFFIXES, read_size
 from steel.data.runs import Runs, Size
+from steel.data.spelling import NameIndex, is_hidden
 from steel.errors import InputError
 from steel.progress import track
+
+_IMAGE_FOLDERS = ("images", "JPEGImages", "train_images")
+_ROBOFLOW_PARTS = ("train", "valid", "test")
 
 
 class LabelledImage(NamedTuple):
@@ -46,8 +52,9 @@ class Labels(NamedTuple):
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Return all images, or files with other suffixes, in a folder and its subfolders, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    """Return all images, or files with other suffixes, in a folder and its subfolders, sorted; without hidden ones."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    return sorted(p for p in found if not any(map(is_hidden, p.relative_to(folder).parts)))
 
 
 def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
@@ -65,15 +72,26 @@ def index_stems(names: Iterable[str | Path]) -> dict[str, Path]:
     return found
 
 
-def require_image(stem: str, path: Path, images: Mapping[str, LabelledImage]) -> LabelledImage:
-    """Return the image of a label file by its stem.
+class ImagesByStem:
+    """The images of a dataset, to be found for label files."""
 
-    Raises:
-        InputError: There is no such image.
-    """
-    if stem not in images:
-        raise InputError(f'{path}: no image has the stem "{stem}"; add the image or remove the file')
-    return images[stem]
+    def __init__(self, images: list[LabelledImage]) -> None:
+        self.images = images
+        self._index = NameIndex(Path(image.name).stem for image in images)
+        self._label_files: dict[tuple[int, str], Path] = {}
+
+    def find(self, stem: str, path: Path, class_id: str = "") -> LabelledImage:
+        """Return the image of a label file with the stem of an image, and with one of its classes if `class_id` is set.
+
+        Raises:
+            InputError: There is no such image, or another file has its labels.
+        """
+        i = self._index.find(stem)
+        if i is None:
+            raise InputError(f'{path}: no image has the stem "{stem}"; add the image or remove the file')
+        if (other := self._label_files.setdefault((i, class_id), path)) != path:
+            raise InputError(f"{other} and {path} are both labels of {self.images[i].name}; remove one")
+        return self.images[i]
 
 
 def read_clean(paths: Collection[Path]) -> list[LabelledImage]:
@@ -87,22 +105,31 @@ def read_clean(paths: Collection[Path]) -> list[LabelledImage]:
 
 def open_folders(
     src: Path, images: Path | None, *label_folders: str, suffixes: tuple[str, ...] = SUFFIXES
-) -> tuple[dict[str, LabelledImage], dict[str, Path]]:
-    """Return the images of a dataset without labels, and the files of the first existing label folder, by their stems.
+) -> tuple[ImagesByStem, dict[str, Path]]:
+    """Return the images of a dataset without labels, and the files of the first existing label folder by their stems.
 
     Raises:
         InputError: A folder is missing, an image is unreadable, or two files have the same stem.
     """
-    places = [src / name for name in ("images", "JPEGImages", "train_images")]
-    folder = images or next((place for place in places if place.is_dir()), None)
-    if folder in (None, src):  # src contains label images as well
-        raise InputError(f"no folder {places[0]}; put the images there or give their folder with --images")
-    paths = index_stems(find_files(folder))
+    folders = [images] if images else _find_folders(src, _IMAGE_FOLDERS)
+    if folders in ([], [src]):  # src contains label images as well
+        raise InputError(
+            f"no folder {src / _IMAGE_FOLDERS[0]}; put the images there or give their folder with --images"
+        )
+    paths = index_stems(path for folder in folders for path in find_files(folder))
     if not paths:
-        raise InputError(f"no image in {folder}; images end in {', '.join(SUFFIXES)}")
-    labels = next((src / name for name in label_folders if (src / name).is_dir()), None)
-    if labels is None:
+        raise InputError(f"no image in {folders[0]}; images end in {', '.join(SUFFIXES)}")
+    if not (labels := _find_folders(src, label_folders)):
         raise InputError(f"no folder {src / label_folders[0]}; put the labels there")
     # YOLO's classes.txt holds the names of the classes.
-    files = index_stems(path for path in find_files(labels, suffixes) if path.name != "classes.txt")
-    return dict(zip(paths, read_clean(paths.values()), strict=True)), files
+    found = (path for folder in labels for path in find_files(folder, suffixes) if path.name != "classes.txt")
+    return ImagesByStem(read_clean(paths.values())), index_stems(found)
+
+
+def _find_folders(src: Path, names: Sequence[str]) -> list[Path]:
+    """Return the first existing of several folders; in Roboflow's layout one in each part of the dataset."""
+    for name in names:
+        for places in ([src / name], [src / part / name for part in _ROBOFLOW_PARTS]):
+            if found := [place for place in places if place.is_dir()]:
+                return found
+    return []

@@ -78,6 +78,11 @@ def _link_corners(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[n
     return xs, ys, below.tolist()
 
 
+def is_near(coordinate: float, side: int) -> bool:
+    """Return whether a coordinate in pixels is on an image, or as near as tools let the pointer leave it: a pixel."""
+    return -1 <= coordinate <= side + 1  # false for NaN
+
+
 def fill(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
     """Return the runs of all pixels in any of the polygons, filled by COCO's rasteriser.
 
@@ -94,8 +99,7 @@ def fill(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
         if num < 6:
             raise InputError(f"has a polygon of {num // 2} points, but at least 3 are needed; outline it again")
         for x, y in zip(polygon[0::2], polygon[1::2], strict=True):
-            # Tools let the pointer leave the image by up to a pixel. NaN fails the comparison as well.
-            if not (-1 <= x <= size[1] + 1 and -1 <= y <= size[0] + 1):
+            if not (is_near(x, size[1]) and is_near(y, size[0])):
                 reason = f"has the point {x:g}, {y:g} outside its image, which is {size[1]} x {size[0]} pixels"
                 raise InputError(f"{reason}; outline it again")
     coded = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size)

@@ -174,8 +174,63 @@ def test_damaged_and_ambiguous_json(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"result.json: it is not JSON .*line 2"):
         read_coco(root, None)
     (root / "result.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"result.json: it is not JSON"):
+    with pytest.raises(InputError, match=r"result.json is not UTF-8 text"):
         read_coco(root, None)
     (root / "other.json").write_text("{}")
     with pytest.raises(InputError, match=r"2 JSON files \(other.json, result.json\)"):
+        read_coco(root, None)
+
+
+@pytest.mark.parametrize("spell", [str, float])
+def test_numbers_may_be_text_or_have_zeros_after_the_point(tmp_path: Path, spell: type) -> None:
+    record = {"id": spell(5), "file_name": "a.png", "height": spell(10), "width": spell(14)}
+    annotation = {**SQUARE, "image_id": spell(5), "category_id": spell(30)}
+    categories = [{"id": 30, "name": "scratch"}, {"id": spell(7), "name": "pit"}]
+    labels = read_coco(write_data(tmp_path, [annotation], images=[record], categories=categories), None)
+    assert (labels.classes, unpack(labels)["a.png"].sum(axis=(1, 2)).tolist()) == (("pit", "scratch"), [0, 6])
+
+
+@pytest.mark.parametrize("value", [True, 5.5, "5.0", "five", [5]])
+def test_what_is_no_whole_number_is_rejected(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(InputError, match=r'annotation 0 must have "image_id" \('):
+        read_coco(write_data(tmp_path, [{**SQUARE, "image_id": value}]), None)
+
+
+def test_a_polygon_of_booleans_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a polygon that is not a list of numbers"):
+        read_coco(write_data(tmp_path, [{"segmentation": [[True, 1, 4, 1, 4, 3]]}]), None)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "image"),
+    [
+        ("Capture_d%C3%A9cran.png", "Capture_d\u00e9cran.png"),
+        ("coil/pr\u00fcf.png", "coil/pru\u0308f.png"),
+        ("../upload/1/1a2b3c4d-0001.png", "0001.png"),
+    ],
+)
+def test_images_that_are_spelt_differently_are_found(tmp_path: Path, file_name: str, image: str) -> None:
+    root = write_data(tmp_path, [SQUARE], images=[{"id": 5, "file_name": file_name, "height": 10, "width": 14}])
+    (root / "images" / image).parent.mkdir(exist_ok=True)
+    (root / "images" / "a.png").rename(root / "images" / image)
+    (found,) = read_coco(root, None).images
+    assert (found.path, found.name) == (root / "images" / image, Path(image).name)
+
+
+def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
+    categories = [
+        {"id": 0, "name": "defects", "supercategory": "none"},
+        {"id": 1, "name": "pit", "supercategory": "defects"},
+        {"id": 2, "name": "scratch", "supercategory": "defects"},
+    ]
+    root = write_data(tmp_path, [{**SQUARE, "category_id": 2}], categories=categories)
+    labels = read_coco(root, None)
+    assert (labels.classes, list(labels.images[0].runs)) == (("pit", "scratch"), [1])
+    write_data(tmp_path, [{**SQUARE, "category_id": 0}], categories=categories)
+    assert read_coco(root, None).classes == ("defects", "pit", "scratch")  # it has an annotation
+    own = [{"id": 1, "name": "pit", "supercategory": "pit"}, {"id": 2, "name": "scratch"}]
+    write_data(tmp_path, [{**SQUARE, "category_id": 2}], categories=own)
+    assert read_coco(root, None).classes == ("pit", "scratch")  # it groups nothing but itself
+    write_data(tmp_path, [], categories=[own[1], own[1]])
+    with pytest.raises(InputError, match="category 2 is listed twice"):
         read_coco(root, None)

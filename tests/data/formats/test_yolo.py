@@ -71,7 +71,7 @@ def test_changed_pixels_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("\n0 0.1 0.1 0.2 0.2 0.3\n", "names: [a]", "a.txt, line 2: it has a polygon of 5 numbers"),
         ("0 0.1 0.1 0.2 0.2\n", "names: [a]", "line 1: it is a box"),
         ("0 0.1 0.1\n", "names: [a]", "line 1: it has a polygon of 1 points"),
-        ("0 0.1 0.1 0.2 0.2 0.3 1.01\n", "names: [a]", "line 1: it has the coordinate 1.01"),
+        ("0 0.1 0.1 0.2 0.2 0.3 1.11\n", "names: [a]", "line 1: it has the coordinate 1.11"),
         ("0 0.1 0.1 0.2 0.2 0.3 nan\n", "names: [a]", "line 1: it has the coordinate nan"),
         ("0 0.1 0.1 0.2 0.2 0.3 x\n", "names: [a]", "line 1: it must hold a class and coordinates"),
         ("1 0.1 0.1 0.2 0.2 0.3 0.4\n", "names: [a]", "line 1: it has class 1, but the classes are 0 to 0"),
@@ -110,3 +110,70 @@ def test_missing_folders_are_rejected(tmp_path: Path) -> None:
     write_blank(tmp_path / "images" / "a.png")
     with pytest.raises(InputError, match=r"no folder .*labels; put the labels there"):
         read_yolo(tmp_path, None)
+
+
+def test_coordinates_may_be_a_pixel_outside(tmp_path: Path) -> None:
+    text = "0 -0.0011 -0.0011 1.00019 -0.0011 1.00019 1.00019 -0.0011 1.00019\n"
+    labels = read_yolo(write_data(tmp_path, text), None)
+    assert unpack(labels)["a.png"][0].all()
+    for number in ("1.0501", "-0.0501"):  # 1.002 of 20 pixels
+        (tmp_path / "labels" / "a.txt").write_text(f"0 0 0 {number} 0 1 1\n")
+        with pytest.raises(InputError, match=f"has the coordinate {number}"):
+            read_yolo(tmp_path, None)
+
+
+def test_byte_order_marks_and_files_of_macos_do_not_matter(tmp_path: Path) -> None:
+    text = "\ufeff1 0.1 0.2 0.3 0.2 0.3 0.5 0.1 0.5\n"
+    root = write_data(tmp_path, text, "\ufeffnames: [pit, scratch]\n")
+    for hidden in ("images/._a.png", "labels/._a.txt", "labels/.DS_Store", "images/__MACOSX/a.png"):
+        (root / hidden).parent.mkdir(exist_ok=True)
+        (root / hidden).write_bytes(b"\0\5\x16\7")
+    labels = read_yolo(root, None)
+    assert [image.name for image in labels.images] == ["a.png"]
+    assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [0, 12]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("Capture_d\u00e9cran.png", "Capture_d%C3%A9cran.txt"),
+        ("pru\u0308f.png", "pr\u00fcf.txt"),
+        ("0001.png", "1a2b3c4d-0001.txt"),
+    ],
+)
+def test_labels_find_images_that_are_spelt_differently(tmp_path: Path, image: str, label: str) -> None:
+    root = write_data(tmp_path, "1 0.1 0.2 0.3 0.2 0.3 0.5 0.1 0.5\n")
+    (root / "images" / "a.png").rename(root / "images" / image)
+    (root / "labels" / "a.txt").rename(root / "labels" / label)
+    labels = read_yolo(root, None)
+    assert unpack(labels)[image].sum(axis=(1, 2)).tolist() == [0, 12]
+    (root / "labels" / f"{Path(image).stem}.txt").write_text("")
+    with pytest.raises(InputError, match=r"are both labels of .*; remove one"):
+        read_yolo(root, None)
+
+
+def test_names_of_classes_stay_text(tmp_path: Path) -> None:
+    root = write_data(tmp_path, "", "names: [no, 1e3, 08, 2024-01-01, ~]\n")
+    assert read_yolo(root, None).classes == ("no", "1e3", "08", "2024-01-01", "~")
+    (root / "data.yaml").write_text("names:\n  0: off\n  '1': 1.0\n")
+    assert read_yolo(root, None).classes == ("off", "1.0")
+    for names in ("names: [pit, '']", "names: [pit, [a, b]]", "names: {0: pit, 1: }"):
+        (root / "data.yaml").write_text(names)
+        with pytest.raises(InputError, match="names must be a list"):
+            read_yolo(root, None)
+
+
+@pytest.mark.parametrize("word", ["1.5", "pit", "1_0", "true"])
+def test_a_class_must_be_a_whole_number(tmp_path: Path, word: str) -> None:
+    with pytest.raises(InputError, match=f'line 1: it must start with the number of a class, got "{word}"'):
+        read_yolo(write_data(tmp_path, f"{word} 0.1 0.1 0.2 0.2 0.3 0.4\n"), None)
+
+
+def test_the_parts_of_roboflow_are_read_together(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['pit']\n")
+    for part, name in (("train", "a_jpg.rf.01"), ("valid", "b_jpg.rf.02"), ("test", "c_jpg.rf.03")):
+        write_blank(tmp_path / part / "images" / f"{name}.jpg", (10, 20))
+        (tmp_path / part / "labels").mkdir()
+        (tmp_path / part / "labels" / f"{name}.txt").write_text("0 0.1 0.2 0.3 0.2 0.3 0.5 0.1 0.5\n")
+    drawn = {name: mask.sum() for name, mask in unpack(read_yolo(tmp_path, None)).items()}
+    assert drawn == {"a_jpg.rf.01.jpg": 12, "b_jpg.rf.02.jpg": 12, "c_jpg.rf.03.jpg": 12}
