@@ -117,25 +117,25 @@ def _load_smp(weights: str, network: nn.Module, encoder: nn.Module, name: str) -
 
 def _load_timm(weights: str, network: nn.Module, encoder: nn.Module, name: str) -> str:
     import timm
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     model = name.removeprefix("tu-")
     about = timm.models.get_pretrained_cfg(model)
     if not (about and about.hf_hub_id):
         raise _unknown_weights("timm", weights, name, [])
     repository = str(about.hf_hub_id)
-    path = try_to_load_from_cache(repository, "model.safetensors")
-    if isinstance(path, str):
-        _read_cached(Path(path))  # reports a damaged file by its name
-    else:
+    path, source = try_to_load_from_cache(repository, "model.safetensors"), _CACHE
+    if not isinstance(path, str):
         _require_network(_HUB, weights, name)
+        path, source = _download(repository, lambda: hf_hub_download(repository, "model.safetensors")), _HUB
+    _read_cached(Path(path))  # reports a damaged file by its name
     depth = len(cast(Any, encoder).out_channels) - 1
-    # timm loads only while it builds, because it leaves out the layers that are not used.
-    twin = _download(repository, lambda: smp.encoders.get_encoder(name, depth=depth, weights=True))
+    # timm loads weights only while it builds a network, because it leaves out layers that are not used.
+    twin = smp.encoders.get_encoder(name, depth=depth, weights=True, pretrained_cfg_overlay={"file": path})
     encoder.load_state_dict(twin.state_dict())
     settings = smp.encoders.get_preprocessing_params(name)
     normalise(network, settings["mean"], settings["std"])
-    return _CACHE if isinstance(path, str) else _HUB
+    return source
 
 
 def _load_package(network: nn.Module, encoder: nn.Module, name: str) -> str | None:
