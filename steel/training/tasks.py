@@ -21,7 +21,7 @@ from steel.data.unknown import find_unknown
 from steel.errors import InputError, require_at_least
 from steel.training.losses import LossName, build_loss
 from steel.training.metrics import unpack
-from steel.training.networks import Backbone, ClassifierNetwork, SegmenterNetwork
+from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjective
 from steel.training.optimizers import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from steel.versions import describe_versions
@@ -186,7 +186,7 @@ class Task(LightningModule, ABC):
 
 
 class DefectClassifier(Task):
-    """Predicts which classes of defect are on an image: a torchvision ResNet on whole images.
+    """Predicts which classes of defect are on an image: a ResNet or another encoder on whole images.
 
     The score for "defective" is the largest class probability.
     """
@@ -195,11 +195,12 @@ class DefectClassifier(Task):
 
     def __init__(
         self,
-        backbone: Backbone = "resnet18",
+        backbone: str = "resnet18",
         weights: str | None = None,
         scale: float = 0.5,
         input_size: tuple[int, int] | None = None,
         dropout: float = 0.0,
+        encoder: str | None = None,
         balance: float = 0.5,
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
@@ -213,12 +214,14 @@ class DefectClassifier(Task):
         """Build the classifier.
 
         Args:
-            backbone: Name of a torchvision ResNet.
-            weights: Pretrained weights: a torchvision weight name, a local file, a checkpoint (the encoder is loaded
-                and, from a classifier, the last layer), or null for random weights.
+            backbone: Name of a torchvision ResNet or, if torchvision has no such ResNet, of an SMP encoder.
+            weights: Pretrained weights: a weight name of torchvision or SMP, a local file, a checkpoint (the encoder is
+                loaded and, from a classifier, the last layer), or null for random weights.
             scale: Factor in (0, 1] by which images are scaled.
             input_size: Height and width in pixels to which all images are resized instead of being scaled.
             dropout: Dropout probability of the pooled features.
+            encoder: Name of an SMP encoder that replaces the backbone, as the segmenter has it, so that one config file
+                serves both.
             balance: Exponent in [0, 1]: a positive of a class weighs (negatives / positives) ** balance.
             freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
@@ -233,7 +236,7 @@ class DefectClassifier(Task):
             InputError: An argument is out of range, or the weights are unavailable or do not fit.
         """
         network = {"backbone": backbone, "weights": weights, "scale": scale, "input_size": input_size,
-                   "dropout": dropout}  # fmt: skip
+                   "dropout": dropout, "encoder": encoder}  # fmt: skip
         training = {"balance": balance, "freeze_epochs": freeze_epochs, "optimizer": optimizer, "lr": lr,
                     "weight_decay": weight_decay, "eps": eps, "warmup": warmup, "schedule": schedule,
                     "num_classes": num_classes}  # fmt: skip
@@ -268,8 +271,8 @@ class DefectSegmenter(Task):
 
         Args:
             encoder: Name of an SMP encoder.
-            weights: Pretrained weights: an SMP weight name, a local file with a torchvision state dict, a checkpoint
-                (the encoder is loaded and, from a segmenter, what fits of the rest), or null for random weights.
+            weights: Pretrained weights: an SMP weight name, a local file with a state dict, a checkpoint (the encoder
+                is loaded and, from a segmenter, what fits of the rest), or null for random weights.
             decoder: Decoder blocks: those of the U-Net, or residual blocks as in the original project.
             decoder_channels: Channels of the 3 to 5 decoder blocks, deepest first.
             scale: Factor in (0, 1] by which images are scaled.

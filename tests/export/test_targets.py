@@ -8,13 +8,55 @@ import torch
 from conftest import Trained
 from steel.cli import main
 from steel.decision import bundle
+from steel.decision.about import About
+from steel.decision.inspector import Inspector
 from steel.decision.point import OperatingPoint
 from steel.evaluation.assemble import assemble
 from steel.export import export, parity, targets
+from steel.training.networks import ClassifierNetwork, SegmenterNetwork
+
+LITE = "timm-tf_efficientnet_lite0"
 
 
 def draw(n: int, size: tuple[int, int]) -> torch.Tensor:
     return torch.randint(0, 256, (n, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.fixture
+def light() -> Inspector:
+    """An inspector of two EfficientNets with a normalisation of their own, random weights."""
+    classifier, segmenter = ClassifierNetwork(4, LITE), SegmenterNetwork(4, LITE, decoder_channels=(8, 8, 8))
+    for network in (classifier, segmenter):
+        network.reduce.mean.fill_(127.5)
+        network.reduce.std.fill_(127.5)
+    return Inspector(classifier, segmenter, OperatingPoint.untuned(4)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+def test_encoders_of_smp_run_in_a_lower_precision(light: Inspector) -> None:
+    images = draw(2, (64, 96))
+    lowered = targets.lower(light, "bf16")
+    types = {parameter.dtype for parameter in lowered.classifier.parameters()}
+    assert types == {parameter.dtype for parameter in lowered.segmenter.parameters()} == {torch.bfloat16}
+    with torch.inference_mode():
+        ours, theirs = light.probabilities(images), lowered.probabilities(images)
+        assert torch.allclose(ours.classes, theirs.classes, atol=0.1)
+        assert torch.allclose(ours.pixels, theirs.pixels, atol=0.1)
+        scripted = torch.jit.script(lowered).probabilities(images)
+        assert torch.equal(scripted.pixels, theirs.pixels)
+    assert float((ours.pixels - theirs.pixels).abs().max()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+def test_encoders_of_smp_are_written_as_onnx(light: Inspector, tmp_path: Path) -> None:
+    point = OperatingPoint.untuned(4)
+    targets.write_onnx(light, About(("a", "b", "c", "d"), point), tmp_path / "x.onnx")  # traced as for torch.export
+    scored = targets.read_onnx(tmp_path / "x.onnx", point)
+    images = draw(2, (64, 160))
+    with torch.inference_mode():
+        for one, other in zip(light.probabilities(images), scored.probabilities(images), strict=True):
+            assert torch.allclose(one, other, atol=export.FOLDED)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_loading_never_downloads(trained: Trained, tmp_path: Path, monkeypatch: 
     checkpoint = torch.load(trained.classifier, weights_only=True)
     checkpoint["steel"]["init"]["weights"] = "IMAGENET1K_V1"
     torch.save(checkpoint, tmp_path / "pretrained.ckpt")
-    monkeypatch.setattr("steel.training.networks.load_torchvision", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("steel.training.networks.load_weights", lambda *_: pytest.fail("weights are loaded"))
     task, _ = load_task(tmp_path / "pretrained.ckpt")
     assert isinstance(task, DefectClassifier)
     assert task.init["weights"] == "IMAGENET1K_V1"

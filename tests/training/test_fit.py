@@ -153,7 +153,7 @@ def test_last_without_a_checkpoint_does_not_start_a_new_run(root: Path, tmp_path
         ("--trainer.max_epoch=3", ["--trainer.max_epoch", "--trainer.max_epochs?"]),  # an abbreviation
         ("--data.batchsize=3", ["--data.batchsize"]),
         ("--model.backbon=resnet18", ['"backbon"', "--model.backbone?"]),
-        ("--model.backbone=resnet99", ["--model.backbone", "'resnet18'", "resnet99"]),
+        ("--model.backbone=resnet99", ["model.backbone", "resnet18", '"resnet99"']),
         ("--data.batch_size=many", ["--data.batch_size", "int", "many"]),
         ("--data.batch_size=0", ["data.batch_size", "0"]),
         ("--model.balance=2", ["model.balance", "[0, 1]", "2"]),

@@ -1,3 +1,4 @@
+import io
 import re
 from typing import Literal
 
@@ -35,9 +36,10 @@ def test_segmenter_logits_have_the_size_of_the_input(
             assert torch.equal(logits, scripted(images))
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "timm-tf_efficientnet_lite0"])
 @pytest.mark.parametrize(("scale", "input_size"), [(1.0, None), (0.5, None), (1.0, (64, 64))])
-def test_classifier_accepts_any_size(scale: float, input_size: tuple[int, int] | None) -> None:
-    network = ClassifierNetwork(3, scale=scale, input_size=input_size).eval()
+def test_classifier_accepts_any_size(backbone: str, scale: float, input_size: tuple[int, int] | None) -> None:
+    network = ClassifierNetwork(3, backbone, scale=scale, input_size=input_size).eval()
     scripted = torch.jit.script(network)
     with torch.inference_mode():
         for size in SIZES:
@@ -51,6 +53,30 @@ def test_the_network_normalises_as_torchvision_does() -> None:
     reference = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     expected = network.resnet(reference(images.expand(-1, 3, -1, -1) / 255))
     assert torch.allclose(network(images), expected, atol=1e-4)
+
+
+def test_the_classifier_pools_the_last_features_of_an_smp_encoder() -> None:
+    images = draw(2, (64, 96))
+    for arguments in ({"backbone": "mobilenet_v2"}, {"encoder": "mobilenet_v2"}, {"encoder": "resnet18"}):
+        network = ClassifierNetwork(3, **arguments, dropout=0.5).eval()  # type: ignore[arg-type]
+        assert network.pooled is not None
+        features = network.pooled.encoder(network.reduce(images))[-1]
+        expected = torch.nn.functional.linear(features.mean((2, 3)), *network.pooled.fc[1].parameters())
+        assert torch.allclose(network(images), expected, atol=1e-5)
+        assert network.encoder() == [network.pooled.encoder]
+        assert network.pooled.fc[0].p == 0.5
+
+
+def test_a_script_keeps_the_normalisation_of_the_weights() -> None:
+    network = ClassifierNetwork(3, scale=1.0).eval()
+    network.reduce.mean.fill_(127.5)
+    network.reduce.std.fill_(127.5)
+    images = draw(2, (64, 96))
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.freeze(torch.jit.script(network)), file)
+    file.seek(0)
+    expected = network.resnet((images.expand(-1, 3, -1, -1) - 127.5) / 127.5)  # type: ignore[misc]
+    assert torch.allclose(torch.jit.load(file)(images), expected, atol=1e-4)
 
 
 def test_logits_do_not_depend_on_other_images_in_the_batch() -> None:
@@ -92,3 +118,9 @@ def test_residual_decoder_adds_a_few_per_cent_of_parameters() -> None:
 def test_wrong_settings_are_refused(arguments: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=re.escape(reason)):
         SegmenterNetwork(4, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["backbone", "encoder"])
+def test_an_unknown_backbone_is_refused(option: str) -> None:
+    with pytest.raises(InputError, match=r"model\.backbone must be .*ResNet \(resnet18.* got \"resnet99\"; SMP has"):
+        ClassifierNetwork(4, **{option: "resnet99"})  # type: ignore[arg-type]

