@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from steel.decision import bundle
 from steel.devices import choose_device, prepare_process
-from steel.errors import InputError, require_at_least
+from steel.errors import InputError, require_at_least, require_positive
 from steel.inspection.records import unique_class_names
 
 try:
@@ -68,8 +68,10 @@ def serve(
     """
     require_at_least(1, batch_size=batch_size, max_images=max_images)
     require_at_least(max_images, queue=queue)
-    _require_positive(max_megabytes=max_megabytes, max_megapixels=max_megapixels)
-    _require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
+    require_positive(max_megabytes=max_megabytes, max_megapixels=max_megapixels)
+    require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
+    if not 0 <= wait_ms <= 1000 * timeout:
+        raise InputError(f"wait_ms must be between 0 and the timeout ({1000 * timeout:g} ms), got {wait_ms}")
     token = os.environ.get("STEEL_TOKEN") or None
     is_loopback = _is_loopback(host)
     if not (is_loopback or token or insecure):
@@ -110,12 +112,6 @@ def build_server(app: ASGIApp, timeout: float) -> uvicorn.Server:
         timeout_graceful_shutdown=int(2 * timeout) + 1,
     )
     return uvicorn.Server(config)
-
-
-def _require_positive(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and not 0 < number < float("inf"):
-            raise InputError(f"{name} must be a number above 0, got {number}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from steel.data.images import find_images
 from steel.decision import bundle
 from steel.decision.drift import Window
 from steel.devices import choose_device, prepare_process
-from steel.errors import InputError, require_at_least
+from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.pipeline import OverlayChoice, Pipeline
@@ -78,10 +78,13 @@ def inspect(
         steel inspect inspector.pt "line*/*.png" --out monday --resume
     """
     require_at_least(1, batch_size=batch_size)
-    _require_positive(mm_per_pixel=mm_per_pixel, image_length=image_length)
+    require_positive(mm_per_pixel=mm_per_pixel, image_length=image_length, idle_seconds=idle_seconds)
     part = _parse_shard(shard)
     others = {"watch": watch, "coco": coco, "report": report}
     _refuse(engine == "ray", "cannot be combined with --engine ray", shard=shard, resume=resume, **others)
+    # Ray writes neither pictures nor submission.csv; the defaults of these options cannot be told from none given.
+    ignored = {"overlays": overlays == "all", "submission_format": submission_format == "old"}
+    _refuse(engine == "ray", "has no effect with --engine ray, which writes results.parquet only", **ignored)
     _refuse(part is not None, "cannot be combined with --shard", **others)
     _refuse(not watch, "has no effect without --watch", idle_seconds=idle_seconds)
     _refuse(not report, "has no effect without --report", mm_per_pixel=mm_per_pixel, image_length=image_length)
@@ -122,12 +125,6 @@ def inspect(
         strip = Strip(tables.read(), mm_per_pixel, image_length)
         written.append(write_strip_report(folder, strip, source, classes, paths=paths))
     _print_summary(tables, pipeline, written)
-
-
-def _require_positive(**options: float | None) -> None:
-    for name, value in options.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{name} must be a positive number, got {value}")
 
 
 def _parse_shard(text: str | None) -> Shard | None:
