@@ -46,6 +46,8 @@ def _print_help() -> None:
     print('Run "steel COMMAND --help" for the options and examples of a command.')
     for title, group in _GROUPS.items():
         print(f"\n{title}", *(f"  {name:10} {text}" for name, (_, text) in group.items()), sep="\n")
+    print("\nExit status: 0 success, 1 errors in the data (check, audit), 2 invalid input or")
+    print("full disk or memory, 130 Ctrl-C, 141 output closed by its reader.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -64,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(list(sys.argv[1:] if args is None else args))
         finally:
-            sys.stdout.flush()  # a full disk or a closed pipe is found here, not after the exit status is known
+            _flush_stdout()  # a full disk or a closed pipe is found here, not after the exit status is known
     except BrokenPipeError:
         status, sentence = 141, None
     except SystemExit as error:
@@ -93,9 +95,16 @@ def _prepare_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115, open until the process ends
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open until the process ends
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # does not name the file
+        raise OSError(error.errno, error.strerror, "<stdout>") from error
 
 
 def _discard_unwritable_output() -> None:

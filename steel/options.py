@@ -5,7 +5,7 @@ import functools
 import inspect
 import re
 from argparse import Action
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -55,15 +55,24 @@ def expand_flags(args: Sequence[str], flags: Collection[str]) -> list[str]:
     ]
 
 
+def require_numbers(options: Mapping[str, object]) -> None:
+    """Check the numbers among the values of options.
+
+    Raises:
+        InputError: A number is infinite, NaN or beyond 1e15.
+    """
+    for name, value in options.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not -_LARGEST <= number <= _LARGEST:
+                raise InputError(f"--{name} must be between -1e15 and 1e15, got {number}")
+
+
 def check_numbers(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command so that it raises InputError if a number is infinite, NaN or beyond 1e15."""
+    """Wrap a command so that it checks the numbers among its options first."""
 
     @functools.wraps(command)
     def checked(**options: Any) -> Any:
-        for name, value in options.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, int | float) and not -_LARGEST <= number <= _LARGEST:
-                    raise InputError(f"--{name} must be between -1e15 and 1e15, got {number}")
+        require_numbers(options)
         return command(**options)
 
     return checked

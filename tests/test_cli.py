@@ -266,13 +266,11 @@ def test_a_closed_output_ends_the_command_silently(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_to_a_full_disk_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_to_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with open("/dev/full", "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["info"]) == 2
-    assert capsys.readouterr().err == f"steel: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}\n"
+    assert capsys.readouterr().err == f"steel: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '<stdout>'\n"
 
 
 def test_commands_run_without_stdout_and_stderr(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -318,10 +316,7 @@ WITHOUT_NUMBERS = ("info", "convert", "check", "audit", "score", "export")
 def test_numbers_that_no_option_can_take_are_refused(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
     parameters = parameters_of(command)
     required = [it for it in parameters.values() if it.default is it.empty]
-    args = [
-        f"--{it.name}={tmp_path}" if it.kind is it.KEYWORD_ONLY else str(tmp_path / it.name)
-        for it in required
-    ]
+    args = [f"--{it.name}={tmp_path}" if it.kind is it.KEYWORD_ONLY else str(tmp_path / it.name) for it in required]
     large = "1" + "0" * 30
     values = {
         float: {"1.0e30": "1e+30", ".inf": "inf", "-.inf": "-inf", ".nan": "nan"},

@@ -99,7 +99,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
     if not extra[METADATA] or not hasattr(module, "self_test"):
         raise InputError(f"{path} is a TorchScript program, but not an inspector; `steel export` writes one")
-    module.requires_grad_(False)  # older files contain parameters that require gradients
+    for parameter in module.parameters():  # those of older files require gradients
+        parameter.requires_grad_(False)
     return module, _read_about(path, extra[METADATA], module)
 
 

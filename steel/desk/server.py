@@ -127,5 +127,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from error
+    except (OSError, UnicodeError) as error:  # the latter if the name cannot be a host's
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); change --host or --port") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from bright import write_images, write_model
 from steel.cli import main
@@ -73,4 +74,8 @@ def test_results_are_complete_after_a_worker_is_killed(tmp_path: Path, refused: 
     pd.testing.assert_frame_equal(both[0], both[1])
     assert "already exists; choose another folder with --out" in refused(*on_ray)
     assert "no image in" in refused(*args, tmp_path.as_uri(), f"--out={tmp_path / 'x'}", "--engine=ray")
+    if not torch.cuda.is_available():
+        assert "--device cuda needs a GPU" in refused(
+            *args, folder.as_uri(), f"--out={tmp_path / 'x'}", "--engine=ray", "--device=cuda"
+        )
     assert "cannot open nowhere://x" in refused(*args, "nowhere://x", f"--out={tmp_path / 'x'}", "--engine=ray")
