@@ -144,11 +144,15 @@ def _refuse(is_refused: bool, reason: str, **options: object) -> None:
 
 
 def _require_same_model(path: Path, source: ModelFile) -> None:
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
-    if earlier["sha256"] != source.sha256:
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
+        model, sha256 = str(earlier["model"]), str(earlier["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged, so the model is unknown; choose another folder with --out") from error
+    if sha256 != source.sha256:
         raise InputError(
-            f"{path.parent} holds results of another model ({earlier['model']}, {earlier['sha256'][:12]}); use that "
-            f"model, or choose another folder with --out"
+            f"{path.parent} holds results of another model ({model}, {sha256[:12]}); use that model, or choose another "
+            f"folder with --out"
         )
 
 

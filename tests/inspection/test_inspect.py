@@ -276,6 +276,9 @@ def test_resume_refuses_another_model_and_another_submission_format(
     # The refused run leaves the folder as it was.
     assert not list(out.glob("*.unfinished"))
     assert json.loads((out / "inspector.json").read_text())["model"] == "inspector.pt"
+    for content in (b"", b"{", b"[1]", b"{}", b"\xff"):
+        (out / "inspector.json").write_bytes(content)
+        assert f"{out / 'inspector.json'} is damaged" in refused("inspect", model, *resumed)
 
 
 def test_spots_parquet_and_coco_agree_with_the_results(
