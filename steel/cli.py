@@ -95,8 +95,9 @@ def _prepare_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open until the process ends
-        elif hasattr(stream, "reconfigure"):
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open until the process ends
+            setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -81,10 +81,9 @@ def inspect(
     require_positive(mm_per_pixel=mm_per_pixel, image_length=image_length, idle_seconds=idle_seconds)
     part = _parse_shard(shard)
     others = {"watch": watch, "coco": coco, "report": report}
-    _refuse(engine == "ray", "cannot be combined with --engine ray", shard=shard, resume=resume, **others)
-    # Ray writes neither pictures nor submission.csv; the defaults of these options cannot be told from none given.
+    # Ray writes neither pictures nor submission.csv. A default cannot be told from an option that was given.
     ignored = {"overlays": overlays == "all", "submission_format": submission_format == "old"}
-    _refuse(engine == "ray", "has no effect with --engine ray, which writes results.parquet only", **ignored)
+    _refuse(engine == "ray", "cannot be combined with --engine ray", shard=shard, resume=resume, **others, **ignored)
     _refuse(part is not None, "cannot be combined with --shard", **others)
     _refuse(not watch, "has no effect without --watch", idle_seconds=idle_seconds)
     _refuse(not report, "has no effect without --report", mm_per_pixel=mm_per_pixel, image_length=image_length)
@@ -103,8 +102,7 @@ def inspect(
     folder, source = Path(out), ModelFile.from_path(Path(model))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)
-    drawings = folder / "overlays"
-    drawings.mkdir(parents=True, exist_ok=True)
+    (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
     tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
     write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     drift = Window(about.reference, classes) if about.reference else None

@@ -126,14 +126,8 @@ def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refuse
     for options, reason in {
         ("--shard=1/2", "--report"): "--report cannot be combined with --shard",
         ("--engine=ray", "--resume"): "--resume cannot be combined with --engine ray",
-        (
-            "--engine=ray",
-            "--overlays=all",
-        ): "--overlays has no effect with --engine ray, which writes results.parquet only",
-        (
-            "--engine=ray",
-            "--submission_format=old",
-        ): "--submission_format has no effect with --engine ray, which writes results.parquet only",
+        ("--engine=ray", "--overlays=all"): "--overlays cannot be combined with --engine ray",
+        ("--engine=ray", "--submission_format=old"): "--submission_format cannot be combined with --engine ray",
         ("--idle_seconds=1",): "--idle_seconds has no effect without --watch",
         ("--mm_per_pixel=1",): "--mm_per_pixel has no effect without --report",
     }.items():
