@@ -1,8 +1,10 @@
 """The `steel` command. It only dispatches: each command is a function in the module that does its work."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from steel.errors import InputError
@@ -44,6 +46,8 @@ def _print_help() -> None:
     print('Run "steel COMMAND --help" for the options and examples of a command.')
     for title, group in _GROUPS.items():
         print(f"\n{title}", *(f"  {name:10} {text}" for name, (_, text) in group.items()), sep="\n")
+    print("\nExit status: 0 success, 1 errors in the data (check, audit), 2 invalid input or")
+    print("full disk or memory, 130 Ctrl-C, 141 output closed by its reader.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,10 +57,73 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and options; by default those of the command line.
 
     Returns:
-        Exit status: 0 on success; 1 if a command that checks data has found errors; 2 after invalid input, with a
-        message on stderr; 130 after Ctrl-C.
+        Exit status: 0 on success; 1 if a command that checks data has found errors; 2 after invalid input or if disk
+        or memory is full, with a message on stderr; 130 after Ctrl-C; 141 if the reader of the output has closed it,
+        as `head` does.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    _prepare_output()
+    try:
+        try:
+            return _dispatch(list(sys.argv[1:] if args is None else args))
+        finally:
+            _flush_stdout()  # a full disk or a closed pipe is found here, not after the exit status is known
+    except BrokenPipeError:
+        status, sentence = 141, None
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # rich exits with status 1 then
+            raise
+        status, sentence = 141, None
+    except KeyboardInterrupt:
+        status, sentence = 130, "interrupted"
+    # An OSError names the file and the cause, such as a full disk or a missing permission.
+    except (InputError, OSError) as error:
+        status, sentence = 2, str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        status, sentence = 2, f"out of memory ({reason}); use smaller batches, crops or images"
+    with suppress(OSError):
+        if sentence is not None:
+            print(f"steel: {sentence}", file=sys.stderr)
+    _discard_unwritable_output()
+    return status
+
+
+def _prepare_output() -> None:
+    """Escape characters that the terminal's encoding lacks, and discard the output if there is no stdout or stderr."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open until the process ends
+            setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # does not name the file
+        raise OSError(error.errno, error.strerror, "<stdout>") from error
+
+
+def _discard_unwritable_output() -> None:
+    """Discard what cannot be written to stdout or stderr; Python would try again at exit and print a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch is not imported here. Its CPU allocator raises a plain RuntimeError.
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or is_torch
+
+
+def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         _print_help()
         return 0 if args else 2
@@ -65,15 +132,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"steel {read_version()}")
         return 0
-    try:
-        return _run(args[0], args[1:])
-    # An OSError names the file and the cause, such as a full disk or a missing permission.
-    except (InputError, OSError) as error:
-        print(f"steel: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("steel: interrupted", file=sys.stderr)
-        return 130
+    return _run(args[0], args[1:])
 
 
 def _run(command: str, args: list[str]) -> int:
@@ -95,13 +154,13 @@ def _run(command: str, args: list[str]) -> int:
 
     from jsonargparse import ArgumentError, auto_cli, auto_parser
 
-    from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
+    from steel.options import HelpFormatter, check_numbers, describe, expand_flags, explain, list_options
 
     flags = {f"--{name}" for name, it in inspect.signature(function).parameters.items() if it.annotation is bool}
     settings: dict[str, Any] = {"prog": f"steel {command}", "allow_abbrev": False, "exit_on_error": False}
     settings |= {"formatter_class": HelpFormatter, "config_help": _CONFIG_HELP} | describe(function.__doc__)
     try:
-        status = auto_cli(function, args=expand_flags(args, flags), **settings)
+        status = auto_cli(check_numbers(function), args=expand_flags(args, flags), **settings)
     except (ArgumentError, argparse.ArgumentError) as error:
         options = list_options(auto_parser(function, **settings))
         raise InputError(explain(str(error), options, command)) from error

@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # meta, for example, has tensors without values
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'device "{name}" is not available; use auto, cpu or one that `steel info` lists') from error
     return device

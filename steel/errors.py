@@ -1,4 +1,4 @@
-"""The exception for invalid user input, and the range check that raises it most often."""
+"""The exception for invalid user input, and the range checks that raise it most often."""
 
 
 class InputError(ValueError):
@@ -22,3 +22,17 @@ def require_at_least(minimum: int, **numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < minimum:
             raise InputError(f"{name} must be at least {minimum}, got {number}")
+
+
+def require_positive(**numbers: float | None) -> None:
+    """Check that numbers are above 0 and at most 1e9: far beyond any length, size or time, and safe to multiply.
+
+    Args:
+        numbers: Values to check, by option name; None is not checked.
+
+    Raises:
+        InputError: A number is not in this range, or NaN.
+    """
+    for name, number in numbers.items():
+        if number is not None and not 0 < number <= 1e9:
+            raise InputError(f"{name} must be a number above 0 and at most 1e9, got {number}")

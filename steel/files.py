@@ -1,12 +1,15 @@
 """Atomic file writes: a file appears under its final name only once it is complete, even after Ctrl-C or a crash."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from steel.errors import InputError
+
+_DRAFT = ".steel-"  # name of a temporary folder
 
 
 @contextmanager
@@ -33,7 +36,8 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        if error.errno is None:
+        # An error about another file, such as one that the block reads, is not about `path`.
+        if error.errno is None or error.filename not in (None, str(draft), draft, str(path.parent)):
             raise
         # A full disk names no file; other errors would name the temporary one.
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -79,20 +83,28 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         InputError: The folder exists and is not empty.
-        OSError: The disk is full or the folder is not writable.
+        OSError: The disk is full or the folder is not writable; the error names the final path.
     """
     require_new_folder(folder)
     exists = folder.is_dir()
     # On the same file system, so that the move is a rename.
     beside = folder if exists else folder.parent
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".steel-") as place:
-        draft = Path(place) / "draft"  # `place` itself is readable by its owner only
-        draft.mkdir()
-        yield draft
-        if exists:
-            # An existing folder may be a mount point or a symbolic link, which cannot be replaced.
-            for path in list(draft.iterdir()):
-                path.rename(folder / path.name)
-        else:
-            draft.rename(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=beside, prefix=_DRAFT) as place:
+            draft = Path(place) / "draft"  # `place` itself is readable by its owner only
+            draft.mkdir()
+            yield draft
+            if exists:
+                # An existing folder may be a mount point or a symbolic link, which cannot be replaced.
+                for path in list(draft.iterdir()):
+                    path.rename(folder / path.name)
+            else:
+                draft.rename(folder)
+    except OSError as error:
+        # A file in the draft stands for one in `folder`; a full disk names no file.
+        in_draft = re.escape(str(beside / _DRAFT)) + r"\w+([/\\]draft)?"
+        name = re.sub(in_draft, lambda _: str(folder), str(error.filename or folder))
+        if error.errno is None or name == error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, name) from error

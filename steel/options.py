@@ -1,12 +1,19 @@
 """The layout of `--help` and the error messages for invalid options, shared by all commands."""
 
 import difflib
+import functools
 import inspect
 import re
 from argparse import Action
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from steel.errors import InputError
+
+# No option needs a larger number, and sums and products of smaller ones overflow neither int64 nor float64.
+_LARGEST = 10**15
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -46,6 +53,29 @@ def expand_flags(args: Sequence[str], flags: Collection[str]) -> list[str]:
         f"{arg}=true" if arg in flags and following.lower() not in ("true", "false") else arg
         for arg, following in zip(args, [*args, ""][1:], strict=True)
     ]
+
+
+def require_numbers(options: Mapping[str, object]) -> None:
+    """Check the numbers among the values of options.
+
+    Raises:
+        InputError: A number is infinite, NaN or beyond 1e15.
+    """
+    for name, value in options.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not -_LARGEST <= number <= _LARGEST:
+                raise InputError(f"--{name} must be between -1e15 and 1e15, got {number}")
+
+
+def check_numbers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command so that it checks the numbers among its options first."""
+
+    @functools.wraps(command)
+    def checked(**options: Any) -> Any:
+        require_numbers(options)
+        return command(**options)
+
+    return checked
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

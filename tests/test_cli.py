@@ -1,6 +1,7 @@
 import errno
 import importlib
 import inspect
+import io
 import os
 import re
 import shlex
@@ -8,8 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
+import torch
+from rich.console import Console
 
 import steel.cli
 from steel.cli import main
@@ -200,6 +204,136 @@ def test_system_errors_name_the_cause_and_the_path(refused: Callable[..., str], 
     file.touch()
     sentence = refused("synth", file / "below", "--num_images=1")
     assert f"{os.strerror(errno.EEXIST)}: '{file}'" in sentence
+
+
+def run_explore(monkeypatch: pytest.MonkeyPatch, command: Callable[[], object]) -> int:
+    """Run `steel explore` with `command` in its place."""
+
+    def explore(root: str) -> object:
+        return command()
+
+    monkeypatch.setattr("steel.data.explore.explore", explore)
+    return main(["explore", "data"])
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_show_are_escaped(
+    monkeypatch: pytest.MonkeyPatch, root: Path, encoding: str
+) -> None:
+    (root / "train_images" / "板.jpg").touch()
+    (root / "classes.csv").write_text("ClassId,name\n1,板\n2,b\n3,c\n4,d\n", encoding="utf-8")
+    shown = "板" if encoding == "utf-8" else r"\u677f"
+    for command, status in (("check", 1), ("split", 2)):
+        output = io.BytesIO()
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(output, encoding, write_through=True))
+        assert main([command, str(root)]) == status
+        assert f"{shown}.jpg" in output.getvalue().decode(encoding)
+    (root / "train_images" / "板.jpg").unlink()
+    assert main(["split", str(root)]) == 0
+    assert f" {shown} " in output.getvalue().decode(encoding)
+
+
+def test_a_file_name_with_invalid_bytes_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_explore(monkeypatch, lambda: print("b\udcfcb.jpg")) == 0
+    assert capsys.readouterr().out == "b\\udcfcb.jpg\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+@pytest.mark.parametrize("command", ["info", "--help", "--version", "help of tune", "flush", "rich"])
+def test_a_closed_output_ends_the_command_silently(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """As in `steel info | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stdout = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    match command:
+        case "help of tune":
+            status = main(["tune", "--help"])
+        case "flush":
+            status = run_explore(monkeypatch, lambda: print("text", flush=True))
+        case "rich":
+            status = run_explore(monkeypatch, lambda: Console().print("text"))
+        case _:
+            status = main([command])
+    assert status == 141
+    assert capsys.readouterr().err == ""
+    stdout.close()  # flushes, as Python does at exit
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_to_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["info"]) == 2
+    assert capsys.readouterr().err == f"steel: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '<stdout>'\n"
+
+
+def test_commands_run_without_stdout_and_stderr(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    for command, status in ((["info"], 0), (["check", str(root)], 0), (["split"], 2)):
+        monkeypatch.setattr(sys, "stdout", None)
+        monkeypatch.setattr(sys, "stderr", None)
+        assert main(command) == status
+        sys.stdout.close()
+        sys.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("Unable to allocate 3.64 TiB"), "Unable to allocate 3.64 TiB"),
+        (MemoryError(), "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, reason: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_explore(monkeypatch, fail) == 2
+    assert capsys.readouterr().err == f"steel: out of memory ({reason}); use smaller batches, crops or images\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_explore(monkeypatch, fail)
+
+
+WITHOUT_NUMBERS = ("info", "convert", "check", "audit", "score", "export")
+
+
+@pytest.mark.parametrize("command", [command for command in FUNCTIONS if command not in WITHOUT_NUMBERS])
+def test_numbers_that_no_option_can_take_are_refused(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
+    parameters = parameters_of(command)
+    required = [it for it in parameters.values() if it.default is it.empty]
+    args = [f"--{it.name}={tmp_path}" if it.kind is it.KEYWORD_ONLY else str(tmp_path / it.name) for it in required]
+    large = "1" + "0" * 30
+    values = {
+        float: {"1.0e30": "1e+30", ".inf": "inf", "-.inf": "-inf", ".nan": "nan"},
+        int: {large: large, f"-{large}": f"-{large}"},
+    }
+    options = [
+        (name, kind, len(get_args(it.annotation)) if get_origin(it.annotation) is tuple else 0)
+        for name, it in parameters.items()
+        for kind in values
+        if kind in (it.annotation, *get_args(it.annotation))
+    ]
+    assert options
+    for name, kind, length in options:
+        for number, shown in values[kind].items():
+            value = f"[{','.join([number] * length)}]" if length else number
+            sentence = refused(command, *args, f"--{name}={value}")
+            assert f"--{name} must be between -1e15 and 1e15, got {shown}" in sentence
 
 
 def test_commands_report_invalid_data_in_one_sentence(refused: Callable[..., str], root: Path, tmp_path: Path) -> None:

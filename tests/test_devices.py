@@ -38,5 +38,6 @@ def test_prepare_process_makes_large_tensors_reuse_freed_memory() -> None:
 def test_device_names() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(InputError, match='device "quantum" is not available; use auto, cpu or'):
-        choose_device("quantum")
+    for name in ("quantum", "", "cuda:99", "meta"):  # meta has tensors without values
+        with pytest.raises(InputError, match=f'device "{name}" is not available; use auto, cpu or'):
+            choose_device(name)

@@ -134,6 +134,37 @@ def test_a_folder_with_content_or_a_file_is_refused(tmp_path: Path, name: str) -
     assert list_all(tmp_path) == ["file", "folder", "folder/.hidden"]
 
 
+def test_atomic_path_keeps_an_error_about_another_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, atomic_path(tmp_path / "model.pt"):
+        (tmp_path / "image.png").read_bytes()
+    assert error.value.filename == str(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_error_in_a_new_folder_names_the_final_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    folder = tmp_path / "out"
+    if exists:
+        folder.mkdir()
+    for failing, named in (("a", folder / "a"), ("", folder), (None, folder)):
+        with pytest.raises(OSError, match="No space left") as error, new_folder(folder) as draft:
+            raise OSError(errno.ENOSPC, "No space left on device", None if failing is None else str(draft / failing))
+        assert error.value.filename == str(named)
+    with pytest.raises(FileNotFoundError) as error, new_folder(folder):
+        (tmp_path / "image.png").read_bytes()
+    assert error.value.filename == str(tmp_path / "image.png")
+    assert list_all(tmp_path) == ["out"] * exists
+
+    def fail(path: str, mode: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(OSError, match="Read-only") as error, new_folder(folder):
+        pass
+    assert error.value.filename == str(folder)
+
+
 def fill(folder: Path) -> None:
     (folder / "below").mkdir()
     (folder / "below" / "a").write_text("a")

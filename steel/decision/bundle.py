@@ -99,6 +99,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[torch.ji
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
     if not extra[METADATA] or not hasattr(module, "self_test"):
         raise InputError(f"{path} is a TorchScript program, but not an inspector; `steel export` writes one")
+    for parameter in module.parameters():  # those of older files require gradients
+        parameter.requires_grad_(False)
     return module, _read_about(path, extra[METADATA], module)
 
 
@@ -166,7 +168,11 @@ def _warm_up(module: torch.jit.ScriptModule) -> None:
 
 
 def write(program: Program, about: About, path: Path) -> None:
-    """Write a program, and its metadata with the operating point of the program. The file is not written atomically."""
+    """Write a program, and its metadata with the operating point of the program. The file is not written atomically.
+
+    The parameters of the program no longer require gradients, so that its outputs convert to NumPy directly.
+    """
+    program.requires_grad_(False)
     about = replace(about, operating_point=OperatingPoint.from_tensors(program.point()))
     with _ignore_deprecation():
         scripted = torch.jit.script(program)

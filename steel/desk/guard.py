@@ -41,7 +41,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str | None, is_local: bool, max_bytes: int, timeout: float) -> None:
         self._app, self._is_local, self._max_bytes, self._timeout = app, is_local, max_bytes, timeout
-        self._token = None if token is None else token.encode()
+        self._token = None if token is None else token.encode(errors="surrogateescape")
         self._too_large = 413, f"request body must have at most {max_bytes:,} bytes; send fewer images per request"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from steel.decision import bundle
 from steel.devices import choose_device, prepare_process
-from steel.errors import InputError, require_at_least
+from steel.errors import InputError, require_at_least, require_positive
 from steel.inspection.records import unique_class_names
 
 try:
@@ -68,8 +68,10 @@ def serve(
     """
     require_at_least(1, batch_size=batch_size, max_images=max_images)
     require_at_least(max_images, queue=queue)
-    _require_positive(max_megabytes=max_megabytes, max_megapixels=max_megapixels)
-    _require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
+    require_positive(max_megabytes=max_megabytes, max_megapixels=max_megapixels)
+    require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
+    if not 0 <= wait_ms <= 1000 * timeout:
+        raise InputError(f"wait_ms must be between 0 and the timeout ({1000 * timeout:g} ms), got {wait_ms}")
     token = os.environ.get("STEEL_TOKEN") or None
     is_loopback = _is_loopback(host)
     if not (is_loopback or token or insecure):
@@ -112,12 +114,6 @@ def build_server(app: ASGIApp, timeout: float) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _require_positive(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and not 0 < number < float("inf"):
-            raise InputError(f"{name} must be a number above 0, got {number}")
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -131,5 +127,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from error
+    except (OSError, UnicodeError) as error:  # the latter if the name cannot be a host's
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); change --host or --port") from error

@@ -28,6 +28,8 @@ from steel.intervals import largest_claim
 from steel.progress import track
 from steel.versions import describe_versions
 
+# New images that promises can be for; their distribution takes a number for each possible count.
+_MOST_NEW = 10_000_000
 # Costs of a miss, in false alarms, at which the trade-off is plotted.
 _MISS_COSTS = (0.02, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 50.0, 150.0, 500.0)
 
@@ -138,6 +140,8 @@ def tune(
         steel tune --scores scores.csv --aim recall --recall 0.98
     """
     require_at_least(1, num_new=num_new, batch_size=batch_size)
+    if num_new is not None and num_new > _MOST_NEW:
+        raise InputError(f"num_new must be at most {_MOST_NEW:,}, got {num_new:,}")
     build = partial(_build_aim, aim, miss_cost, alarm_cost, recall=recall, false_alarms=false_alarms)
     assembly: Assembly | None = None
     origin: dict[str, Any]

@@ -94,7 +94,7 @@ def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
     # Tracing supports neither padding to multiples of 32 nor feature maps of one pixel. Other guards run with the file.
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
-        _Scorer(inspector),
+        _Scorer(inspector).requires_grad_(False),  # otherwise the outputs of the file would require gradients
         (torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8),),
         dynamic_shapes={"images": sizes},
         prefer_deferred_runtime_asserts_over_guards=True,

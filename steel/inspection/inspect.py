@@ -13,7 +13,7 @@ from steel.data.images import find_images
 from steel.decision import bundle
 from steel.decision.drift import Window
 from steel.devices import choose_device, prepare_process
-from steel.errors import InputError, require_at_least
+from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.pipeline import OverlayChoice, Pipeline
@@ -78,10 +78,12 @@ def inspect(
         steel inspect inspector.pt "line*/*.png" --out monday --resume
     """
     require_at_least(1, batch_size=batch_size)
-    _require_positive(mm_per_pixel=mm_per_pixel, image_length=image_length)
+    require_positive(mm_per_pixel=mm_per_pixel, image_length=image_length, idle_seconds=idle_seconds)
     part = _parse_shard(shard)
     others = {"watch": watch, "coco": coco, "report": report}
-    _refuse(engine == "ray", "cannot be combined with --engine ray", shard=shard, resume=resume, **others)
+    # Ray writes neither pictures nor submission.csv. A default cannot be told from an option that was given.
+    ignored = {"overlays": overlays == "all", "submission_format": submission_format == "old"}
+    _refuse(engine == "ray", "cannot be combined with --engine ray", shard=shard, resume=resume, **others, **ignored)
     _refuse(part is not None, "cannot be combined with --shard", **others)
     _refuse(not watch, "has no effect without --watch", idle_seconds=idle_seconds)
     _refuse(not report, "has no effect without --report", mm_per_pixel=mm_per_pixel, image_length=image_length)
@@ -100,8 +102,7 @@ def inspect(
     folder, source = Path(out), ModelFile.from_path(Path(model))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)
-    drawings = folder / "overlays"
-    drawings.mkdir(parents=True, exist_ok=True)
+    (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
     tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
     write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     drift = Window(about.reference, classes) if about.reference else None
@@ -124,12 +125,6 @@ def inspect(
     _print_summary(tables, pipeline, written)
 
 
-def _require_positive(**options: float | None) -> None:
-    for name, value in options.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{name} must be a positive number, got {value}")
-
-
 def _parse_shard(text: str | None) -> Shard | None:
     if text is None:
         return None
@@ -147,11 +142,15 @@ def _refuse(is_refused: bool, reason: str, **options: object) -> None:
 
 
 def _require_same_model(path: Path, source: ModelFile) -> None:
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
-    if earlier["sha256"] != source.sha256:
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
+        model, sha256 = str(earlier["model"]), str(earlier["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged, so the model is unknown; choose another folder with --out") from error
+    if sha256 != source.sha256:
         raise InputError(
-            f"{path.parent} holds results of another model ({earlier['model']}, {earlier['sha256'][:12]}); use that "
-            f"model, or choose another folder with --out"
+            f"{path.parent} holds results of another model ({model}, {sha256[:12]}); use that model, or choose another "
+            f"folder with --out"
         )
 
 

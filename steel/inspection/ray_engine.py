@@ -64,6 +64,8 @@ def inspect(model: str, images: str, out: str, *, batch_size: int, device: str) 
     Raises:
         InputError: Ray is not installed, no image is found, or the folder already has results.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda with --engine ray, got {device}")
     bundle.read(model)  # fails before the cluster starts
     source, paths = _find(images)
     target, folder = fsspec.url_to_fs(out)
@@ -72,7 +74,9 @@ def inspect(model: str, images: str, out: str, *, batch_size: int, device: str) 
         raise InputError(f"{parquet} already exists; choose another folder with --out")
     ray = _start()
     resources = ray.cluster_resources()
-    use_gpu = bool(resources.get("GPU")) and device != "cpu"
+    use_gpu = device == "cuda" or (device == "auto" and bool(resources.get("GPU")))
+    if use_gpu and not resources.get("GPU"):
+        raise InputError("--device cuda needs a GPU, but the Ray cluster has none; use auto or cpu")
     # Ray inspects this many images again if a worker dies.
     block_size = 4 * batch_size
     items = [{"image": name, "path": str(path)} for name, path in name_images(paths).items()]

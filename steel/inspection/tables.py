@@ -16,7 +16,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -179,7 +179,8 @@ class Tables:
     def close(self) -> None:
         """Close the files. The run can still be resumed."""
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # writes again what a full disk has refused; `write` has raised that error
+                file.close()
 
     def finish(self) -> None:
         """Write results.parquet and rename the tables to their final names."""
@@ -204,8 +205,11 @@ def _require_same_run(shard: Path) -> None:
 
 
 def _append(file: io.TextIOWrapper, rows: Iterable[Row]) -> None:
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    file.flush()
+    try:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        file.flush()
+    except OSError as error:  # does not name the file
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _read_rows(file: io.BufferedReader) -> Iterator[tuple[Row, int]]:

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bright import write_images, write_model
 from steel.decision import bundle
 from steel.decision.about import About
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
 from steel.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
@@ -27,6 +30,39 @@ def test_the_metadata_are_read_as_written_with_the_point_of_the_program(model: P
     assert about.operating_point.gate == pytest.approx(0.4)
     assert float(module.gate) == about.operating_point.gate
     assert About.from_dict(json.loads(json.dumps(about.to_dict()))) == about
+
+
+class Learnt(nn.Module):
+    """A trainable network: one 3 x 3 convolution, averaged over the image for the classifier."""
+
+    def __init__(self, is_classifier: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 3, padding=1)
+        self.is_classifier = is_classifier
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.convolution(images.float() / 255)
+        return logits.mean(dim=[2, 3]) if self.is_classifier else logits
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["written today", "with gradients"])
+def test_outputs_convert_to_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_old: bool) -> None:
+    """The outputs and parameters of a file require no gradients, also in files that were written with them."""
+    point, path = OperatingPoint.untuned(2), tmp_path / "inspector.pt"
+    inspector = Inspector(Learnt(is_classifier=True), Learnt(is_classifier=False), point).eval()
+    images = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    program = bundle.Program(inspector, images, tolerance=1e-5)
+    with monkeypatch.context() as patch:
+        if is_old:
+            patch.setattr(program, "requires_grad_", lambda requires_grad: None)
+        bundle.write(program, About(("a", "b"), point), path)
+    stored = torch.jit.load(path)
+    assert any(parameter.requires_grad for parameter in stored.parameters()) == is_old
+    modules = [bundle.load(path)[0], bundle.read(path)[0], *([] if is_old else [stored])]
+    for module in modules:
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        for tensor in (*module(images), *module.probabilities(images)):
+            assert tensor.numpy().shape[0] == 1
 
 
 def test_files_that_are_not_an_inspector_are_refused(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

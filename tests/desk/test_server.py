@@ -356,7 +356,19 @@ def test_invalid_options_end_with_one_sentence(
         assert "cannot listen on 127.0.0.1" in refused("serve", model, f"--port={taken.getsockname()[1]}")
     assert "STEEL_TOKEN" in refused("serve", model, "--host=0.0.0.0")
     assert re.search("queue.* 16.* 8", refused("serve", model, "--queue=8"))
-    assert re.search("mm_per_pixel .*above 0, got 0", refused("serve", model, "--mm_per_pixel=0"))
+    assert re.search("mm_per_pixel .*above 0 .*, got 0", refused("serve", model, "--mm_per_pixel=0"))
     assert re.search("port .*65535, got 70000", refused("serve", model, "--port=70000"))
+    assert f"cannot listen on {'a' * 64}.com:0" in refused(
+        "serve", model, f"--host={'a' * 64}.com", "--insecure", "--port=0"
+    )
+    for name in ("timeout", "mm_per_pixel", "max_megabytes", "max_megapixels"):
+        for number in (-1.0, 1e10):
+            assert f"{name} must be a number above 0 and at most 1e9, got {number}" in refused(
+                "serve", model, f"--{name}={number}"
+            )
+    for number in (-1.0, 30_001.0):
+        assert f"wait_ms must be between 0 and the timeout (30000 ms), got {number}" in refused(
+            "serve", model, f"--wait_ms={number}"
+        )
     (tmp_path / "other.sqlite").write_text("a text file that is longer than the header of a database" * 9)
     assert "other.sqlite" in refused("serve", model, "--port=0", f"--verdicts={tmp_path / 'other.sqlite'}")

@@ -247,6 +247,7 @@ def test_an_operating_point_written_by_hand_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
+        (("--num_new=10000001",), "num_new must be at most 10,000,000, got 10,000,001"),
         ((), "--classifier, --segmenter and --root, or --scores"),
         (("--scores=x.csv", "--root=data"), "remove --classifier, --segmenter and --root"),
         (("--scores=none.csv",), "none.csv"),

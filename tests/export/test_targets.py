@@ -93,6 +93,9 @@ def test_other_formats_return_the_probabilities(form: targets.Format, trained: T
     inspector = assemble(str(trained.classifier), str(trained.segmenter)).inspector
     point = OperatingPoint.untuned(4)
     scored = targets.read_onnx(out, point) if form == "onnx" else targets.read_pt2(out, point)
+    if form == "pt2":
+        program = torch.export.load(out).module()
+        assert not any(tensor.requires_grad for tensor in program(draw(1, (1, 64, 128))).values())
     for n, size in ((1, (64, 128)), (2, (64, 160))):
         images = draw(n, size)
         with torch.inference_mode():

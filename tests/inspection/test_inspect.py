@@ -1,5 +1,7 @@
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -124,13 +126,20 @@ def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refuse
     for options, reason in {
         ("--shard=1/2", "--report"): "--report cannot be combined with --shard",
         ("--engine=ray", "--resume"): "--resume cannot be combined with --engine ray",
+        ("--engine=ray", "--overlays=all"): "--overlays cannot be combined with --engine ray",
+        ("--engine=ray", "--submission_format=old"): "--submission_format cannot be combined with --engine ray",
         ("--idle_seconds=1",): "--idle_seconds has no effect without --watch",
         ("--mm_per_pixel=1",): "--mm_per_pixel has no effect without --report",
     }.items():
         assert f"{reason}; leave it out" in refused("inspect", model, folder, out, *options)
-    for length in (0.0, -1.0):
+    assert "--device must be auto, cpu or cuda with --engine ray, got warp" in refused(
+        "inspect", model, folder, out, "--engine=ray", "--device=warp"
+    )
+    sentence = refused("inspect", model, folder, out, "--watch", "--idle_seconds=-1")
+    assert "idle_seconds must be a number above 0 and at most 1e9, got -1.0" in sentence
+    for length in (0.0, -1.0, 1e10):
         sentence = refused("inspect", model, folder, out, "--report", f"--mm_per_pixel={length}")
-        assert f"mm_per_pixel must be a positive number, got {length}" in sentence
+        assert f"mm_per_pixel must be a number above 0 and at most 1e9, got {length}" in sentence
     sentence = refused("inspect", model, folder / "1.png", out, "--watch")
     assert f"--watch needs a folder, got {folder / '1.png'}" in sentence
 
@@ -218,6 +227,26 @@ def test_ctrl_c_keeps_complete_rows_and_explains_how_to_resume(
     require_equal(out, whole)
 
 
+def test_a_full_disk_is_named_and_the_run_can_be_resumed(
+    model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    out = tmp_path / "out"
+    args = ["inspect", str(model), str(whole / "in"), f"--out={out}", "--batch_size=1"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # bytes; a larger file cannot be written
+    try:
+        sentence = refused(*args, "--overlays=none")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.search(rf"{os.strerror(errno.EFBIG)}: '{out}/(spots|submission).csv.unfinished'", sentence)
+    recorded = {row["image"] for row in read(out / "results.csv.unfinished")}
+    assert 0 < len(recorded) < 9
+    assert main([*args, "--resume"]) == 0
+    for name in TABLES:
+        assert (out / name).read_bytes() == (whole / "out" / name).read_bytes()
+
+
 def test_resuming_a_finished_run_appends_new_images(model: Path, whole: Path, folder: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole / "out", tmp_path / "out")
     shutil.copy(folder / "1.png", folder / "new.png")
@@ -241,6 +270,9 @@ def test_resume_refuses_another_model_and_another_submission_format(
     # The refused run leaves the folder as it was.
     assert not list(out.glob("*.unfinished"))
     assert json.loads((out / "inspector.json").read_text())["model"] == "inspector.pt"
+    for content in (b"", b"{", b"[1]", b"{}", b"\xff"):
+        (out / "inspector.json").write_bytes(content)
+        assert f"{out / 'inspector.json'} is damaged" in refused("inspect", model, *resumed)
 
 
 def test_spots_parquet_and_coco_agree_with_the_results(

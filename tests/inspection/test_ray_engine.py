@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from bright import write_images, write_model
 from steel.cli import main
@@ -69,8 +70,12 @@ def test_results_are_complete_after_a_worker_is_killed(tmp_path: Path, refused: 
     tables = [pd.read_parquet(tmp_path / engine / "results.parquet") for engine in ("ray", "local")]
     both = [table.sort_values("image", ignore_index=True) for table in tables]
     errors = both[0]["error"].str.cat() + both[1]["error"].str.cat()
-    assert errors.count("not an image") == errors.count("is empty") == 2
+    assert errors.count("not a readable image") == errors.count("is empty") == 2
     pd.testing.assert_frame_equal(both[0], both[1])
     assert "already exists; choose another folder with --out" in refused(*on_ray)
     assert "no image in" in refused(*args, tmp_path.as_uri(), f"--out={tmp_path / 'x'}", "--engine=ray")
+    if not torch.cuda.is_available():
+        assert "--device cuda needs a GPU" in refused(
+            *args, folder.as_uri(), f"--out={tmp_path / 'x'}", "--engine=ray", "--device=cuda"
+        )
     assert "cannot open nowhere://x" in refused(*args, "nowhere://x", f"--out={tmp_path / 'x'}", "--engine=ray")
