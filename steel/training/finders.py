@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from steel.data.datamodule import SteelDataModule
 from steel.training.tasks import Task
 
-Finder = BatchSizeFinder | LearningRateFinder
+FINDERS = (BatchSizeFinder, LearningRateFinder)
 _FOUND = {"LearningRateFinder": "lr", "BatchSizeFinder": "batch_size"}
 
 
@@ -24,7 +24,7 @@ def list_found(
         checkpoint: The checkpoint.
         given: Names of options on the command line, which count if the finder is not asked for any more.
     """
-    several = [configs] if isinstance(configs, Namespace) else configs or []
+    several = [configs] if isinstance(configs, Namespace) else list(configs or [])
     names = {config.class_path.rpartition(".")[2] for config in several}
     return {_FOUND[name] for name in names & set(_FOUND)} | set(checkpoint.get("found", ())) - given
 
@@ -39,7 +39,7 @@ class FoundValues(Callback):
         found: The names from `list_found`, saved in checkpoints.
     """
 
-    def __init__(self, finders: Iterable[Finder], found: set[str]) -> None:
+    def __init__(self, finders: Iterable[BatchSizeFinder | LearningRateFinder], found: set[str]) -> None:
         self._finders = list(finders)
         self._found = found | {_FOUND[type(finder).__name__] for finder in self._finders}
 
@@ -67,7 +67,7 @@ class FoundValues(Callback):
         loop._combined_loader = loop.epoch_loop.val_loop._combined_loader = None
         loop.setup_data()
         trainer.strategy.setup_optimizers(trainer)
-        trainer._checkpoint_connector._ckpt_path = None  # type: ignore[assignment]  # the searches set it
+        trainer._checkpoint_connector._ckpt_path = None  # the searches set it
         if trainer.is_global_zero:
             values = {"lr": f"model.lr {pl_module.lr:.3g}", "batch_size": f"data.batch_size {data.batch_size}"}
             print(f"{'found':6} {', '.join(values[name] for name in sorted(self._found))}", flush=True)

@@ -1,7 +1,7 @@
 """`steel fit`, `validate` and `test`: LightningCLI with resuming.
 
-A run writes to `<default_root_dir>/lightning_logs/<task>/version_N`: config.yaml, splits.csv, metrics.csv, TensorBoard
-events, `checkpoints/best.ckpt` and `checkpoints/last.ckpt`.
+A run writes to `<default_root_dir>/lightning_logs/<task>/version_N`: config.yaml, splits.csv, `checkpoints/best.ckpt`,
+`checkpoints/last.ckpt` and, unless the config has other loggers, metrics.csv and TensorBoard events.
 """
 
 import argparse
@@ -19,13 +19,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import (
-    BatchSizeFinder,
-    EMAWeightAveraging,
-    LearningRateFinder,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
+from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from steel.data.datamodule import SteelDataModule
@@ -35,7 +29,7 @@ from steel.options import HelpFormatter, describe, expand_flags, explain, list_o
 from steel.training import callbacks, runs
 from steel.training.callbacks import BestCheckpoint, LastCheckpoint
 from steel.training.checkpoints import TASKS, AtomicCheckpointIO, find_checkpoint, read_checkpoint
-from steel.training.finders import FoundValues, list_found
+from steel.training.finders import FINDERS, FoundValues, list_found
 from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.tasks import Task
 
@@ -195,11 +189,25 @@ class SteelCLI(LightningCLI):
             self.datamodule.recall(about["data"], path)
             return
         runs.require_same_data(path, self.datamodule.describe(), about["data"])
+        self._require_epochs(path)
         if self.trainer.max_epochs != about["max_epochs"]:
             print(
                 f"max_epochs is {self.trainer.max_epochs}, but this run began with {about['max_epochs']}: "
                 f"the learning-rate schedule is stretched to the new length"
             )
+
+    def _require_epochs(self, path: Path) -> None:
+        """Refuse a number of epochs that the resumed run has passed; say so if it has reached it."""
+        assert self._checkpoint
+        num_done = self._checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        num_epochs = self.trainer.max_epochs
+        if num_epochs is None or num_epochs < 0 or num_done < num_epochs:
+            return
+        if num_done > num_epochs:
+            raise InputError(
+                f"--trainer.max_epochs is {num_epochs}, but {path} has trained {num_done}; give at least that"
+            )
+        print(f"this run is finished: it has trained its {num_done} epochs; more need a larger --trainer.max_epochs")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the callbacks and, unless the config has a logger, the loggers of `steel`."""
@@ -232,7 +240,7 @@ class SteelCLI(LightningCLI):
             before = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run was started {before} --ema_decay, so it must be resumed {before} it")
         present = trainer.callbacks  # type: ignore[attr-defined]
-        finders = [one for one in present if type(one) in (BatchSizeFinder, LearningRateFinder)]
+        finders = [one for one in present if type(one) in FINDERS]
         present[:] = [one for one in present if one not in finders]
         if saved and finders:
             print("the finders do not run in a resumed run, which keeps the values of its checkpoint")

@@ -63,7 +63,7 @@ def test_a_resumed_run_keeps_its_best_checkpoint_however_its_folder_is_spelt(
     assert (run / "checkpoints" / "best.ckpt").read_bytes() == best
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
     assert read_steps(run / "metrics.csv") == [str(step) for step in range(6)]
-    assert len(list(tmp_path.rglob("last.ckpt"))) == 1 + (spelling == "link") * 0
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 1
     assert "best val/loss: -1.0000 in" in capsys.readouterr().out
 
 
@@ -123,12 +123,16 @@ def test_a_run_with_another_logger_is_resumed_in_place(
 def test_found_values_are_those_of_the_whole_run_and_kept_when_resumed(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finders = ("--trainer.callbacks+=BatchSizeFinder", "--trainer.callbacks+=LearningRateFinder")
+    finders = (
+        "--trainer.callbacks+=LearningRateFinder",
+        "--trainer.callbacks.num_training_steps=20",
+        "--trainer.callbacks+=BatchSizeFinder",
+    )
     fit(root, tmp_path, *finders, "--trainer.limit_train_batches=1.0", "--model.warmup=0", "--trainer.max_epochs=2")
     [run] = (tmp_path / "lightning_logs" / "classifier").iterdir()
     last = read_checkpoint(run / "checkpoints" / "last.ckpt")
     rate, size = last["steel"]["init"]["lr"], last["steel"]["data"]["batch_size"]
-    num_images = 28
+    num_images = 27
     assert size == num_images
     assert rate != 0.01
     assert last["global_step"] == 2  # one batch of all images per epoch
@@ -141,7 +145,7 @@ def test_found_values_are_those_of_the_whole_run_and_kept_when_resumed(
     more = ("--trainer.limit_train_batches=1.0", "--model.warmup=0", "--ckpt_path=last")
     fit(root, tmp_path, *finders, *more, "--trainer.max_epochs=3")
     assert "Finding best" not in capsys.readouterr().err
-    args = [arg for arg in fit_args("classifier", root, tmp_path)]
+    args = fit_args("classifier", root, tmp_path)
     assert main([*args, *more, "--trainer.max_epochs=4"]) == 0  # without the finders and the rate
     resumed = read_checkpoint(run / "checkpoints" / "last.ckpt")
     assert (resumed["steel"]["init"]["lr"], resumed["steel"]["data"]["batch_size"]) == (rate, size)
