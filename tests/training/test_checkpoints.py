@@ -75,7 +75,7 @@ def test_the_previous_checkpoint_stays_until_the_new_one_is_complete(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="last.ckpt"):
+        with pytest.raises(OSError, match=r"last\.ckpt"):
             writer.save_checkpoint({"step": 2}, path)
     assert staged == [f"last.ckpt.{os.getpid()}.part"]  # beside the target; the abandoned one is removed
     assert path.read_bytes() == before
