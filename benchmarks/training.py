@@ -76,7 +76,7 @@ def run_trainer(args: argparse.Namespace, root: Path, folder: Path) -> list[floa
     """Return the step times under the Trainer, set up as in `steel fit`."""
     task, data = build(args, root)
     clock = Clock()
-    callbacks: list[Callback] = [StepSeeds(), RunRecord(), LossLog(), StopSignals(), LastCheckpoint(), clock]
+    callbacks: list[Callback] = [StepSeeds(), RunRecord(folder), LossLog(), StopSignals(), LastCheckpoint(), clock]
     trainer = Trainer(
         max_steps=args.steps, accelerator=args.accelerator, devices=1, callbacks=callbacks, log_every_n_steps=10,
         default_root_dir=folder, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,

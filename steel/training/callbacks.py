@@ -4,6 +4,7 @@ Lightning can resume exactly only from a state saved after a batch that is not t
 validation of an epoch. Checkpoints are written at these points only; later steps are repeated when resuming.
 """
 
+import math
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ from steel.data.datamodule import SteelDataModule
 from steel.data.splits import write_split
 from steel.errors import require_at_least
 from steel.training.history import History
+from steel.training.runs import describe_loggers
 from steel.training.tasks import Task
 
 
@@ -33,8 +35,31 @@ class Stopped(KeyboardInterrupt):
     """A signal stopped the run between two batches."""
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Saves best.ckpt, the weights with the best validation score."""
+class _RunCheckpoint(ModelCheckpoint):
+    """A checkpoint with a fixed name, whose state does not depend on where the run's folder is or how it is spelt."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        scores = {Path(path).name: score for path, score in self.best_k_models.items()}
+        names = {key: Path(state[key]).name for key in _PATHS}
+        return state | names | {"dirpath": None, "best_k_models": scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Earlier versions saved whole paths.
+        folder = Path(self.dirpath or "")
+        if not (folder / f"{self.filename}.ckpt").is_file():
+            return  # the run has a new folder, so it saves the next epoch in any case
+        state = {key: str(folder / Path(state_dict[key]).name) if state_dict[key] else "" for key in _PATHS}
+        scores = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | state | {"dirpath": self.dirpath, "best_k_models": scores})
+        self.current_score = state_dict["current_score"]  # Lightning saves it but does not restore it
+
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+class BestCheckpoint(_RunCheckpoint):
+    """Saves best.ckpt, the weights with the best validation score; the newest weights until an epoch has the score."""
 
     def __init__(self, monitor: str, mode: Literal["min", "max"]) -> None:
         """Create the callback.
@@ -45,12 +70,17 @@ class BestCheckpoint(ModelCheckpoint):
         """
         super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.current_score = state_dict["current_score"]  # Lightning saves it but does not restore it
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        has_score = self.best_model_score is not None and bool(torch.isfinite(self.best_model_score))
+        return not has_score or super().check_monitor_top_k(trainer, current)
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        # An epoch without the score has the worst one; Lightning would end the run.
+        worst = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        return {str(self.monitor): worst} | super()._monitor_candidates(trainer)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_RunCheckpoint):
     """Saves last.ckpt, the newest state: after each epoch, at intervals, and on Ctrl-C and SIGTERM."""
 
     def __init__(self, every_n_train_steps: int | None = None, every_n_minutes: float = 10.0) -> None:
@@ -158,42 +188,54 @@ class StopSignals(Callback):
 
 
 class RunRecord(Callback):
-    """Writes splits.csv, saves the length of metrics.csv in checkpoints, and prints the folder of the run."""
+    """Writes splits.csv, saves the state of the loggers in checkpoints, and prints the folder of the run.
 
-    _folder: Path | None = None
+    Args:
+        folder: The folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # All processes must read `log_dir`, because it synchronises them.
-        log_dir = trainer.log_dir
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and log_dir and isinstance(data, SteelDataModule):
-            self._folder = Path(log_dir)
+        if trainer.is_global_zero and not trainer.fast_dev_run and isinstance(data, SteelDataModule):  # type: ignore[attr-defined]
             write_split(data.split, self._folder / "splits.csv")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         rows = [logger.num_rows for logger in trainer.loggers if isinstance(logger, History)]
         checkpoint["num_rows"] = rows[0] if rows else 0
+        checkpoint["loggers"] = describe_loggers(trainer.loggers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and self._folder:
-            last = self._folder / "checkpoints" / "last.ckpt"
+        last = self._folder / "checkpoints" / "last.ckpt"
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero and last.is_file():
             print(f"stopped: {self._folder}; to resume, repeat the command with --ckpt_path {last}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._folder:
-            for best in trainer.checkpoint_callbacks:
-                if isinstance(best, BestCheckpoint) and best.best_model_path:
-                    path = os.path.relpath(best.best_model_path)
-                    print(f"best {best.monitor}: {float(cast(Tensor, best.best_model_score)):.4f} in {path}")
-            print(f"run: {self._folder}")
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for best in trainer.checkpoint_callbacks:
+            if isinstance(best, BestCheckpoint) and best.best_model_path:
+                score, path = float(cast(Tensor, best.best_model_score)), os.path.relpath(best.best_model_path)
+                if math.isfinite(score):
+                    print(f"best {best.monitor}: {score:.4f} in {path}")
+                else:
+                    print(f"no epoch has {best.monitor}; the newest is in {path}")
+        print(f"run: {self._folder}")
 
 
 class Summary(Callback):
-    """Prints network, data, device and folder of the run and, if there is no progress bar, the scores of each epoch."""
+    """Prints network, data, device and folder of the run and, if there is no progress bar, the scores of each epoch.
+
+    Args:
+        folder: The folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # All processes must read `log_dir`, because it synchronises them.
-        log_dir = trainer.log_dir
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.is_global_zero or not isinstance(pl_module, Task) or not isinstance(data, SteelDataModule):
             return
@@ -213,7 +255,7 @@ class Summary(Callback):
             "resume": str(trainer.ckpt_path or ""),
             "data": f"{data.root}: images {images}; classes {', '.join(data.annotations.classes)}",
             "device": f"{devices}{pl_module.device}, precision {trainer.precision}, {length}",
-            "folder": log_dir or "",
+            "folder": str(self._folder),
         }
         for name, line in lines.items():
             if line:

@@ -1,15 +1,36 @@
-"""Find and read checkpoints, and rebuild tasks from them."""
+"""Find, write and read checkpoints, and rebuild tasks from them."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from steel.errors import InputError
+from steel.files import atomic_path
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their final path and renames them, so that the previous one is there until then.
+
+    Lightning stages them in the system's temporary folder. If that is on another file system, the last step is a copy,
+    which a full disk or a kill truncates.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        for abandoned in path.parent.glob(f"{path.name}.*.part"):
+            abandoned.unlink(missing_ok=True)  # of a process that was killed
+        # In memory first, because torch reports a full disk as a RuntimeError without the file's name.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_path(path) as draft, draft.open("wb") as file:
+            file.write(content.getbuffer())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`steel fit`, `validate` and `test`: LightningCLI with resuming.
 
-A run writes to `<default_root_dir>/lightning_logs/<task>/version_N`: config.yaml, splits.csv, metrics.csv, TensorBoard
-events, `checkpoints/best.ckpt` and `checkpoints/last.ckpt`.
+A run writes to `<default_root_dir>/lightning_logs/<task>/version_N`: config.yaml, splits.csv, `checkpoints/best.ckpt`,
+`checkpoints/last.ckpt` and, unless the config has other loggers, metrics.csv and TensorBoard events.
 """
 
 import argparse
@@ -10,26 +10,27 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor
+from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from steel.data.datamodule import SteelDataModule
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
-from steel.training import callbacks
+from steel.training import callbacks, runs
 from steel.training.callbacks import BestCheckpoint, LastCheckpoint
-from steel.training.checkpoints import TASKS, find_checkpoint, list_versions, read_checkpoint
-from steel.training.history import History
+from steel.training.checkpoints import TASKS, AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from steel.training.finders import FINDERS, FoundValues, list_found
+from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.tasks import Task
 
 # The help of each command, in the form of a docstring.
@@ -72,6 +73,11 @@ class SteelCLI(LightningCLI):
         matches = (re.match(r"--model\.(?:init_args\.)?([a-z_]+)", arg) for arg in args)
         self._model_options = {match[1] for match in matches if match}
         self._checkpoint: dict[str, Any] | None = None
+        self._given = {"batch_size"} if any(arg.startswith("--data.batch_size") for arg in args) else set()
+        self._given |= self._model_options & {"lr"}
+        self._found: set[str] = set()
+        self._run = Path()  # the run's folder, and its checkpoint if it continues in that folder
+        self._continued: dict[str, Any] | None = None
         strict = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": HelpFormatter}
         # The generated usage would repeat the list of options in a hundred lines.
         usages = {name: f"steel {name} --config FILE [options]" for name in HELP}
@@ -83,6 +89,7 @@ class SteelCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
+            save_config_callback=runs.ConfigRecord,
             # The samplers of `steel.data` shard by themselves and count no image twice.
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
             parser_kwargs={"prog": "steel", **strict, **helps},
@@ -117,11 +124,12 @@ class SteelCLI(LightningCLI):
             raise InputError(explain(str(error), options, args[0])) from error
         command = self.config.subcommand
         config = self.config[command]
+        task = TASKS[config.model.class_path.rpartition(".")[2]]
+        self._run = runs.choose_folder(_log_dir(config) / task.name)
         if config.ckpt_path is None:
             if command != "fit":
                 raise InputError(f"steel {command} needs trained weights; give --ckpt_path last, best or a file")
             return
-        task = TASKS[config.model.class_path.rpartition(".")[2]]
         path = find_checkpoint(str(config.ckpt_path), _log_dir(config), task.name)
         self._checkpoint = read_checkpoint(path)
         about = self._checkpoint["steel"]
@@ -132,11 +140,24 @@ class SteelCLI(LightningCLI):
         # A resumed run restores the optimizer's state, so every argument must be the same. The other commands ignore
         # the config file's model, and only options on the command line can contradict.
         compared = set(about["init"]) if command == "fit" else self._model_options
-        _require_same_model(path, compared - {"weights"}, model.as_dict(), about["init"])
+        if command == "fit":
+            self._resume(config, path)
+        runs.require_same_model(path, compared - {"weights"} - self._found, model.as_dict(), about["init"])
         # The checkpoint has all weights, so nothing is downloaded.
         for key, value in (about["init"] | {"weights": None}).items():
             model[key] = value
         config.ckpt_path = str(path)
+
+    def _resume(self, config: Namespace, path: Path) -> None:
+        """Choose the folder of a resumed run, and take from the checkpoint what its finders and loggers chose."""
+        assert self._checkpoint
+        if (run := runs.find_run(path)) is not None:
+            self._run, self._continued = run, self._checkpoint
+        self._found = list_found(config.trainer.callbacks, self._checkpoint, self._given)
+        if "batch_size" in self._found:
+            config.data.batch_size = self._checkpoint["steel"]["data"]["batch_size"]
+        if run and not isinstance(config.trainer.logger, bool | None):
+            runs.continue_loggers(config.trainer.logger, self._checkpoint)
 
     def instantiate_classes(self) -> None:
         """Build trainer, task and data module. This can fail, for example if a logger is not installed."""
@@ -155,7 +176,10 @@ class SteelCLI(LightningCLI):
         """Take the split from the checkpoint; for a resumed run, check that the data are the same."""
         assert self.subcommand
         if self.subcommand == "fit":
-            self.datamodule.setup("fit")  # reports errors in the dataset before a folder is made for the run
+            # Report errors before a folder is made for the run.
+            self.datamodule.setup("fit")
+            monitors = [(key, self.config.fit[key].monitor) for key in ("best", "early_stopping")]
+            check_monitors(monitors, self.model, self.datamodule, self.trainer)
         if self._checkpoint is None:
             return
         path = Path(str(self.config[self.subcommand].ckpt_path))
@@ -164,12 +188,26 @@ class SteelCLI(LightningCLI):
         if self.subcommand != "fit":
             self.datamodule.recall(about["data"], path)
             return
-        _require_same_data(path, self.datamodule.describe(), about["data"])
+        runs.require_same_data(path, self.datamodule.describe(), about["data"])
+        self._require_epochs(path)
         if self.trainer.max_epochs != about["max_epochs"]:
             print(
                 f"max_epochs is {self.trainer.max_epochs}, but this run began with {about['max_epochs']}: "
                 f"the learning-rate schedule is stretched to the new length"
             )
+
+    def _require_epochs(self, path: Path) -> None:
+        """Refuse a number of epochs that the resumed run has passed; say so if it has reached it."""
+        assert self._checkpoint
+        num_done = self._checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        num_epochs = self.trainer.max_epochs
+        if num_epochs is None or num_epochs < 0 or num_done < num_epochs:
+            return
+        if num_done > num_epochs:
+            raise InputError(
+                f"--trainer.max_epochs is {num_epochs}, but {path} has trained {num_done}; give at least that"
+            )
+        print(f"this run is finished: it has trained its {num_done} epochs; more need a larger --trainer.max_epochs")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the callbacks and, unless the config has a logger, the loggers of `steel`."""
@@ -179,7 +217,9 @@ class SteelCLI(LightningCLI):
             kwargs["logger"] = False
             self.save_config_callback = None
         elif config.trainer.logger in (None, True):
-            kwargs["logger"] = self._build_loggers(_log_dir(config), config.ckpt_path)
+            kwargs["logger"] = runs.build_loggers(self._run, self._continued)
+        name = "config_resumed.yaml" if self._continued else "config.yaml"
+        self.save_config_kwargs["config_filename"] = str(self._run / name)
         # Progress bars are for terminals; `Summary` prints a line per epoch elsewhere.
         if config.trainer.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
@@ -187,21 +227,11 @@ class SteelCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
+            trainer.loggers = runs.keep_history(trainer.loggers, (self._continued or {}).get("num_rows", 0))
+            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+                trainer.strategy.checkpoint_io = AtomicCheckpointIO()
             self._add_callbacks(trainer, config)
         return trainer
-
-    def _build_loggers(self, folder: Path, checkpoint: str | None) -> list[TensorBoardLogger | History]:
-        """Return the loggers of a new run, or of the resumed run if the checkpoint lies in its folder."""
-        name = self.model.name
-        versions = {path.resolve(): number for number, path in list_versions(folder / name)}
-        version, num_kept, step = max(versions.values(), default=-1) + 1, 0, None
-        run = Path(checkpoint or "").resolve().parent.parent
-        if self._checkpoint and run in versions:
-            version, num_kept = versions[run], self._checkpoint.get("num_rows", 0)
-            step = self._checkpoint["global_step"]
-            self.save_config_kwargs["config_filename"] = "config_resumed.yaml"
-        tensorboard = TensorBoardLogger(folder, name=name, version=version, purge_step=step)
-        return [tensorboard, History(folder, name, version, num_kept)]
 
     def _add_callbacks(self, trainer: Trainer, config: Namespace) -> None:
         """Add the callbacks; the order matters: the checkpoints, which are last, save the state of all others."""
@@ -209,39 +239,28 @@ class SteelCLI(LightningCLI):
         if saved and ("averaging_state" in saved) != (ema_decay is not None):
             before = "with" if "averaging_state" in saved else "without"
             raise InputError(f"the run was started {before} --ema_decay, so it must be resumed {before} it")
-        first: list[Callback] = [callbacks.StepSeeds(), callbacks.RunRecord(), callbacks.Summary()]
+        present = trainer.callbacks  # type: ignore[attr-defined]
+        finders = [one for one in present if type(one) in FINDERS]
+        present[:] = [one for one in present if one not in finders]
+        if saved and finders:
+            print("the finders do not run in a resumed run, which keeps the values of its checkpoint")
+        # The finders are first, because all others may need what they find.
+        first: list[Callback] = [FoundValues([] if saved else finders, self._found)]
+        first += [callbacks.StepSeeds(), callbacks.RunRecord(self._run), callbacks.Summary(self._run)]
         first += [callbacks.LossLog(), callbacks.Pictures(config.num_pictures)]
         first += [callbacks.Compile()] if config.compile else []
         first += [EMAWeightAveraging(decay=ema_decay)] if ema_decay is not None else []
         first += [LearningRateMonitor(logging_interval="step")] if trainer.loggers else []
-        present = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
         if bar and torch.cuda.is_available():
             # Each refresh reads the loss and so waits for the GPU.
             present[present.index(bar)] = type(bar)(refresh_rate=20)  # type: ignore[call-arg]
         at = next(i for i, callback in enumerate(present) if isinstance(callback, BestCheckpoint | LastCheckpoint))
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is None:
+                checkpoint.dirpath = str((self._run / "checkpoints").resolve())
         present[at:at] = [callbacks.StopSignals()]
         present[:0] = first
-
-
-def _require_same_model(path: Path, keys: set[str], config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    for key in sorted(keys & set(saved)):
-        value = tuple(config[key]) if isinstance(config[key], list | tuple) else config[key]
-        if value != saved[key] and not (key == "num_classes" and value is None):
-            raise InputError(
-                f"--model.{key} is {value}, but {path} was trained with {saved[key]}; "
-                f"use that value, or fit a new run without --ckpt_path"
-            )
-
-
-def _require_same_data(path: Path, data: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    hashes = {"digest": "dataset (hash of its labels)", "split": "split (hash)"}
-    for key, meaning in (hashes | {"seed": "data.seed", "batch_size": "data.batch_size"}).items():
-        if data[key] != saved[key]:
-            raise InputError(
-                f"{path} was trained with {meaning} {saved[key]}, but this run has {data[key]}; "
-                f"restore the former value, or start a new run without --ckpt_path"
-            )
 
 
 def _log_dir(config: Namespace) -> Path:

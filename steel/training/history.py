@@ -50,14 +50,13 @@ class History(CSVLogger):
     """Logger that writes metrics.csv.
 
     Args:
-        folder: The folder `lightning_logs`.
-        name: The task's name.
-        version: The number of the run.
+        folder: The folder of the run.
         num_kept: Number of rows to keep of an existing file: those at the time of the checkpoint.
+        prefix: Prefix of the keys.
     """
 
-    def __init__(self, folder: Path, name: str, version: int, num_kept: int = 0) -> None:
-        super().__init__(folder, name=name, version=version)
+    def __init__(self, folder: Path, num_kept: int = 0, prefix: str = "") -> None:
+        super().__init__(folder.parent, name="", version=folder.name, prefix=prefix)
         self._num_kept = num_kept
 
     @property

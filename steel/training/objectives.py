@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steel.data.annotations import Annotations
 from steel.data.unknown import find_known_labels
-from steel.training.metrics import LabelScores, MaskScores
+from steel.training.metrics import Counts, LabelScores, MaskScores, score_labels, score_masks
 
 # Logit of unlabelled targets. With a target of 0, every loss and its gradient are 0 there. A power of two, so float16
 # and bfloat16 represent it exactly.
@@ -33,6 +33,15 @@ class LabelObjective:
         positives = annotations.labels[rows].sum(axis=0).clip(1)
         return torch.from_numpy((len(rows) - positives).clip(1) / positives)
 
+    def score_positive(self, annotations: Annotations, rows: NDArray[np.int64]) -> dict[str, float]:
+        """Return the scores on images of the table if every class is predicted on all of them.
+
+        A score that is NaN then is NaN for every prediction.
+        """
+        has_label = annotations.labels[rows].any(axis=1) | ~annotations.has_unknown[rows]
+        labels = torch.from_numpy(annotations.labels[rows[has_label]])
+        return score_labels(torch.ones(labels.shape), labels)
+
     def update(self, scores: LabelScores, logits: Tensor, targets: Tensor, index: Tensor) -> None:
         """Add a batch to the scores; `index` `(N,)` are the table rows of its images."""
         # An image without any known label is neither clean nor defective.
@@ -55,6 +64,11 @@ class MaskObjective:
         positives = annotations.areas[rows].sum(axis=0).clip(1)
         num_pixels = annotations.sizes[rows].astype(np.int64).prod(axis=1).sum()
         return torch.from_numpy((num_pixels - positives).clip(1) / positives)[:, None, None]
+
+    def score_positive(self, annotations: Annotations, rows: NDArray[np.int64]) -> dict[str, float]:
+        truth = torch.from_numpy(annotations.areas[rows])
+        pixels = torch.from_numpy(annotations.sizes[rows].astype(np.int64).prod(axis=1))
+        return score_masks(Counts(truth, pixels[:, None].expand_as(truth), truth, pixels))
 
     def update(self, scores: MaskScores, logits: Tensor, targets: Tensor, index: Tensor) -> None:
         scores.update(logits >= 0, targets, index)  # a probability of at least 0.5

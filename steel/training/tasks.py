@@ -10,12 +10,15 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from steel.data.annotations import Annotations
 from steel.data.datamodule import Batch, SteelDataModule
 from steel.data.unknown import find_unknown
 from steel.errors import InputError, require_at_least
@@ -144,11 +147,17 @@ class Task(LightningModule, ABC):
         self._mean_loss.reset()
         part = "test" if self.trainer.testing else "val"
         for name, value in scores.items():
-            if math.isfinite(value):
+            # An undefined score is not logged. A loss of NaN is, because it ends the run.
+            if math.isfinite(value) or name == "loss":
                 self.log(f"{part}/{name}", value, prog_bar=name in ("dice_on_defects", "accuracy"))
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def list_scores(self, annotations: Annotations, rows: NDArray[np.int64]) -> dict[str, bool]:
+        """Return the names of the validation scores, and whether images of the table can give them at all."""
+        scores = self._objective.score_positive(annotations, rows) if len(rows) else {}
+        return {name: math.isfinite(value) for name, value in scores.items()} | {"loss": len(rows) > 0}
 
     def build_optimizer(self) -> Optimizer:
         """Return the optimizer; see `steel.training.optimizers.build_optimizer`."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fsspec.implementations.local import LocalFileOpener
 from pytorch_lightning import Callback
 
 from steel.cli import main
@@ -37,16 +36,16 @@ class Pace(Callback):
 
 def die_in_write(number: int) -> None:
     """Kill this process when the given number of checkpoints are written and the last one is not yet renamed."""
-    commit, num_left = LocalFileOpener.commit, number
+    replace, num_left = os.replace, number
 
-    def commit_or_die(self: LocalFileOpener) -> None:
+    def replace_or_die(source: Path, target: Path) -> None:
         nonlocal num_left
-        num_left -= 1
+        num_left -= target.suffix == ".ckpt"
         if num_left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        commit(self)
+        replace(source, target)
 
-    LocalFileOpener.commit = commit_or_die  # type: ignore[method-assign]
+    os.replace = replace_or_die  # type: ignore[assignment]
 
 
 def run(job: dict[str, Any]) -> int:

@@ -1,13 +1,17 @@
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import Trained
+from conftest import Trained, fit_args
+from steel.cli import main
 from steel.errors import InputError
-from steel.training.checkpoints import find_checkpoint, load_task
+from steel.training.checkpoints import AtomicCheckpointIO, find_checkpoint, load_task
 from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 
@@ -53,3 +57,36 @@ def test_a_checkpoint_of_the_other_task_is_refused(trained: Trained) -> None:
 def test_reading_checkpoints_does_not_import_the_command_line() -> None:
     program = "import sys, steel.training.checkpoints; sys.exit('pytorch_lightning.cli' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_previous_checkpoint_stays_until_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+    (path.parent / "last.ckpt.1.part").write_bytes(b"of a killed process")
+    before = path.read_bytes()
+    staged = []
+
+    def fail(number: int) -> None:
+        staged.extend(other.name for other in path.parent.iterdir() if other != path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            writer.save_checkpoint({"step": 2}, path)
+    assert staged == [f"last.ckpt.{os.getpid()}.part"]  # beside the target; the abandoned one is removed
+    assert path.read_bytes() == before
+    assert [other.name for other in path.parent.iterdir()] == ["last.ckpt"]
+    writer.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 2}
+
+
+def test_a_run_writes_no_checkpoint_through_the_temporary_folder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert main([*fit_args("classifier", root, tmp_path), "--last.every_n_train_steps=2"]) == 0
+    assert sorted(path.name for path in tmp_path.rglob("*.ckpt")) == ["best.ckpt", "last.ckpt"]

@@ -18,6 +18,8 @@ from steel.errors import InputError
 from steel.training.checkpoints import read_checkpoint
 from steel.training.tasks import DefectClassifier
 
+Refused = Callable[..., str]
+
 
 def test_run_folder_has_metrics_config_split_events_and_checkpoints(trained: Trained) -> None:
     run = trained.classifier.parent.parent
@@ -44,6 +46,20 @@ def test_a_resumed_run_keeps_the_origin_of_its_weights(
     assert resumed["steel"]["init"]["weights"] == str(source)
     assert "max_epochs is 2, but this run began with 1" in capsys.readouterr().out
     assert resumed["global_step"] == 12  # two epochs of six
+
+
+def test_a_finished_run_says_so_and_refuses_fewer_epochs(
+    root: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*fit_args("classifier", root, tmp_path), "--trainer.limit_train_batches=2"]
+    assert main([*args, "--trainer.max_epochs=2"]) == 0
+    [last] = tmp_path.rglob("last.ckpt")
+    before = last.read_bytes()
+    capsys.readouterr()
+    assert main([*args, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
+    assert "this run is finished: it has trained its 2 epochs" in capsys.readouterr().out
+    assert last.read_bytes() == before
+    assert "--trainer.max_epochs is 1" in refused(*args, "--trainer.max_epochs=1", "--ckpt_path=last")
 
 
 def test_a_new_run_can_start_from_the_encoder_of_another_run(trained: Trained) -> None:
@@ -94,9 +110,6 @@ def test_two_processes_compute_the_same_scores_as_one(
     one = {key: float(value) for key, value in re.findall(r"(val/\w+)\D+([-\d.e]+)", capsys.readouterr().out)}
     assert one == pytest.approx(two, abs=1e-5)
     assert {"val/accuracy", "val/loss", "val/f1_macro"} <= set(one)
-
-
-Refused = Callable[..., str]
 
 
 def test_a_resume_refuses_another_model(trained: Trained, refused: Refused) -> None:

@@ -19,7 +19,7 @@ def log(history: History, values: Sequence[float], first: int = 0, name: str = "
 
 
 def test_each_row_is_written_immediately_and_the_header_grows(tmp_path: Path) -> None:
-    history = History(tmp_path, "classifier", 0)
+    history = History(tmp_path / "classifier" / "version_0")
     assert history.num_rows == 0
     log(history, [3.0, 2.0])
     assert read_rows(tmp_path) == [{"loss": "3.0", "step": "0"}, {"loss": "2.0", "step": "1"}]
@@ -36,11 +36,11 @@ def test_each_row_is_written_immediately_and_the_header_grows(tmp_path: Path) ->
 @pytest.mark.parametrize("num_kept", [0, 2, 3, 5])
 @pytest.mark.parametrize("partial", ["", "2.", "9.25,7"])
 def test_a_resumed_run_keeps_only_the_rows_of_the_checkpoint(tmp_path: Path, num_kept: int, partial: str) -> None:
-    log(History(tmp_path, "classifier", 0), [5.0, 4.0, 3.0, 2.0, 1.0])
+    log(History(tmp_path / "classifier" / "version_0"), [5.0, 4.0, 3.0, 2.0, 1.0])
     path = tmp_path / "classifier" / "version_0" / "metrics.csv"
     whole = path.read_bytes()
     path.write_bytes(whole + partial.encode())
-    history = History(tmp_path, "classifier", 0, num_kept)
+    history = History(tmp_path / "classifier" / "version_0", num_kept)
     assert history.num_rows == num_kept  # the value that a checkpoint saves before the first new row
     assert history.experiment  # the trainer reads it when a run starts
     assert history.num_rows == num_kept
@@ -52,7 +52,7 @@ def test_a_resumed_run_keeps_only_the_rows_of_the_checkpoint(tmp_path: Path, num
 
 
 def test_rows_are_kept_if_rewriting_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    history = History(tmp_path, "classifier", 0)
+    history = History(tmp_path / "classifier" / "version_0")
     log(history, [5.0, 4.0])
     path = tmp_path / "classifier" / "version_0" / "metrics.csv"
     before = path.read_bytes()

@@ -1,0 +1,102 @@
+"""The folder and loggers of a run, and what a resumed run must have in common with its checkpoint."""
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import Logger
+
+from steel.data.datamodule import SteelDataModule
+from steel.errors import InputError
+from steel.files import atomic_path
+from steel.training.checkpoints import list_versions
+from steel.training.history import History
+from steel.training.tasks import Task
+
+
+def find_run(checkpoint: Path) -> Path | None:
+    """Return the folder of the run that wrote a checkpoint, wherever it is now; None if the checkpoint was copied."""
+    for path in (checkpoint, checkpoint.resolve()):  # a link to a checkpoint is resolved only if it has to be
+        run = path.parent.parent
+        if path.parent.name == "checkpoints" and (run.name.startswith("version_") or (run / "config.yaml").is_file()):
+            return run
+    return None
+
+
+def choose_folder(folder: Path) -> Path:
+    """Return the folder of a new run in the folder of its task's runs."""
+    return folder / f"version_{max((number for number, _ in list_versions(folder)), default=-1) + 1}"
+
+
+def build_loggers(run: Path, checkpoint: Mapping[str, Any] | None) -> list[TensorBoardLogger | History]:
+    """Return the default loggers of a run; those of a resumed run drop what was logged after its checkpoint."""
+    step, num_kept = (checkpoint["global_step"], checkpoint.get("num_rows", 0)) if checkpoint else (None, 0)
+    folder = run.resolve() if not run.name else run
+    return [TensorBoardLogger(folder.parent, "", folder.name, purge_step=step), History(folder, num_kept)]
+
+
+def describe_loggers(loggers: Sequence[Logger]) -> list[tuple[str, Any]]:
+    """Return what a checkpoint stores of the loggers: kind and version of each."""
+    return [("CSVLogger" if isinstance(one, CSVLogger) else type(one).__name__, one.version) for one in loggers]
+
+
+def continue_loggers(configs: Namespace | Sequence[Namespace], checkpoint: Mapping[str, Any]) -> None:
+    """Make the loggers of a config continue what the checkpoint's loggers wrote, unless they are given a version."""
+    several = [configs] if isinstance(configs, Namespace) else configs
+    for config, (kind, version) in zip(several, checkpoint.get("loggers", ()), strict=False):
+        module, _, name = config.class_path.rpartition(".")
+        options = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        key = "run_id" if "run_id" in options else "version"  # MLflow calls it run_id
+        if name == kind and key in options and config.init_args.get(key) is None:
+            config.init_args[key] = version
+            if "purge_step" in options:
+                config.init_args.purge_step = checkpoint["global_step"]
+
+
+def keep_history(loggers: Sequence[Logger], num_kept: int) -> list[Logger]:
+    """Replace Lightning's CSVLogger, which deletes the file of a resumed run."""
+    return [History(Path(one.log_dir), num_kept, one._prefix) if type(one) is CSVLogger else one for one in loggers]
+
+
+def require_same_model(path: Path, keys: set[str], config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Check that arguments of the task (`keys`) are those of a checkpoint; raise InputError otherwise."""
+    for key in sorted(keys & set(saved)):
+        value = tuple(config[key]) if isinstance(config[key], list | tuple) else config[key]
+        if value != saved[key] and not (key == "num_classes" and value is None):
+            raise InputError(
+                f"--model.{key} is {value}, but {path} was trained with {saved[key]}; "
+                f"use that value, or fit a new run without --ckpt_path"
+            )
+
+
+def require_same_data(path: Path, data: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Check that the data are described like those of a checkpoint; raise InputError otherwise."""
+    hashes = {"digest": "dataset (hash of its labels)", "split": "split (hash)"}
+    for key, meaning in (hashes | {"seed": "data.seed", "batch_size": "data.batch_size"}).items():
+        if data[key] != saved[key]:
+            raise InputError(
+                f"{path} was trained with {meaning} {saved[key]}, but this run has {data[key]}; "
+                f"restore the former value, or start a new run without --ckpt_path"
+            )
+
+
+class ConfigRecord(SaveConfigCallback):
+    """Writes the config into the run's folder, with the values that finders found; `config_filename` is a path."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass  # the finders have not run yet
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not isinstance(pl_module, Task) or not isinstance(data, SteelDataModule):
+            return
+        config = self.config.clone()
+        config.model.init_args.lr, config.data.batch_size = pl_module.lr, data.batch_size
+        with atomic_path(Path(self.config_filename)) as draft:
+            self.parser.save(config, str(draft), skip_none=False, overwrite=True, multifile=False)
