@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,16 @@ _HEADER = 64  # bytes before the pixels: the key
 
 
 def cache_folder() -> Path:
-    """Return the project's folder in the user's cache folder; it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steel"
+    """Return the project's folder in the user's cache folder; it need not exist.
+
+    A user without a home, as in a container run with another user id, gets a folder among the temporary files.
+    """
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "steel"
+    try:
+        return Path.home() / ".cache" / "steel"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"steel-{os.getuid()}"
 
 
 def hash_file(path: Path) -> str:

@@ -97,9 +97,8 @@ def inspect(
     torch_device = choose_device(device)
     prepare_process(torch_device)
     module, about = bundle.read(model, torch_device)
-    classes = about.classes
     paths = {} if watch else name_images(find_images(images))
-    folder, source = Path(out), ModelFile.from_path(Path(model))
+    classes, folder, source = about.classes, Path(out), ModelFile.from_path(Path(model))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)

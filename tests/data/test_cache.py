@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,12 @@ def test_cached_dataset_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPa
             list(module.train_dataloader())
             list(module.val_dataloader())
         assert sorted(decoded) == expected
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    assert cache_folder().parent == Path(tempfile.gettempdir())
