@@ -124,6 +124,7 @@ class SteelCLI(LightningCLI):
             raise InputError(explain(str(error), options, args[0])) from error
         command = self.config.subcommand
         config = self.config[command]
+        runs.require_valid_numbers(config)
         task = TASKS[config.model.class_path.rpartition(".")[2]]
         self._run = runs.choose_folder(_log_dir(config) / task.name)
         if config.ckpt_path is None:
@@ -143,8 +144,9 @@ class SteelCLI(LightningCLI):
         if command == "fit":
             self._resume(config, path)
         runs.require_same_model(path, compared - {"weights"} - self._found, model.as_dict(), about["init"])
-        # The checkpoint has all weights, so nothing is downloaded.
-        for key, value in (about["init"] | {"weights": None}).items():
+        # The checkpoint has all weights, so nothing is downloaded. Arguments that it does not know are newer than it.
+        defaults = {name: parameter.default for name, parameter in inspect.signature(task).parameters.items()}
+        for key, value in (defaults | about["init"] | {"weights": None}).items():
             model[key] = value
         config.ckpt_path = str(path)
 
@@ -163,7 +165,7 @@ class SteelCLI(LightningCLI):
         """Build trainer, task and data module. This can fail, for example if a logger is not installed."""
         try:
             super().instantiate_classes()
-        except (ValueError, ImportError, MisconfigurationException) as error:
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             cause: BaseException = error
             while not isinstance(cause, InputError) and (deeper := cause.__cause__ or cause.__context__) is not None:
                 cause = deeper

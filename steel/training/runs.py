@@ -13,11 +13,35 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 
 from steel.data.datamodule import SteelDataModule
-from steel.errors import InputError
+from steel.errors import InputError, require_at_least
 from steel.files import atomic_path
+from steel.options import require_numbers
 from steel.training.checkpoints import list_versions
 from steel.training.history import History
 from steel.training.tasks import Task
+
+
+def require_valid_numbers(config: Namespace) -> None:
+    """Check the numbers of a parsed config that Lightning does not check.
+
+    Raises:
+        InputError: A number is infinite, NaN, beyond 1e15, or too small for its option.
+    """
+    options = {name.replace(".init_args.", "."): value for name, value in config.items()}
+    require_numbers(options)
+    least = {
+        "num_pictures": 0, "early_stopping.patience": 0, "trainer.accumulate_grad_batches": 1,
+        "trainer.gradient_clip_val": 0,
+    }  # fmt: skip
+    for name, minimum in least.items():
+        require_at_least(minimum, **{f"--{name}": options.get(name)})
+    if options.get("trainer.val_check_interval") == 0:
+        raise InputError("--trainer.val_check_interval must be above 0, got 0")
+    if (decay := options.get("ema_decay")) is not None and not 0 <= decay < 1:
+        raise InputError(f"--ema_decay must be in [0, 1), got {decay}")
+    seed = options.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
 
 
 def find_run(checkpoint: Path) -> Path | None:

@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 from steel.data.annotations import Annotations
 from steel.data.datamodule import Batch, SteelDataModule
 from steel.data.unknown import find_unknown
-from steel.errors import InputError, require_at_least
+from steel.errors import InputError, require_at_least, require_positive
 from steel.training.losses import LossName, build_loss
 from steel.training.metrics import unpack
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
@@ -61,9 +61,12 @@ class Task(LightningModule, ABC):
         init = network_init | training_init
         if not 0 <= init["warmup"] < 1:
             raise InputError(f"model.warmup must be in [0, 1), got {init['warmup']}")
-        if not 0 <= init["balance"] <= 1:
-            raise InputError(f"model.balance must be in [0, 1], got {init['balance']}")
-        require_at_least(0, **{"model.freeze_epochs": init["freeze_epochs"]})
+        for name in ("balance", "dropout"):
+            if not 0 <= init.get(name, 0) <= 1:
+                raise InputError(f"model.{name} must be in [0, 1], got {init[name]}")
+        require_at_least(0, **{f"model.{name}": init[name] for name in ("freeze_epochs", "weight_decay")})
+        require_at_least(1, **{"model.num_classes": init["num_classes"]})
+        require_positive(**{f"model.{name}": init[name] for name in ("lr", "eps")})
         self.init = {key: tuple(value) if isinstance(value, list) else value for key, value in init.items()}
         self._objective = objective
         self._build_network = partial(network, **{key: self.init[key] for key in network_init})

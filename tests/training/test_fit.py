@@ -164,6 +164,21 @@ def test_last_without_a_checkpoint_does_not_start_a_new_run(root: Path, tmp_path
     ("option", "substance"),
     [
         ("--trainer.max_epoch=3", ["--trainer.max_epoch", "--trainer.max_epochs?"]),  # an abbreviation
+        ("--model.lr=.nan", ["model.lr", "nan"]),
+        ("--model.lr=-1", ["model.lr", "above 0", "-1"]),
+        ("--model.eps=0", ["model.eps", "above 0", "0"]),
+        ("--model.dropout=2", ["model.dropout", "[0, 1]", "2"]),
+        ("--model.weight_decay=-1", ["model.weight_decay", "at least 0", "-1"]),
+        ("--model.num_classes=-1", ["model.num_classes", "at least 1", "-1"]),
+        ("--seed_everything=-1", ["--seed_everything", "[0, 2**32)", "-1"]),
+        ("--num_pictures=-1", ["--num_pictures", "at least 0", "-1"]),
+        ("--ema_decay=1", ["--ema_decay", "[0, 1)", "1"]),
+        ("--early_stopping.patience=-1", ["--early_stopping.patience", "at least 0", "-1"]),
+        ("--early_stopping.min_delta=.inf", ["early_stopping.min_delta", "inf"]),
+        ("--trainer.gradient_clip_val=.nan", ["trainer.gradient_clip_val", "nan"]),
+        ("--trainer.accumulate_grad_batches=0", ["--trainer.accumulate_grad_batches", "at least 1", "0"]),
+        ("--trainer.val_check_interval=0", ["--trainer.val_check_interval", "above 0", "0"]),
+        ("--trainer.devices=-1", ["cannot build", "devices"]),
         ("--data.batchsize=3", ["--data.batchsize"]),
         ("--model.backbon=resnet18", ['"backbon"', "--model.backbone?"]),
         ("--model.backbone=resnet99", ["model.backbone", "resnet18", '"resnet99"']),
@@ -179,6 +194,15 @@ def test_wrong_options_are_reported_in_one_sentence(
 ) -> None:
     message = refused(*fit_args("classifier", root, tmp_path), option)
     assert all(part in message for part in substance), message
+
+
+def test_a_checkpoint_without_a_newer_argument_has_its_default(trained: Trained, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained.classifier, weights_only=True)
+    del checkpoint["steel"]["init"]["encoder"]
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    configs = [f"--config=conf/{name}.yaml" for name in ("classifier", "offline", "smoke")]
+    settings = [f"--data.root={trained.root}", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
+    assert main(["validate", *configs, *settings, f"--ckpt_path={tmp_path / 'older.ckpt'}"]) == 0
 
 
 @pytest.mark.parametrize(
