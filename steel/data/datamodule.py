@@ -21,6 +21,8 @@ from steel.progress import count_cores
 
 __all__ = ["Batch", "SteelDataModule"]
 
+_MAX_CROP = 1 << 26  # pixels; a larger crop is a typing error that would fill the memory
+
 
 class SteelDataModule(LightningDataModule):
     """A dataset in Severstal's layout, as loaders of uint8 batches.
@@ -76,8 +78,11 @@ class SteelDataModule(LightningDataModule):
         for name, share in (("defect_share", defect_share), ("blackout", blackout), ("paste", paste)):
             if not 0 <= share <= 1:
                 raise InputError(f"data.{name} must be in [0, 1], got {share}")
-        if crop and min(crop) < 1:
-            raise InputError(f"data.crop must be a height and width of at least 1 pixel, got {list(crop)}")
+        if crop and (min(crop) < 1 or crop[0] * crop[1] > _MAX_CROP):
+            raise InputError(
+                f"data.crop must be a height and width of at least 1 pixel and at most {_MAX_CROP:,} pixels in all, "
+                f"got {list(crop)}"
+            )
         self.root = Path(root)
         self.batch_size = batch_size
         self.seed = seed

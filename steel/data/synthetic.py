@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import rle
-from steel.errors import require_at_least
+from steel.errors import InputError, require_at_least
 from steel.files import new_folder
 from steel.progress import map_on_all_cores
 
@@ -21,6 +21,7 @@ NUM_CLASSES = 4
 
 # The sets of classes (from 0) on Severstal's 12,568 images, and the number of images with each.
 _SETS: list[tuple[int, ...]] = [(), (2,), (0,), (3,), (1,), (2, 3), (0, 2), (0, 1), (1, 2), (0, 1, 2), (1, 3)]
+_MAX_IMAGES = 1_000_000  # a tenth of a terabyte
 _NUM_IMAGES = [5902, 4759, 769, 516, 195, 284, 91, 35, 14, 2, 1]
 
 Image = NDArray[np.float32]
@@ -184,6 +185,8 @@ def write_synthetic(out: Path, num_images: int = 200, seed: int = 0, size: tuple
     """
     require_at_least(0, seed=seed)
     require_at_least(1, num_images=num_images)
+    if num_images > _MAX_IMAGES:
+        raise InputError(f"num_images must be at most {_MAX_IMAGES:,}, got {num_images:,}")
     require_at_least(32, height=size[0], width=size[1])
     with new_folder(out) as root:
         folder = root / "train_images"

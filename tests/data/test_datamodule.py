@@ -293,6 +293,7 @@ def test_empty_part_is_refused_if_the_stage_needs_it(
     [
         ({"batch_size": 0}, "data.batch_size"),
         ({"batch_size": -4}, "-4"),
+        ({"crop": (100_000, 100_000)}, "67,108,864"),
         ({"defect_share": 1.5}, "data.defect_share must be in [0, 1], got 1.5"),
         ({"defect_share": -0.1}, "data.defect_share must be in [0, 1], got -0.1"),
         ({"blackout": 1.1}, "data.blackout must be in [0, 1], got 1.1"),

@@ -141,6 +141,7 @@ def test_interrupted_command_leaves_no_partial_dataset(tmp_path: Path, monkeypat
     [
         ("--num_images=0", "num_images"),  # no image
         ("--num_images=-3", "-3"),  # negative
+        ("--num_images=1000000000000", "1,000,000"),  # more than any disk holds
         ("--size=[16,128]", "height"),  # too small a height
         ("--size=[128,16]", "width"),  # too small a width
         ("--size=[128]", "size"),  # a number is missing
