@@ -61,6 +61,18 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def require_writable(path: Path) -> None:
+    """Check that a file can be created at `path`, before hours of work for its content.
+
+    Raises:
+        OSError: The folder is not writable or the disk is full; the error names the folder.
+    """
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0")
+        file.flush()
+
+
 def require_new_folder(folder: Path) -> None:
     """Refuse a folder that is not empty, so that nothing from an earlier run is mixed in or lost.
 

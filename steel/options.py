@@ -117,6 +117,10 @@ def explain(message: str, options: Sequence[str], command: str) -> str:
         return f"option {match[1]} needs a value{see_help}"
     if match := _WRONG_VALUE.search(message):
         key, of_type, choices, sequence, value = match.groups()
+        # Numbers among several lists of choices are reported by their type alone; text is meant.
+        literal = re.search(r"Expected a typing.Literal\[(.+?)\]", message)
+        if literal and "Subtypes: [typing.Literal" in message:
+            of_type, choices = None, literal[1]
         key = f"model.{key}" if 'Parser key "model": Does' in message else key
         name = f"--{key}" if f"--{key}" in options else key.upper()
         if of_type or choices or sequence:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steel.errors import InputError
-from steel.files import atomic_path, new_folder, require_new_folder, write_atomic
+from steel.files import atomic_path, new_folder, require_new_folder, require_writable, write_atomic
 
 STOPS = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 
@@ -206,3 +206,11 @@ def test_new_folder_leaves_nothing_if_the_block_fails(tmp_path: Path, exists: bo
     with pytest.raises(type(stop)):
         write()
     assert list_all(tmp_path) == ["folder"] * exists
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "a.yaml", tmp_path / "new" / "deeper" / "a.yaml"):
+        require_writable(place)
+    assert list_all(tmp_path) == []
+    with pytest.raises(OSError, match="/proc"):
+        require_writable(Path("/proc/steel/a.yaml"))

@@ -20,7 +20,7 @@ from steel.evaluation.judging import Decisions, judge_part
 from steel.evaluation.parts import open_part
 from steel.evaluation.report import tabulate_scores, write_report
 from steel.evaluation.summary import EvaluatedOn, summarise
-from steel.files import write_atomic
+from steel.files import require_writable, write_atomic
 from steel.pages import clear_pictures
 from steel.versions import describe_versions
 
@@ -69,6 +69,7 @@ def evaluate(
     """
     require_at_least(0, tolerance=tolerance, num_pictures=num_pictures)
     require_at_least(1, batch_size=batch_size)
+    require_writable(Path(out))
     where = choose_device(device)
     prepare_process(where)
     inspector: torch.nn.Module

@@ -20,7 +20,7 @@ from steel.evaluation.assemble import assemble
 from steel.evaluation.promises import name_classes
 from steel.evaluation.report import list_areas
 from steel.evaluation.suspects import Kind, Predictions, Suspect, choose_networks, find_suspects, predict
-from steel.files import write_atomic
+from steel.files import require_writable, write_atomic
 from steel.pages import Page, clear_pictures
 from steel.progress import track
 
@@ -64,6 +64,7 @@ def relabel(
     """
     require_at_least(0, num_pictures=num_pictures)
     require_at_least(1, batch_size=batch_size)
+    require_writable(Path(out))
     where = choose_device(device)
     prepare_process(where)
     assembly = assemble(classifier, segmenter, flips)

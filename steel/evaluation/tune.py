@@ -23,7 +23,7 @@ from steel.evaluation.parts import open_part
 from steel.evaluation.promises import name_classes, promise, tabulate_promises
 from steel.evaluation.scores import reliability
 from steel.evaluation.search import Outcome, calibrated, choose, count_needed, judge
-from steel.files import atomic_path
+from steel.files import atomic_path, require_writable
 from steel.intervals import largest_claim
 from steel.progress import track
 from steel.versions import describe_versions
@@ -142,6 +142,7 @@ def tune(
     require_at_least(1, num_new=num_new, batch_size=batch_size)
     if num_new is not None and num_new > _MOST_NEW:
         raise InputError(f"num_new must be at most {_MOST_NEW:,}, got {num_new:,}")
+    require_writable(Path(out))
     build = partial(_build_aim, aim, miss_cost, alarm_cost, recall=recall, false_alarms=false_alarms)
     assembly: Assembly | None = None
     origin: dict[str, Any]
