@@ -198,7 +198,8 @@ def check(root: str, *, out: str | None = None) -> int:
     num_errors, saved = report.num_errors, f"; saved to {out}" if out else ""
     counts = f"{report.num_rows:,} rows = {report.num_used:,} used + {report.num_reported:,} reported"
     print(f"{report.num_images:,} images; train.csv: {counts}")
-    print(f"{num_errors:,} errors, {len(report.findings) - num_errors:,} for information{saved}")
+    noun = "error" if num_errors == 1 else "errors"
+    print(f"{num_errors:,} {noun}, {len(report.findings) - num_errors:,} for information{saved}")
     return 1 if num_errors else 0
 
 
