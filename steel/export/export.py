@@ -34,7 +34,7 @@ _HEADINGS = [
     "differ by size limit", "differ otherwise",
 ]  # fmt: skip
 _MOST_ROWS = 12
-_LICENSE = "Apache-2.0; whoever exports decides on the licence of the weights"
+_LICENSE = "Apache-2.0; the licence of the weights is up to their owner"
 
 
 def export(
