@@ -6,6 +6,7 @@ Code above this module knows neither CSV columns nor that classes count from 1 i
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,7 +206,10 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             path.name.encode()
             size = images.read_size(path)
         except UnicodeEncodeError:
-            message = "the file name is not UTF-8, so no CSV file can hold it; rename the file"
+            remedy = (
+                "rename the file" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1 or rename the file"
+            )
+            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
             findings.append(Finding(path, None, "file name", message))
         except InputError as error:
             message = f"the image {str(error).removeprefix(f'{path} ')}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
@@ -16,9 +17,12 @@ from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError, require_at_least
 from steel.files import atomic_path
 from steel.options import require_numbers
+from steel.progress import count_cores
 from steel.training.checkpoints import list_versions
 from steel.training.history import History
 from steel.training.tasks import Task
+
+_PROCESSES_PER_CORE = 4
 
 
 def require_valid_numbers(config: Namespace) -> None:
@@ -39,6 +43,10 @@ def require_valid_numbers(config: Namespace) -> None:
         raise InputError("--trainer.val_check_interval must be above 0, got 0")
     if (decay := options.get("ema_decay")) is not None and not 0 <= decay < 1:
         raise InputError(f"--ema_decay must be in [0, 1), got {decay}")
+    devices, most = options.get("trainer.devices"), _PROCESSES_PER_CORE * count_cores()
+    is_cpu = options.get("trainer.accelerator") == "cpu" or not torch.accelerator.is_available()
+    if is_cpu and str(devices).isdigit() and int(str(devices)) > most:
+        raise InputError(f"--trainer.devices must be at most {most} processes on this CPU, got {devices}")
     seed = options.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")

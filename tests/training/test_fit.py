@@ -179,6 +179,7 @@ def test_last_without_a_checkpoint_does_not_start_a_new_run(root: Path, tmp_path
         ("--trainer.accumulate_grad_batches=0", ["--trainer.accumulate_grad_batches", "at least 1", "0"]),
         ("--trainer.val_check_interval=0", ["--trainer.val_check_interval", "above 0", "0"]),
         ("--trainer.devices=-1", ["cannot build", "devices"]),
+        ("--trainer.devices=9999", ["--trainer.devices", "at most", "9999"]),
         ("--trainer.precision=banana", ["--trainer.precision", "16-mixed", "bf16-mixed", "banana"]),
         ("--data.batchsize=3", ["--data.batchsize"]),
         ("--model.backbon=resnet18", ['"backbon"', "--model.backbone?"]),
