@@ -209,7 +209,7 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             remedy = (
                 "rename the file" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1 or rename the file"
             )
-            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
+            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}rename the file"
             findings.append(Finding(path, None, "file name", message))
         except InputError as error:
             message = f"the image {str(error).removeprefix(f'{path} ')}"
