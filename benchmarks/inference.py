@@ -19,6 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +41,12 @@ ALLOCATORS = {
 CLEAN = 0.95  # fraction of the images on a line
 
 
-def build() -> Inspector:
-    """Return an inspector with the default networks."""
+def build(is_fast: bool = False) -> Inspector:
+    """Return an inspector with the default networks, or those of conf/offline.yaml and conf/fast.yaml."""
     torch.manual_seed(0)
-    networks = ClassifierNetwork(NUM_CLASSES), SegmenterNetwork(NUM_CLASSES)
+    lite: dict[str, Any] = {"encoder": "timm-tf_efficientnet_lite0"} if is_fast else {}
+    slim: dict[str, Any] = {"decoder_channels": (128, 64, 32, 16, 8)} if is_fast else {}
+    networks = ClassifierNetwork(NUM_CLASSES, **lite), SegmenterNetwork(NUM_CLASSES, **lite, **slim)
     return Inspector(*networks, OperatingPoint.untuned(NUM_CLASSES)).eval()
 
 
@@ -52,10 +55,10 @@ def write_files(folder: Path) -> None:
     inspector = build()
     example = torch.randint(0, 256, (1, 64, 256), dtype=torch.uint8)
     about = About(tuple(str(c + 1) for c in range(NUM_CLASSES)), OperatingPoint.untuned(NUM_CLASSES))
-    for precision in ("fp32", "bf16"):
+    variants = {name: targets.lower(inspector, name) for name in ("fp32", "bf16")} | {"fast": build(is_fast=True)}
+    for name, variant in variants.items():
         # Rounding errors are far larger with random weights than with trained ones.
-        program = bundle.Program(targets.lower(inspector, precision), example, 1.0)
-        bundle.write(program, about, folder / f"{precision}.pt")
+        bundle.write(bundle.Program(variant, example, 1.0), about, folder / f"{name}.pt")
     targets.write_onnx(inspector, about, folder / "fp32.onnx")
 
 
@@ -76,7 +79,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (1, 1, HEIGHT, WIDTH), dtype=torch.uint8)
     plain = build().to(memory_format=torch.contiguous_format)
-    modules = {precision: bundle.read(folder / f"{precision}.pt")[0] for precision in ("fp32", "bf16")}
+    modules = {name: bundle.read(folder / f"{name}.pt")[0] for name in ("fp32", "bf16", "fast")}
     onnx = targets.read_onnx(folder / "fp32.onnx", OperatingPoint.untuned(NUM_CLASSES))
     masks, smallest = draw_masks(), torch.full((NUM_CLASSES,), 50)
     with warnings.catch_warnings():
@@ -90,10 +93,10 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
 
         return infer
 
-    def inspect(gate: float) -> Callable[[], object]:
+    def inspect(gate: float, name: str = "fp32") -> Callable[[], object]:
         def way() -> object:
-            modules["fp32"].gate.fill_(gate)
-            return modules["fp32"](images)
+            modules[name].gate.fill_(gate)
+            return modules[name](images)
 
         return inferring(way)
 
@@ -104,6 +107,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
             "ONNX Runtime fp32": inferring(lambda: onnx.probabilities(images)),
             "exported bf16": inferring(lambda: modules["bf16"].probabilities(images)),
             "all segmented": inspect(0.0),
+            "all segmented, conf/fast.yaml": inspect(0.0, "fast"),
             "gate alone": inspect(2.0),
             "filter of small spots": inferring(lambda: filter_spots(masks, smallest)),
         },
@@ -123,6 +127,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
         hold("bfloat16", "exported bf16", {"plain eager fp32": 2.7, "exported fp32": None}),
         hold("the gate", "gate alone", {"segmenter and decision": 1 / 0.08}),
         hold(f"a line with {CLEAN:.0%} clean images", "gated", {"all segmented": 2.0}),
+        hold("a line without a GPU", "all segmented, conf/fast.yaml", {"all segmented": 4.0}),
         hold("small spots", "filter of small spots", {"exported fp32": 20}),
     ]
 

@@ -156,8 +156,8 @@ def _draw_window(
 ) -> NDArray[np.int64]:
     """Draw the rows of one window as they would follow each other on a strip: group by group, in random order.
 
-    The frequency of each group is drawn anew for every window (Rubin 1981, The Bayesian bootstrap), so that the limits
-    get wider if there are few groups.
+    Each window draws new frequencies of the groups (Rubin 1981, The Bayesian bootstrap), so the limits are wider if
+    there are few groups.
     """
     # The Bayesian bootstrap has exponential weights. These have twice their variance, because a few groups say little
     # about how often rare ones occur: with 60 groups of real tiles, 3 % of the windows warned without it.

@@ -39,7 +39,7 @@ class _Job:
 
     @property
     def key(self) -> tuple[tuple[int, ...], Thresholds]:
-        """What all images of a batch must have in common."""
+        """Image size and thresholds; a batch contains only images with the same key."""
         return self.image.shape, self.thresholds
 
 
@@ -76,7 +76,7 @@ class Batcher:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the thread is running and the queue has a free place."""
+        """True if the thread is running and the queue has a free place."""
         return self._thread.is_alive() and not self._is_closed and self.num_reserved < self._queue_size
 
     @contextmanager

@@ -85,12 +85,12 @@ class Evidence(NamedTuple):
 
     @property
     def labels(self) -> NDArray[np.bool_]:
-        """Whether a class is on an image, bool `(n, C)`."""
+        """Bool `(n, C)`, true if the class is on the image."""
         return self.truth > 0
 
     @property
     def clean(self) -> NDArray[np.bool_]:
-        """Whether an image is known to have no defect, bool `(n,)`."""
+        """Bool `(n,)`, true if the image is known to be clean."""
         clean: NDArray[np.bool_] = (self.known & ~self.labels).min(axis=1)
         return clean
 

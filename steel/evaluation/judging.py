@@ -61,7 +61,7 @@ class Decisions(NamedTuple):
 
     @property
     def decided(self) -> Tensor:
-        """Whether it is known if the image has a defect, bool `(n,)`."""
+        """Bool `(n,)`, true if the label of at least one class is known."""
         return self.known.any(1)
 
 

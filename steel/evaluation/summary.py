@@ -112,6 +112,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Convert to the types and keys of evaluation.json, the headline scores first."""
         headlines = {name: self.scores[name] for name in ("accuracy", "kaggle_dice", "dice_on_defects")}
+        # Keys of the file format, unlike the headings of the report.
         keys = ("", "expected", "95 % on new images", "came", "of", "held")
         promises = [dict(zip(keys, check.to_row(), strict=True)) for check in self.promises]
         numbers = asdict(self)

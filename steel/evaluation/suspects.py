@@ -44,7 +44,7 @@ _SMALL = 0.05
 
 
 class Kind(StrEnum):
-    """What is wrong with a label."""
+    """Kinds of label error."""
 
     MISSING = "missing mask"
     CLASS = "wrong class"

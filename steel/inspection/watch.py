@@ -72,7 +72,7 @@ class _Folder:
         return sorted(filter(self._is_ready, list(self.files)), key=lambda path: self.files[path].since)
 
     def _is_ready(self, path: Path) -> bool:
-        """Whether to try a file: it has not changed since the last scan, and is not known to be incomplete.
+        """Return true if a file has not changed since the last scan and is not known to be incomplete.
 
         Empty files and files that failed count as incomplete until they have been unchanged for `_UNREADABLE_AFTER`.
         """
