@@ -1,5 +1,6 @@
 """Scores of a submission file from any source, counted on the run-length codes without drawing masks."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -56,39 +57,69 @@ def _list_unknown(annotations: Annotations) -> tuple[Runs, Offsets]:
     return np.concatenate([none, *regions]), offsets
 
 
-def score(submission: str, root: str, *, split: Literal["all", "train", "val", "test"] = "all") -> None:
+def score(
+    submission: str,
+    root: str,
+    *,
+    split: Literal["all", "train", "val", "test"] = "all",
+    fold: int | None = None,
+    against: str | None = None,
+) -> None:
     """Score a submission.csv from any source against the labels of a dataset. No image is decoded.
 
     Args:
         submission: CSV in either format of the contest. An image without a row has no predicted defect.
         root: Folder with train.csv and train_images.
         split: Part of splits.csv to score; all scores every image.
+        fold: The fold that is the test split, if splits.csv has folds.
+        against: Another submission for the same images, to compare with. The difference of each score (first minus
+            second) has a 95 % interval from the same resampled images.
 
     Raises:
-        InputError: The submission or the dataset is invalid, or the split has no images.
+        InputError: A submission or the dataset is invalid, or the split has no images.
 
     Example:
         steel score inspected/submission.csv data
-        steel score submission.csv data --split test
+        steel score submission.csv data --split test --against other.csv
     """
-    path = Path(submission)
-    if not path.is_file():
-        raise InputError(f"no file {path}; `steel inspect` and `steel evaluate` write a submission.csv")
-    data = SteelDataModule(root)
+    data = SteelDataModule(root, fold=fold)
     table = data.annotations
     rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
     if len(rows) == 0:
         raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
-    counts, groups = count_submission(path, table).take(rows), table.groups[rows]
-    columns = {
-        "submission": score_masks(counts),
-        "predict nothing": score_masks(predict_nothing(counts)),
-        "predict everything": score_masks(predict_everything(counts)),
-    }
-    ends = bootstrap(lambda sample: np.array(list(score_masks(counts.take(sample)).values())), len(rows), groups)
-    limits = ["-" if np.isnan(low) else f"{max(0, low):.4f} to {high:.4f}" for low, high in ends]
-    scores = pd.DataFrame(columns)
-    scores.insert(1, "95 % interval", limits)
+    counts, groups = _count_file(submission, table).take(rows), table.groups[rows]
+    columns = {"submission": _score(counts), "95 % interval": _find_limits(_score, [counts], groups, floor=0)}
+    if against is None:
+        columns["predict nothing"] = _score(predict_nothing(counts))
+        columns["predict everything"] = _score(predict_everything(counts))
+    else:
+        other = _count_file(against, table).take(rows)
+        columns["against"] = _score(other)
+        columns["difference"] = _score(counts) - _score(other)
+        columns["95 % of difference"] = _find_limits(lambda a, b: _score(a) - _score(b), [counts, other], groups)
+    scores = pd.DataFrame(columns, index=list(score_masks(counts)))
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(groups))
     print(f"{len(rows):,} images in {num_groups:,} groups ({split}); data {table.digest}, split {data.split.digest}")
+
+
+def _count_file(submission: str, annotations: Annotations) -> Counts:
+    path = Path(submission)
+    if not path.is_file():
+        raise InputError(f"no file {path}; `steel inspect` and `steel evaluate` write a submission.csv")
+    return count_submission(path, annotations)
+
+
+def _score(counts: Counts) -> NDArray[np.float64]:
+    return np.array(list(score_masks(counts).values()))
+
+
+def _find_limits(
+    statistic: Callable[..., NDArray[np.float64]],
+    counts: Sequence[Counts],
+    groups: NDArray[np.int64],
+    floor: float = -np.inf,
+) -> list[str]:
+    """Return the interval of each value of a statistic of counts, as text; no interval has an end below `floor`."""
+    ends = bootstrap(lambda sample: statistic(*(one.take(sample) for one in counts)), len(groups), groups)
+    return ["-" if np.isnan(low) else f"{max(floor, low):.4f} to {high:.4f}" for low, high in ends]

@@ -66,7 +66,7 @@ class Task(LightningModule, ABC):
                 raise InputError(f"model.{name} must be in [0, 1], got {init[name]}")
         require_at_least(0, **{f"model.{name}": init[name] for name in ("freeze_epochs", "weight_decay")})
         require_at_least(1, **{"model.num_classes": init["num_classes"]})
-        require_positive(**{f"model.{name}": init[name] for name in ("lr", "eps")})
+        require_positive(**{f"model.{name}": init[name] for name in ("lr", "encoder_lr_factor", "eps")})
         self.init = {key: tuple(value) if isinstance(value, list) else value for key, value in init.items()}
         self._objective = objective
         self._build_network = partial(network, **{key: self.init[key] for key in network_init})
@@ -164,7 +164,7 @@ class Task(LightningModule, ABC):
 
     def build_optimizer(self) -> Optimizer:
         """Return the optimizer; see `steel.training.optimizers.build_optimizer`."""
-        rates = {key: self.init[key] for key in ("lr", "weight_decay", "eps")}
+        rates = {key: self.init[key] for key in ("lr", "encoder_lr_factor", "weight_decay", "eps")}
         return build_optimizer(self.init["optimizer"], self.network, self.network.encoder(), **rates)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -217,6 +217,7 @@ class DefectClassifier(Task):
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 3e-4,
+        encoder_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         eps: float = 1e-8,
         warmup: float = 0.05,
@@ -238,6 +239,7 @@ class DefectClassifier(Task):
             freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
             lr: Maximum learning rate.
+            encoder_lr_factor: Factor by which the learning rate of the encoder differs from that of the rest.
             weight_decay: Weight decay; not applied to norms and biases.
             eps: Epsilon of the optimizer.
             warmup: Fraction of the run, in [0, 1), over which the learning rate rises linearly.
@@ -250,8 +252,8 @@ class DefectClassifier(Task):
         network = {"backbone": backbone, "weights": weights, "scale": scale, "input_size": input_size,
                    "dropout": dropout, "encoder": encoder}  # fmt: skip
         training = {"balance": balance, "freeze_epochs": freeze_epochs, "optimizer": optimizer, "lr": lr,
-                    "weight_decay": weight_decay, "eps": eps, "warmup": warmup, "schedule": schedule,
-                    "num_classes": num_classes}  # fmt: skip
+                    "encoder_lr_factor": encoder_lr_factor, "weight_decay": weight_decay, "eps": eps,
+                    "warmup": warmup, "schedule": schedule, "num_classes": num_classes}  # fmt: skip
         super().__init__(LabelObjective(), ClassifierNetwork, network, training)
 
 
@@ -273,6 +275,7 @@ class DefectSegmenter(Task):
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
+        encoder_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         eps: float = 1e-8,
         warmup: float = 0.05,
@@ -295,6 +298,7 @@ class DefectSegmenter(Task):
             freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
             lr: Maximum learning rate.
+            encoder_lr_factor: Factor by which the learning rate of the encoder differs from that of the rest.
             weight_decay: Weight decay; not applied to norms and biases.
             eps: Epsilon of the optimizer.
             warmup: Fraction of the run, in [0, 1), over which the learning rate rises linearly.
@@ -307,6 +311,6 @@ class DefectSegmenter(Task):
         network = {"encoder": encoder, "weights": weights, "decoder": decoder, "decoder_channels": decoder_channels,
                    "scale": scale, "input_size": input_size}  # fmt: skip
         training = {"loss": loss, "balance": balance, "freeze_epochs": freeze_epochs, "optimizer": optimizer, "lr": lr,
-                    "weight_decay": weight_decay, "eps": eps, "warmup": warmup, "schedule": schedule,
-                    "num_classes": num_classes}  # fmt: skip
+                    "encoder_lr_factor": encoder_lr_factor, "weight_decay": weight_decay, "eps": eps,
+                    "warmup": warmup, "schedule": schedule, "num_classes": num_classes}  # fmt: skip
         super().__init__(MaskObjective(), SegmenterNetwork, network, training)

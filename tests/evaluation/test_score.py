@@ -76,3 +76,22 @@ def test_scores_equal_those_of_the_masks(
         assert float(shown[name]) == pytest.approx(value, abs=1e-4)
     sentence = refused("score", tmp_path / "nothing.csv", root)
     assert f"no file {tmp_path / 'nothing.csv'}; " in sentence
+
+
+def test_two_submissions_are_compared_on_the_same_images(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    table, first, second = read_annotations(root), tmp_path / "first.csv", tmp_path / "second.csv"
+    write(first, table, "new")
+    second.write_text("ImageId,ClassId,EncodedPixels\n")
+    ours, nothing = (score_masks(count_submission(path, table)) for path in (first, second))
+    for against, other in ((second, nothing), (first, ours)):
+        assert main(["score", str(first), str(root), "--against", str(against)]) == 0
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dice_on_defects"))
+        mean, low, high, compared, difference, *limits = map(float, re.findall(r"-?\d\.\d{4}", row))
+        assert (mean, compared) == pytest.approx((ours["dice_on_defects"], other["dice_on_defects"]), abs=1e-4)
+        assert difference == pytest.approx(mean - compared, abs=2e-4)
+        # Against nothing, the difference is the score itself; against itself, it never varies.
+        assert limits == (pytest.approx([low, high], abs=1e-4) if against == second else [])
+    sentence = refused("score", first, root, "--against", tmp_path / "nothing.csv")
+    assert f"no file {tmp_path / 'nothing.csv'}; " in sentence
