@@ -99,14 +99,29 @@ class Task(LightningModule, ABC):
         if own is None:
             self.init["num_classes"] = count
             self.network = self._build_network(num_classes=count)
+            self._start_from_frequencies(data)
         elif own != count:
             raise InputError(
                 f"the network has {own} classes, but {data.root} has {count}; set --data.num_classes or train a new one"
             )
         self.positive_weight = None
         if self.init["balance"]:
-            ratio = self._objective.count_negatives(data.annotations, data.split.indices("train"))
+            ratio = self._count_negatives(data)
             self.positive_weight = (ratio ** self.init["balance"]).float().to(self.device)
+
+    def _start_from_frequencies(self, data: SteelDataModule) -> None:
+        """Set the bias of a new head so that all features zero give the best constant probabilities.
+
+        With a bias of 0, a class of few pixels needs features for all the others, and short runs never predict it.
+        Source: Lin et al. 2017, Focal loss for dense object detection.
+        """
+        bias = self.network.head().bias
+        if not bias.any():  # weights of an earlier run may have included a head
+            prior = (self.init["balance"] - 1) * self._count_negatives(data).log()
+            bias.data = prior.flatten().to(bias)
+
+    def _count_negatives(self, data: SteelDataModule) -> Tensor:
+        return self._objective.count_negatives(data.annotations, data.split.indices("train"))
 
     def _find_data(self) -> SteelDataModule | None:
         data = getattr(self._trainer, "datamodule", None) if self._trainer else None

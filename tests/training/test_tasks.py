@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from steel.data.unknown import find_unknown
 from steel.errors import InputError
 from steel.training.losses import LossName
 from steel.training.metrics import MaskScores, score_labels
+from steel.training.networks import ClassifierNetwork
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 TINY = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
@@ -102,6 +104,36 @@ def test_segmenter_weights_pixels_of_rare_classes(root: Path) -> None:
         weight = torch.tensor(expected, dtype=torch.float64)[None, :, None, None]
         expected_loss = torch.where(targets, -weight * p.log(), -(1 - p).log()).mean()
         assert float(task.loss(logits, targets.float())) == pytest.approx(float(expected_loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("build", [partial(DefectClassifier), partial(DefectSegmenter, **TINY, loss="bce")])
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_a_new_head_starts_at_the_best_constant_prediction(
+    root: Path, build: Callable[..., Task], balance: float
+) -> None:
+    data = SteelDataModule(str(root), num_workers=0)
+    task = attach(build(balance=balance), data)
+    planes = torch.from_numpy(np.stack([data.annotations.draw_plane(i) for i in data.split.indices("train")]))
+    targets = task.find_targets({"mask": planes}).float()  # type: ignore[typeddict-item]
+    bias = task.network.head().bias
+    logits = bias.view(1, -1, *[1] * (targets.ndim - 2)).expand_as(targets)
+    (gradient,) = torch.autograd.grad(task.loss(logits, targets), bias)
+    assert bias.max() < 0
+    assert gradient.abs().max() < 1e-4
+
+
+def test_a_head_of_earlier_weights_is_kept(root: Path) -> None:
+    data = SteelDataModule(str(root), num_workers=0)
+    task = DefectClassifier()
+    build = task._build_network
+
+    def build_trained(num_classes: int) -> ClassifierNetwork:
+        network = build(num_classes=num_classes)
+        nn.init.constant_(network.head().bias, 2)
+        return network  # type: ignore[return-value]
+
+    task._build_network = build_trained  # type: ignore[assignment]
+    assert attach(task, data).network.head().bias.tolist() == [2, 2, 2, 2]
 
 
 def test_lr_can_be_set_by_a_learning_rate_finder() -> None:
