@@ -158,8 +158,10 @@ class ClassifierNetwork(nn.Module):
 
     def head(self) -> nn.Linear:
         """Return the last layer, whose bias is 0 in a new network."""
-        fc: nn.Linear = self.resnet.fc[1] if self.resnet is not None else self.pooled.fc[1]
-        return fc
+        body = self.resnet if self.resnet is not None else self.pooled
+        assert body is not None
+        layer: nn.Linear = body.fc[1]  # type: ignore[assignment]
+        return layer
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, C)` for images `(N, 1, H, W)` uint8 of any size."""
@@ -218,8 +220,8 @@ class SegmenterNetwork(nn.Module):
 
     def head(self) -> nn.Conv2d:
         """Return the last layer, whose bias is 0 in a new network."""
-        convolution: nn.Conv2d = self.unet.segmentation_head[0]
-        return convolution
+        layer: nn.Conv2d = self.unet.segmentation_head[0]
+        return layer
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, C, H, W)` for images `(N, 1, H, W)` uint8 of any size."""

@@ -116,6 +116,7 @@ class Task(LightningModule, ABC):
         Source: Lin et al. 2017, Focal loss for dense object detection.
         """
         bias = self.network.head().bias
+        assert bias is not None
         if not bias.any():  # weights of an earlier run may have included a head
             prior = (self.init["balance"] - 1) * self._count_negatives(data).log()
             bias.data = prior.flatten().to(bias)
