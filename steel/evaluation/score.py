@@ -15,8 +15,8 @@ from steel.data.severstal import join_rows, parse
 from steel.data.tables import raise_first
 from steel.errors import InputError
 from steel.evaluation.scores import predict_everything, predict_nothing
-from steel.intervals import bootstrap
-from steel.training.metrics import Counts, score_masks
+from steel.intervals import score_interval
+from steel.training.metrics import Counts, list_mask_ratios, score_masks
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
@@ -85,8 +85,8 @@ def score(submission: str, root: str, *, split: Literal["all", "train", "val", "
         "predict nothing": score_masks(predict_nothing(counts)),
         "predict everything": score_masks(predict_everything(counts)),
     }
-    ends = bootstrap(lambda sample: np.array(list(score_masks(counts.take(sample)).values())), len(rows), groups)
-    limits = ["-" if np.isnan(low) else f"{max(0, low):.4f} to {high:.4f}" for low, high in ends]
+    ends = [score_interval(ratios, groups) for ratios in list_mask_ratios(counts).values()]
+    limits = ["-" if np.isnan(low) else f"{low:.4f} to {high:.4f}" for low, high in ends]
     scores = pd.DataFrame(columns)
     scores.insert(1, "95 % interval", limits)
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
