@@ -1,6 +1,6 @@
 """Scores of a submission file from any source, counted on the run-length codes without drawing masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,8 @@ from steel.data.severstal import join_rows, parse
 from steel.data.tables import raise_first
 from steel.errors import InputError
 from steel.evaluation.scores import predict_everything, predict_nothing
-from steel.intervals import bootstrap
-from steel.training.metrics import Counts, score_masks
+from steel.intervals import bootstrap, score_interval
+from steel.training.metrics import Counts, list_mask_ratios, score_masks
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
@@ -88,15 +88,17 @@ def score(
     if len(rows) == 0:
         raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
     counts, groups = _count_file(submission, table).take(rows), table.groups[rows]
-    columns = {"submission": _score(counts), "95 % interval": _find_limits(_score, [counts], groups, floor=0)}
+    limits = [score_interval(ratios, groups) for ratios in list_mask_ratios(counts).values()]
+    columns = {"submission": _score(counts), "95 % interval": _format(limits)}
     if against is None:
         columns["predict nothing"] = _score(predict_nothing(counts))
         columns["predict everything"] = _score(predict_everything(counts))
     else:
         other = _count_file(against, table).take(rows)
+        differences = bootstrap(lambda i: _score(counts.take(i)) - _score(other.take(i)), len(rows), groups)
         columns["against"] = _score(other)
         columns["difference"] = _score(counts) - _score(other)
-        columns["95 % of difference"] = _find_limits(lambda a, b: _score(a) - _score(b), [counts, other], groups)
+        columns["95 % of difference"] = _format(differences)
     scores = pd.DataFrame(columns, index=list(score_masks(counts)))
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(groups))
@@ -114,12 +116,5 @@ def _score(counts: Counts) -> NDArray[np.float64]:
     return np.array(list(score_masks(counts).values()))
 
 
-def _find_limits(
-    statistic: Callable[..., NDArray[np.float64]],
-    counts: Sequence[Counts],
-    groups: NDArray[np.int64],
-    floor: float = -np.inf,
-) -> list[str]:
-    """Return the interval of each value of a statistic of counts, as text; no interval has an end below `floor`."""
-    ends = bootstrap(lambda sample: statistic(*(one.take(sample) for one in counts)), len(groups), groups)
-    return ["-" if np.isnan(low) else f"{max(floor, low):.4f} to {high:.4f}" for low, high in ends]
+def _format(limits: Iterable[Sequence[float]]) -> list[str]:
+    return ["-" if np.isnan(low) else f"{low:.4f} to {high:.4f}" for low, high in limits]
