@@ -15,6 +15,7 @@ from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import score_boundaries, score_spots
+from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.promises import measure
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
 from steel.evaluation.search import Outcome
@@ -54,6 +55,7 @@ class Summary:
     Attributes:
         num_images: Number of images.
         num_groups: Number of groups.
+        num_ungrouped: Number of images whose group is not known; each counts as its own group.
         num_defective: Number of images with a defect.
         num_defects: Number of images with each class.
         scores: Scores of both stages together, from `score_masks`, `score_labels` and `score_boundaries`.
@@ -73,6 +75,7 @@ class Summary:
 
     num_images: int
     num_groups: int
+    num_ungrouped: int
     num_defective: int
     num_defects: list[int]
     scores: Mapping[str, float]
@@ -91,8 +94,8 @@ class Summary:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about scores that are no better than those of a baseline that ignores the image."""
-        warnings = []
+        """Warnings about unknown groups, and scores no better than those of a baseline that ignores the image."""
+        warnings = warn_of_groups(self.num_images, self.num_ungrouped)
         for name, text in (("kaggle_dice", "Kaggle Dice"), ("dice_on_defects", "Dice on defects")):
             for blind, other in (("nothing", self.predict_nothing), ("everything", self.predict_everything)):
                 if self.scores[name] < other[name]:
@@ -147,13 +150,17 @@ class EvaluatedOn:
         return {"part": self.part, "root": self.root, "data": data, "device": self.device, "versions": self.versions}
 
 
-def summarise(decisions: Decisions, about: About) -> Summary:
-    """Compute the numbers of a report; `about` provides classes, operating point and promises."""
+def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Summary:
+    """Compute the numbers of a report; `about` provides classes, operating point and promises.
+
+    `num_ungrouped` is the number of images whose group is not known.
+    """
     point, decided = about.operating_point, decisions.decided
     called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
     return Summary(
         num_images=len(decisions.indices),
         num_groups=len(np.unique(decisions.groups)),
+        num_ungrouped=num_ungrouped,
         num_defective=int(defective.sum()),
         num_defects=decisions.labels.sum(0).tolist(),
         scores=_score(decisions, point, np.arange(len(decisions.indices))),
@@ -196,7 +203,7 @@ def _find_intervals(decisions: Decisions, point: OperatingPoint) -> dict[str, In
         for name, pair in zip(_score(decisions, point, every), ends, strict=True)
     }
     called = decisions.probabilities.amax(1) >= point.gate
-    drawn, clean = decisions.counts.predicted > 0, ~(decisions.counts.truth > 0).any(1)
+    drawn, clean = decisions.counts.predicted > 0, decisions.counts.labels.clean
     defective, decided = decisions.labels.any(1), decisions.decided
     rates = {
         "accuracy": (called == defective, decided),
@@ -217,7 +224,7 @@ def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str])
     """Observe the promised numbers on the evaluated images."""
     hits, predicted, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
     outcome = Outcome(decisions.passed.numpy(), predicted, hits, dice(decisions.counts).numpy())
-    clean = decisions.known.all(1).numpy() & ~truth.any(1)
+    clean = decisions.counts.labels.clean.numpy()
     observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
     checks = []
     for promise in tuned.promises:

@@ -19,7 +19,7 @@ from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble, hash_networks
 from steel.evaluation.calibration import Calibration
 from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
-from steel.evaluation.parts import open_part
+from steel.evaluation.parts import open_part, warn_of_groups
 from steel.evaluation.promises import name_classes, promise, tabulate_promises
 from steel.evaluation.scores import reliability
 from steel.evaluation.search import Outcome, calibrated, choose, count_needed, judge
@@ -163,7 +163,8 @@ def tune(
         raise InputError("--classifier, --segmenter and --root, or --scores, must be given")
 
     tuned = tune_on(evidence, wanted, classes, num_new)
-    warnings = list_warnings(evidence, tuned, wanted, classes)
+    warnings = warn_of_groups(len(evidence.names), evidence.num_ungrouped)
+    warnings += list_warnings(evidence, tuned, wanted, classes)
     reference = None
     if evidence.measured is not None:
         reference = build_reference(evidence.measured, calibrated(evidence, tuned.point), evidence.groups)
@@ -178,6 +179,7 @@ def tune(
     pictures = _write_plots(path, evidence, tuned, classes)
     _write_point(path, tuned, wanted, classes, origin=origin, networks=networks, warnings=warnings, reference=reference)
 
+    print(f"chosen on {origin['num_images']:,} images in {origin['num_groups']:,} groups")
     _print_tuned(tuned, classes, assembly.describe_gate() if assembly else None)
     for warning in warnings:
         print(f"warning: {warning}")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,11 @@ def build_table(labels: NDArray[np.bool_], groups: NDArray[np.int64] | None = No
         runs=np.ones(2 * int(labels.sum()), np.int32),
         offsets=np.concatenate([[0], 2 * np.cumsum(labels.ravel())]),
     )
+
+
+def assign(table: Annotations, *parts: str) -> Split:
+    """Return a split with these parts and the groups of the table."""
+    return Split(table.names, np.array(parts), table.groups, table.is_grouped)
 
 
 def draw_labels(n: int, seed: int = 0) -> NDArray[np.bool_]:
@@ -179,11 +185,11 @@ def test_invalid_fractions_are_refused(fractions: tuple[float, ...]) -> None:
 def test_members_digest_and_table_of_a_split() -> None:
     labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0]], bool)
     table = build_table(labels, np.array([0, 0, 1, 2, 1]))
-    split = Split(table.names, np.array(["train", "train", "val", "", "val"]))
+    split = assign(table, "train", "train", "val", "", "val")
     assert split.members() == {"train": ["00000.jpg", "00001.jpg"], "val": ["00002.jpg", "00004.jpg"], "test": []}
     assert split.indices("val").tolist() == [2, 4]
-    other = Split(table.names, np.array(["train", "train", "val", "test", "val"]))
-    assert len({split.digest, other.digest, Split(table.names[::-1], split.parts).digest}) == 3
+    other = assign(table, "train", "train", "val", "test", "val")
+    assert len({split.digest, other.digest, replace(split, names=table.names[::-1]).digest}) == 3
     counted = tabulate_parts({part: split.indices(part) for part in PARTS}, table)
     assert counted.columns.tolist() == ["part", "images", "groups", "clean", "1", "2"]
     assert counted.to_numpy().tolist() == [
@@ -283,7 +289,7 @@ def test_recall_returns_the_split_of_the_same_data(tmp_path: Path) -> None:
 
 def test_recall_keeps_images_in_no_part(tmp_path: Path) -> None:
     table = build_table(draw_labels(4), root=tmp_path)
-    split = Split(table.names, np.array(["train", "", "val", ""]))
+    split = assign(table, "train", "", "val", "")
     assert recall_split(table, describe(table, split), CHECKPOINT).parts.tolist() == split.parts.tolist()
 
 
@@ -318,7 +324,7 @@ def test_recall_on_other_data_refuses_to_evaluate_on_training_images(
     tmp_path: Path, rows: str, known: str | None
 ) -> None:
     trained = build_table(np.ones((4, 1), bool))
-    split = Split(trained.names, np.array(["train", "train", "val", ""]))
+    split = assign(trained, "train", "train", "val", "")
     other = build_table(np.zeros((4, 1), bool), root=tmp_path)
     (tmp_path / "splits.csv").write_text(HEADER + rows)
     if known is None:

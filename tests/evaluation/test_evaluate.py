@@ -285,24 +285,26 @@ def test_unlabelled_regions_count_in_no_score(root: Path) -> None:
             if is_true.any():
                 on_defects.append(kaggle[-1])
                 everything.append(2 * int(is_true.sum()) / int(is_true.sum() + is_true.size))
-            # A class that is not visible may be in the unlabelled region.
-            if truth[c].any() or not unknown.any():
+            # A class without a labelled pixel may be in the unlabelled region.
+            if is_true.any() or not unknown.any():
                 claimed[c].append(probabilities[c] >= 0.5)
-                true[c].append(truth[c].any())
-        if not any(mask[known].any() for mask in truth):
-            alarms.append(bool(masks[:, known].any()))
-        if any(mask.any() for mask in truth) or not unknown.any():
-            right.append((probabilities.max() >= 0.5) == any(mask.any() for mask in truth))
+                true[c].append(is_true.any())
+        is_defective = any(mask[known].any() for mask in truth)
+        if not is_defective and not unknown.any():
+            alarms.append(bool(masks.any()))
+        if is_defective or not unknown.any():
+            right.append((probabilities.max() >= 0.5) == is_defective)
     assert summary.scores["kaggle_dice"] == pytest.approx(np.mean(kaggle))
     assert summary.scores["dice_on_defects"] == pytest.approx(np.mean(on_defects))
     assert summary.predict_everything["dice_on_defects"] == pytest.approx(np.mean(everything))
     assert summary.scores["false_alarm_rate"] == pytest.approx(np.mean(alarms))
-    assert len(right) == np.sum(summary.confusion) == 39
+    assert len(right) == np.sum(summary.confusion) < 39  # an unlabelled image, one whose defect is hidden, and others
     assert summary.scores["accuracy"] == pytest.approx(np.mean(right))
-    assert summary.num_defective == int(table.labels.any(1).sum())
+    assert summary.num_defective < int(table.labels.any(1).sum())
     # An alarm on an image that may have a defect is not shown as a false alarm.
-    (undecided,) = (~decisions.decided).nonzero().flatten().tolist()
-    assert undecided not in [row for row, _ in choose_pictures(decisions, 100)]
+    undecided = (~decisions.decided).nonzero().flatten().tolist()
+    assert len(undecided) == 40 - len(right)
+    assert not {row for row, _ in choose_pictures(decisions, 100)}.intersection(undecided)
     for c in range(4):
         assert summary.scores[f"f1_class_{c + 1}"] == pytest.approx(f1_score(true[c], claimed[c]))
 
