@@ -29,7 +29,7 @@ def find_unknown(plane: Array, num_classes: int) -> Array:
 
 def hide_unknown(plane: Array, num_classes: int) -> Array:
     """Return bit planes without classes on unlabelled pixels; see `find_unknown` for the arguments."""
-    return plane * ~find_unknown(plane, num_classes)
+    return plane * ~find_unknown(plane, num_classes)  # type: ignore[no-any-return]
 
 
 class Labels(NamedTuple, Generic[Array]):
@@ -46,7 +46,7 @@ class Labels(NamedTuple, Generic[Array]):
     @property
     def clean(self) -> Array:
         """Bool `(n,)`, whether the image is known to have no class."""
-        return ~(self.present | ~self.known).any(1)
+        return ~(self.present | ~self.known).any(1)  # type: ignore[no-any-return]
 
 
 def find_labels(labelled_pixels: Array, has_unknown: Array) -> Labels[Array]:

@@ -473,8 +473,45 @@ def test_near_duplicates_are_kept_together(root: Path, capsys: pytest.CaptureFix
     assert main(["split", str(root), "--near_duplicates=true"]) == 0
     assert "10 pairs of images show the same scene" in capsys.readouterr().out
     table = read_annotations(root)
-    part = dict(zip(table.names.tolist(), read_split(root / "splits.csv", table).parts.tolist(), strict=True))
+    split = read_split(root / "splits.csv", table)
+    part = dict(zip(table.names.tolist(), split.parts.tolist(), strict=True))
     assert all(part[name] == part[f"twin_{i}.png"] for i, name in enumerate(names[:10]))
     assert part[names[0]] == part[names[20]] == part["twin_0.png"]
-    joined = join_near_duplicates(table).groups
-    assert len(np.unique(joined)) == 50 - 10 - 1
+    joined = join_near_duplicates(table)
+    assert len(np.unique(joined.groups)) == 50 - 10 - 1
+    # The file keeps the groups, whereas the dataset alone knows only those of groups.csv.
+    assert partition(split.groups) == partition(joined.groups) != partition(table.groups)
+    assert split.is_grouped.all()
+    assert table.is_grouped.sum() == 2
+    assert split.digest == make_split(joined).digest
+    # A checkpoint keeps them too, so that they are known where there is no splits.csv.
+    data = describe(table, split) | {"groups": split.name_groups()}
+    (root / "splits.csv").unlink()
+    assert partition(recall_split(table, data, CHECKPOINT).groups) == partition(joined.groups)
+
+
+def partition(groups: NDArray[np.int64]) -> set[frozenset[int]]:
+    """Return the sets of images that share a group."""
+    return {frozenset(np.flatnonzero(groups == group).tolist()) for group in groups.tolist()}
+
+
+def test_groups_of_splits_csv_are_joined_with_those_of_groups_csv(tmp_path: Path) -> None:
+    path = tmp_path / "splits.csv"
+    path.write_text("ImageId,split,group\n00000.jpg,val,a\n00001.jpg,val,\n00002.jpg,val,a\n00003.jpg,test,\n")
+    split = read_split(path, build_table(draw_labels(5), np.array([0, 0, 1, 2, 3])))
+    assert partition(split.groups) == {frozenset({0, 1, 2}), frozenset({3}), frozenset({4})}
+    assert split.is_grouped.tolist() == [True, False, True, False, False]
+    write_split(split, path)
+    read = read_split(path, build_table(draw_labels(5), np.array([0, 0, 1, 2, 3])))
+    assert partition(read.groups) == partition(split.groups)
+    assert read.is_grouped.tolist() == split.is_grouped.tolist()
+    path.write_text("ImageId,fold,group\n00000.jpg,0,a\n00001.jpg,1,b\n00002.jpg,2,a\n")
+    with pytest.raises(InputError, match=r"00000\.jpg is in 0, 00002\.jpg in 2"):
+        read_split(path, build_table(draw_labels(4)), 0)
+
+
+def test_a_file_without_groups_is_written_and_read_as_before(tmp_path: Path) -> None:
+    table, path = build_table(draw_labels(40)), tmp_path / "splits.csv"
+    write_split(make_split(table), path)
+    assert path.read_text().startswith("ImageId,split\n")
+    assert not read_split(path, table).is_grouped.any()

@@ -22,6 +22,7 @@ from steel.decision.about import About
 from steel.decision.inspector import Inspector
 from steel.decision.point import OperatingPoint
 from steel.evaluation.assemble import assemble
+from steel.evaluation.evidence import gather
 from steel.evaluation.judging import judge_part
 from steel.evaluation.report import choose_pictures
 from steel.evaluation.summary import summarise
@@ -263,8 +264,17 @@ def test_unlabelled_regions_count_in_no_score(root: Path) -> None:
     write_unknown(root)
     data = SteelDataModule(str(root), batch_size=3, num_workers=0, fractions=(0.0, 0.0, 1.0))
     point = OperatingPoint.untuned(4)
-    decisions = judge_part(Inspector(Oracle(0), Oracle(1), point), data, "test", torch.device("cpu"), tolerance=3)
-    summary = summarise(decisions, About(data.annotations.classes, point))
+    inspector = Inspector(Oracle(0), Oracle(1), point)
+    decisions = judge_part(inspector, data, "test", torch.device("cpu"), tolerance=3)
+    summary = summarise(decisions, About(data.annotations.classes, point), num_ungrouped=5)
+    assert "5 images have no group" in summary.warnings[0]
+
+    # `steel tune` follows the same rule.
+    evidence = gather(inspector.probabilities, data, "test", torch.device("cpu"))
+    np.testing.assert_array_equal(evidence.labels, decisions.labels)
+    np.testing.assert_array_equal(evidence.known, decisions.known)
+    np.testing.assert_array_equal(evidence.clean, decisions.counts.labels.clean)
+    assert evidence.num_ungrouped == 40
 
     table = data.annotations
     assert len(decisions.indices) == len(table) == 40
