@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import images, rle
-from steel.data.runs import areas, intersect
+from steel.data.runs import Offsets, Runs, areas, intersect
 from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError
@@ -90,7 +90,7 @@ class Annotations:
         """int64 `(n, C)`, `areas` without pixels in unlabelled regions."""
         return self.count_labelled(self.runs, self.offsets)
 
-    def count_labelled(self, runs: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    def count_labelled(self, runs: Runs, offsets: Offsets) -> NDArray[np.int64]:
         """Return the pixels of masks outside unlabelled regions, int64 `(n, C)`; runs are ordered as `self.runs`."""
         pixels = areas(runs, offsets)
         if self.unknown:
