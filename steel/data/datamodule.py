@@ -145,6 +145,7 @@ class SteelDataModule(LightningDataModule):
             "digest": self.annotations.digest,
             "split": self.split.digest,
             "members": self.split.members(),
+            "groups": self.split.name_groups(),
             "fold": self._fold,
             "seed": self.seed,
             "batch_size": self.batch_size,

@@ -163,13 +163,15 @@ def require_classes(folder: Path, largest: int, place: str) -> tuple[str, ...]:
     return classes
 
 
-def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table, list[int], list[Finding]]:
-    """Read a file with the column ImageId and one of `columns`, a value for each image, such as splits.csv.
+def read_named(
+    path: Path, columns: Sequence[str], names: Names, optional: tuple[str, ...] = ()
+) -> tuple[Table, list[int], list[Finding]]:
+    """Read a file with ImageId, one of `columns` and any of `optional`, a value for each image, such as splits.csv.
 
     Returns:
         The table, the index in `names` for each of its rows (-1 for an unknown or repeated image), and the findings.
     """
-    table = read_table(path, *(("ImageId", column) for column in columns))
+    table = read_table(path, *(("ImageId", column) for column in columns), optional=optional)
     known = NameIndex(names.tolist())
     seen: dict[int | str, int] = {}
     positions, findings = [], list(table.findings)
@@ -187,19 +189,22 @@ def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table,
     return table, positions, findings
 
 
-def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], list[Finding]]:
-    """Return the index of the first listed image of each image's group, or its own index, and findings."""
-    groups = np.arange(len(names))
+def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[Finding]]:
+    """Return the index of the first listed image of each image's group, or its own index if it is not listed.
+
+    Also return whether each image is listed, and the findings.
+    """
+    groups, is_listed = np.arange(len(names)), np.zeros(len(names), bool)
     if not path.is_file():
-        return groups, []
+        return groups, is_listed, []
     first: dict[str, int] = {}
     table, positions, findings = read_named(path, ("group",), names)
     for i, group, line in zip(positions, table.columns.get("group", []), table.lines, strict=True):
         if not group:
             findings.append(Finding(path, line, "empty group", "the group is empty; name it or remove the row"))
         elif i >= 0:
-            groups[i] = first.setdefault(group, i)
-    return groups, findings
+            groups[i], is_listed[i] = first.setdefault(group, i), True
+    return groups, is_listed, findings
 
 
 def read_unknown(

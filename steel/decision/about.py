@@ -42,7 +42,7 @@ class TrainedNetwork:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "TrainedNetwork":
         """Rebuild from a checkpoint's entry `steel` or from JSON types; the folder and the image names are dropped."""
-        data = {key: value for key, value in plain["data"].items() if key not in ("members", "root")}
+        data = {key: value for key, value in plain["data"].items() if key not in ("members", "groups", "root")}
         return from_plain(cls, {**plain, "data": data})
 
 

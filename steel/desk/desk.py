@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.decision.about import About
-from steel.decision.drift import Window
+from steel.decision.monitor import Monitor
 from steel.desk.answers import ImageAnswer, ModelAnswer, describe_decision, describe_model
 from steel.desk.batching import Batcher, Thresholds
 from steel.desk.errors import DeskError, InspectorError, InvalidRequestError
@@ -77,12 +77,12 @@ class Desk:
         batcher.on_batch = self.metrics.batches.observe
         self._describe = functools.partial(describe_decision, classes=self.classes, mm_per_pixel=mm_per_pixel)
         self._model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
-        self._window = Window(about.reference, about.classes) if about.reference else None
+        self._monitor = Monitor(about.reference, about.classes) if about.reference else None
 
     @property
     def model(self) -> ModelAnswer:
         """Description of the model, with the latest drift warning."""
-        drift = self._window.latest if self._window else None
+        drift = self._monitor.latest if self._monitor else None
         return self._model.model_copy(update={"drift": drift.sentence if drift else None})
 
     def close(self) -> None:
@@ -130,6 +130,6 @@ class Desk:
     def _record(self, image: NDArray[np.uint8], decision: Decision, is_defective: bool) -> None:
         """Count a decision at the operating point and check for drift; decisions at other thresholds do not count."""
         self.metrics.images.labels("defective" if is_defective else "clean").inc()
-        if self._window and (drift := self._window.add(image, decision.class_probabilities)) is not None:
+        for drift in self._monitor.add(image, decision.class_probabilities) if self._monitor else ():
             self.metrics.drifts.inc()
             _log.warning(drift.sentence)

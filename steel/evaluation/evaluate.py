@@ -86,7 +86,7 @@ def evaluate(
         raise InputError("--classifier and --segmenter, or --model, must be given")
     data = open_part(root, split, networks, batch_size=batch_size, num_workers=num_workers)
     decisions = judge_part(inspector, data, split, where, tolerance=tolerance)
-    summary = summarise(decisions, about)
+    summary = summarise(decisions, about, int((~data.split.is_grouped[decisions.indices]).sum()))
     table = data.annotations
     on = EvaluatedOn(
         part=split, root=str(data.root), data=table.digest, split=data.split.digest, device=str(where),
@@ -100,6 +100,7 @@ def evaluate(
     content = to_plain(summary.to_dict() | about.to_dict() | on.to_dict())
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
 
+    print(f"{summary.num_images:,} images in {summary.num_groups:,} groups ({split})")
     print(tabulate_scores(summary).to_string(index=False))
     for warning in summary.warnings:
         print(f"warning: {warning}")

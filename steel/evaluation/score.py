@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
-from steel.data.runs import Offsets, Runs, areas, intersect
+from steel.data.runs import intersect
 from steel.data.severstal import join_rows, parse
 from steel.data.tables import raise_first
 from steel.errors import InputError
+from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.scores import predict_everything, predict_nothing
 from steel.intervals import bootstrap, score_interval
 from steel.training.metrics import Counts, list_mask_ratios, score_masks
@@ -28,33 +29,14 @@ def count_submission(path: Path, annotations: Annotations) -> Counts:
     Raises:
         InputError: A row names an unknown image or class, or a code is invalid; the message has the line number.
     """
-    shape = len(annotations), annotations.num_classes
     rows, _, findings = parse(path)
     runs, offsets, _, more = join_rows(path, rows, annotations.names, annotations.sizes, annotations.num_classes)
     # An empty code is an error in train.csv, but in a submission it means that nothing was found.
     raise_first([*(finding for finding in findings if finding.kind != "empty code"), *more])
-    predicted, truth, unknown = (runs, offsets), (annotations.runs, annotations.offsets), _list_unknown(annotations)
-
-    def count_known(runs: Runs, offsets: Offsets) -> torch.Tensor:
-        pixels = areas(runs, offsets)
-        if annotations.unknown:
-            pixels -= areas(*intersect(runs, offsets, *unknown))
-        return torch.from_numpy(pixels.reshape(shape))
-
-    num_pixels = annotations.sizes.astype(np.int64).prod(axis=1)
-    for row, region in annotations.unknown.items():
-        num_pixels[row] -= region[1::2].sum()
-    hits = intersect(*predicted, *truth)
-    return Counts(count_known(*hits), count_known(*predicted), count_known(*truth), torch.from_numpy(num_pixels))
-
-
-def _list_unknown(annotations: Annotations) -> tuple[Runs, Offsets]:
-    """Return the runs and offsets of the unlabelled pixels, repeated for each class of an image."""
-    none = np.zeros(0, np.int32)
-    by_image = [annotations.unknown.get(i, none) for i in range(len(annotations))]
-    regions = [region for region in by_image for _ in range(annotations.num_classes)]
-    offsets: NDArray[np.int64] = np.cumsum([0, *map(len, regions)])
-    return np.concatenate([none, *regions]), offsets
+    hits, hidden = intersect(runs, offsets, annotations.runs, annotations.offsets), annotations.hidden
+    labelled = annotations.count_labelled(*hits), annotations.count_labelled(runs, offsets), annotations.labelled_areas
+    num_pixels = annotations.sizes.astype(np.int64).prod(axis=1) - hidden
+    return Counts(*map(torch.from_numpy, (*labelled, num_pixels, hidden)))
 
 
 def score(
@@ -87,7 +69,7 @@ def score(
     rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
     if len(rows) == 0:
         raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
-    counts, groups = _count_file(submission, table).take(rows), table.groups[rows]
+    counts, groups = _count_file(submission, table).take(rows), data.split.groups[rows]
     limits = [score_interval(ratios, groups) for ratios in list_mask_ratios(counts).values()]
     columns = {"submission": _score(counts), "95 % interval": _format(limits)}
     if against is None:
@@ -103,6 +85,8 @@ def score(
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(groups))
     print(f"{len(rows):,} images in {num_groups:,} groups ({split}); data {table.digest}, split {data.split.digest}")
+    for warning in warn_of_groups(len(rows), int((~data.split.is_grouped[rows]).sum())):
+        print(f"warning: {warning}")
 
 
 def _count_file(submission: str, annotations: Annotations) -> Counts:

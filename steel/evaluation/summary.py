@@ -15,6 +15,7 @@ from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import list_boundary_ratios, score_spots
+from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.promises import measure
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
 from steel.evaluation.search import Outcome
@@ -54,6 +55,7 @@ class Summary:
     Attributes:
         num_images: Number of images.
         num_groups: Number of groups.
+        num_ungrouped: Number of images whose group is not known; each counts as its own group.
         num_defective: Number of images with a defect.
         num_defects: Number of images with each class.
         scores: Scores of both stages together, from `list_mask_ratios`, `list_label_ratios` and
@@ -74,6 +76,7 @@ class Summary:
 
     num_images: int
     num_groups: int
+    num_ungrouped: int
     num_defective: int
     num_defects: list[int]
     scores: Mapping[str, float]
@@ -92,8 +95,8 @@ class Summary:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about scores that are no better than those of a baseline that ignores the image."""
-        warnings = []
+        """Warnings about unknown groups, and scores no better than those of a baseline that ignores the image."""
+        warnings = warn_of_groups(self.num_images, self.num_ungrouped)
         for name, text in (("kaggle_dice", "Kaggle Dice"), ("dice_on_defects", "Dice on defects")):
             for blind, other in (("nothing", self.predict_nothing), ("everything", self.predict_everything)):
                 if self.scores[name] < other[name]:
@@ -148,14 +151,18 @@ class EvaluatedOn:
         return {"part": self.part, "root": self.root, "data": data, "device": self.device, "versions": self.versions}
 
 
-def summarise(decisions: Decisions, about: About) -> Summary:
-    """Compute the numbers of a report; `about` provides classes, operating point and promises."""
+def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Summary:
+    """Compute the numbers of a report; `about` provides classes, operating point and promises.
+
+    `num_ungrouped` is the number of images whose group is not known.
+    """
     point, decided = about.operating_point, decisions.decided
     called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
     ratios_of_scores = _list_ratios(decisions, point)
     return Summary(
         num_images=len(decisions.indices),
         num_groups=len(np.unique(decisions.groups)),
+        num_ungrouped=num_ungrouped,
         num_defective=int(defective.sum()),
         num_defects=decisions.labels.sum(0).tolist(),
         scores={name: mean_ratio(ratios) for name, (ratios, _) in ratios_of_scores.items()},
@@ -194,7 +201,7 @@ def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str])
     """Observe the promised numbers on the evaluated images."""
     hits, predicted, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
     outcome = Outcome(decisions.passed.numpy(), predicted, hits, dice(decisions.counts).numpy())
-    clean = decisions.known.all(1).numpy() & ~truth.any(1)
+    clean = decisions.counts.labels.clean.numpy()
     observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
     checks = []
     for promise in tuned.promises:

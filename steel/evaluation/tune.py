@@ -19,7 +19,7 @@ from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble, hash_networks
 from steel.evaluation.calibration import Calibration
 from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
-from steel.evaluation.parts import open_part
+from steel.evaluation.parts import open_part, warn_of_groups
 from steel.evaluation.promises import name_classes, promise, tabulate_promises
 from steel.evaluation.scores import reliability
 from steel.evaluation.search import Outcome, calibrated, choose, count_needed, judge
@@ -163,25 +163,38 @@ def tune(
         raise InputError("--classifier, --segmenter and --root, or --scores, must be given")
 
     tuned = tune_on(evidence, wanted, classes, num_new)
-    warnings = list_warnings(evidence, tuned, wanted, classes)
-    reference = None
-    if evidence.measured is not None:
-        reference = build_reference(evidence.measured, calibrated(evidence, tuned.point), evidence.groups)
-        if reference is None:
-            warnings.append(
-                f"drift will not be monitored: it needs {FEWEST_IMAGES} images in {FEWEST_GROUPS} groups, got "
-                f"{len(evidence.names)} in {len(np.unique(evidence.groups))}"
-            )
+    warnings = warn_of_groups(len(evidence.names), evidence.num_ungrouped)
+    warnings += list_warnings(evidence, tuned, wanted, classes)
+    reference, more = _build_reference(evidence, tuned.point)
+    warnings += more
     networks = hash_networks(assembly.classifiers, assembly.segmenters, flips) if assembly else None
     origin |= {"num_images": len(evidence.names), "num_groups": len(np.unique(evidence.groups))}
     path = Path(out)
     pictures = _write_plots(path, evidence, tuned, classes)
     _write_point(path, tuned, wanted, classes, origin=origin, networks=networks, warnings=warnings, reference=reference)
 
+    print(f"chosen on {origin['num_images']:,} images in {origin['num_groups']:,} groups")
     _print_tuned(tuned, classes, assembly.describe_gate() if assembly else None)
+    if reference:
+        print(f"drift: {reference.promise}")
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"wrote {', '.join(map(str, (path, *pictures)))}")
+
+
+def _build_reference(evidence: Evidence, point: OperatingPoint) -> tuple[Reference | None, list[str]]:
+    """Build the reference for drift warnings, and list the reasons why there is none for images."""
+    if evidence.measured is None:
+        return None, []
+    probabilities, are_known = calibrated(evidence, point), evidence.num_ungrouped == 0
+    reference = build_reference(evidence.measured, probabilities, evidence.groups, are_groups_known=are_known)
+    if reference is not None:
+        return reference, []
+    num_images, num_groups = len(evidence.names), len(np.unique(evidence.groups))
+    return None, [
+        f"drift will not be monitored: it needs {FEWEST_IMAGES} images in {FEWEST_GROUPS} groups, got {num_images} in "
+        f"{num_groups}"
+    ]
 
 
 def _print_tuned(tuned: TunedPoint, classes: Sequence[str], gate_cost: str | None) -> None:

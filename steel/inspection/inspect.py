@@ -11,7 +11,7 @@ from typing import Literal
 from steel.data.formats.submission import SubmissionFormat
 from steel.data.images import find_images
 from steel.decision import bundle
-from steel.decision.drift import Window
+from steel.decision.monitor import Monitor
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
@@ -104,7 +104,7 @@ def inspect(
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
     tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
     write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
-    drift = Window(about.reference, classes) if about.reference else None
+    drift = Monitor(about.reference, classes) if about.reference else None
     pipeline = Pipeline(
         module, classes, torch_device, batch_size=batch_size, overlays=overlays, overlay_folder=drawings, drift=drift
     )
@@ -121,7 +121,7 @@ def inspect(
 
         strip = Strip(tables.read(), mm_per_pixel, image_length)
         written.append(write_strip_report(folder, strip, source, classes, paths=paths))
-    _print_summary(tables, pipeline, written)
+    _print_summary(tables, pipeline, written, about.reference.promise if about.reference else "")
 
 
 def _parse_shard(text: str | None) -> Shard | None:
@@ -185,14 +185,16 @@ def _watch(pipeline: Pipeline, tables: Tables, folder: Path, *, batch_size: int,
         tables.finish()
 
 
-def _print_summary(tables: Tables, pipeline: Pipeline, written: list[Path]) -> None:
-    """Print counts, drift warnings and paths; raise an error if no image could be read."""
+def _print_summary(tables: Tables, pipeline: Pipeline, written: list[Path], drift_promise: str) -> None:
+    """Print counts, drift warnings with their promise, and paths; raise an error if no image could be read."""
     results, num = tables.paths[0], len(tables.done)
     print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:
         print(f"the reason for each unreadable image is in the column error of {results}")
     for drift in pipeline.drifts:
         print(f"warning: {drift.sentence}")
+    if pipeline.drifts:
+        print(drift_promise)
     print(f"wrote {', '.join(map(str, written))}")
     if num and tables.num_unreadable == num:
         raise InputError(f"none of the {num:,} images could be read; see the column error of {results}")

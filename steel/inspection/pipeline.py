@@ -18,7 +18,7 @@ from steel import overlays
 from steel.data import rle
 from steel.data.images import read_grey
 from steel.data.spots import list_spots
-from steel.decision.drift import Drift, Window
+from steel.decision.monitor import Drift, Monitor
 from steel.errors import InputError
 from steel.files import write_atomic
 from steel.inspection.records import Record, Unreadable
@@ -85,7 +85,7 @@ class Pipeline:
         batch_size: int,
         overlays: OverlayChoice = "none",
         overlay_folder: Path | None = None,
-        drift: Window | None = None,
+        drift: Monitor | None = None,
     ) -> None:
         self._module, self._classes, self._device, self._batch_size = module, classes, device, batch_size
         self._gate = float(module.gate)  # type: ignore[arg-type]
@@ -138,8 +138,7 @@ class Pipeline:
         for image, decision in zip(images, decisions, strict=True):
             if self._drift is None or isinstance(image, InputError) or isinstance(decision, InputError):
                 continue
-            if drift := self._drift.add(image, decision.class_probabilities):
-                self.drifts.append(drift)
+            self.drifts += self._drift.add(image, decision.class_probabilities)
 
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from steel.data.unknown import Labels, find_labels
 from steel.intervals import Ratio, mean_ratio
 
 
@@ -31,13 +32,20 @@ class Counts(NamedTuple):
         hits: Pixels both predicted and true.
         predicted: Predicted pixels.
         truth: True pixels.
-        pixels: Pixels of the image, `(n,)`.
+        pixels: Labelled pixels of the image, `(n,)`. The other numbers count labelled pixels only.
+        hidden: Unlabelled pixels of the image, `(n,)`.
     """
 
     hits: Tensor
     predicted: Tensor
     truth: Tensor
     pixels: Tensor
+    hidden: Tensor
+
+    @property
+    def labels(self) -> Labels[Tensor]:
+        """What is known about the classes on the images."""
+        return find_labels(self.truth, self.hidden > 0)
 
     def take(self, rows: NDArray[np.int64]) -> "Counts":
         """Return the counts of the images at the given rows."""
@@ -45,17 +53,22 @@ class Counts(NamedTuple):
         return Counts(*(tensor[index] for tensor in self))
 
 
-def count(predicted: Tensor, truth: Tensor) -> Counts:
-    """Count the pixels of each image and class.
+def count(predicted: Tensor, truth: Tensor, unknown: Tensor | None = None) -> Counts:
+    """Count the labelled pixels of each image and class.
 
     Args:
         predicted: Masks `(N, C, H, W)` bool.
         truth: Masks `(N, C, H, W)` bool.
+        unknown: Unlabelled pixels `(N, H, W)` bool; by default there are none.
     """
     n, num_classes, height, width = truth.shape
-    pixels = torch.full((n,), height * width, dtype=torch.int64, device=truth.device)
+    hidden = torch.zeros(n, dtype=torch.int64, device=truth.device)
+    if unknown is not None and unknown.any():
+        hidden += unknown.flatten(1).sum(1)
+        predicted, truth = (masks & ~unknown[:, None] for masks in (predicted, truth))
+    pixels = height * width - hidden
     if truth.device.type != "cpu":
-        return Counts((predicted & truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3)), pixels)
+        return Counts((predicted & truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3)), pixels, hidden)
     # On a CPU, OpenCV sums bytes three times faster than NumPy counts bools, and NumPy is far faster than torch.
     rows = []
     planes = (masks.flatten(0, 1).numpy().view(np.uint8) for masks in (predicted, truth))
@@ -64,7 +77,7 @@ def count(predicted: Tensor, truth: Tensor) -> Counts:
         num_different = cv2.norm(one, other, cv2.NORM_L1) if all(areas) else sum(areas)
         rows.append([(sum(areas) - num_different) / 2, *areas])
     hits, predicted_pixels, true_pixels = torch.tensor(rows, dtype=torch.int64).reshape(n, num_classes, 3).unbind(2)
-    return Counts(hits, predicted_pixels, true_pixels, pixels)
+    return Counts(hits, predicted_pixels, true_pixels, pixels, hidden)
 
 
 def dice(counts: Counts) -> Tensor:
@@ -91,16 +104,16 @@ def list_mask_ratios(counts: Counts) -> dict[str, tuple[Ratio, ...]]:
         kaggle_dice: Mean Dice over all (image, class) pairs; 1 for a pair without true and predicted pixels.
         dice_on_defects: Mean Dice over the pairs with true pixels.
         iou: Mean IoU over the classes.
-        false_alarm_rate: Fraction of the images without defects that have a predicted pixel.
+        false_alarm_rate: Fraction of the images known to be clean that have a predicted pixel.
         area_error: Mean of the area errors of the classes.
         dice_class_<id>: Mean Dice over the images with the class (ids from 1).
-        false_alarm_rate_class_<id>: Fraction of the images without defects on which the class is predicted.
+        false_alarm_rate_class_<id>: Fraction of the images known to be clean on which the class is predicted.
         area_error_class_<id>: Mean of |predicted - true| / true pixels over the images with the class.
         iou_class_<id>: Intersection over union of the class, both summed over all images.
     """
     hits, predicted, truth = (tensor.numpy(force=True).astype(np.float64) for tensor in counts[:3])
-    pairs, present = dice(counts).numpy(force=True), truth > 0
-    clean = ~present.any(axis=1)
+    present, clean = (tensor.numpy(force=True) for tensor in (counts.labels.present, counts.labels.clean))
+    pairs = dice(counts).numpy(force=True)
     errors = np.abs(predicted - truth) / np.maximum(truth, 1)
     classes = range(truth.shape[1])
     iou = [Ratio(hits[:, c], (predicted + truth - hits)[:, c]) for c in classes]
@@ -284,16 +297,16 @@ def _concatenate(state: Tensor | Sequence[Tensor]) -> Tensor:
 class MaskScores(_PerImage):
     """`score_masks` over all images of an epoch."""
 
-    def update(self, predicted: Tensor, truth: Tensor, index: Tensor) -> None:
-        """Add masks `(N, C, H, W)` bool of the images with table rows `index` `(N,)`."""
-        counts = count(predicted, truth)
-        self._add(index, torch.cat([*counts[:3], counts.pixels[:, None]], 1))
+    def update(self, predicted: Tensor, truth: Tensor, index: Tensor, unknown: Tensor | None = None) -> None:
+        """Add masks of the images with table rows `index` `(N,)`; see `count` for the others."""
+        counts = count(predicted, truth, unknown)
+        self._add(index, torch.cat([*counts[:3], counts.pixels[:, None], counts.hidden[:, None]], 1))
 
     def counts(self) -> tuple[Tensor, Counts]:
         """Return the sorted table rows of the images and their counts."""
         index, rows = self._collect()
-        hits, predicted, truth = rows[:, :-1].chunk(3, 1)
-        return index, Counts(hits, predicted, truth, rows[:, -1])
+        hits, predicted, truth = rows[:, :-2].chunk(3, 1)
+        return index, Counts(hits, predicted, truth, rows[:, -2], rows[:, -1])
 
     def compute(self) -> dict[str, float]:
         return score_masks(self.counts()[1])

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 
 from steel.data.annotations import Annotations
 from steel.data.datamodule import Batch, SteelDataModule
-from steel.data.unknown import find_unknown
+from steel.data.unknown import find_unknown, hide_unknown
 from steel.errors import InputError, require_at_least, require_positive
 from steel.training.losses import LossName, build_loss
 from steel.training.metrics import unpack
@@ -135,7 +135,8 @@ class Task(LightningModule, ABC):
 
     def find_targets(self, batch: Batch) -> Tensor:
         """Return the targets of a batch, bool and shaped like the logits."""
-        return self._objective.find_targets(unpack(batch["mask"], self.init["num_classes"]))
+        plane, num_classes = batch["mask"], self.init["num_classes"]
+        return self._objective.find_targets(unpack(hide_unknown(plane, num_classes), num_classes))
 
     def ignore_unknown(self, logits: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits and targets of a batch such that unlabelled targets affect neither losses nor scores."""

@@ -203,9 +203,9 @@ def test_drift_is_reported_until_a_window_matches_the_reference(tmp_path: Path) 
     usual = [shoot(90) for _ in range(200)]
     reference = build_reference(np.stack([measure(image) for image in usual]), np.full((200, 2), 0.5), np.arange(200))
     assert reference is not None
-    # Raise the limits of the classes, so that only the measures of the images can cause a warning.
+    # Raise the limits of the classes and remove the charts, so that only the measures of windows can cause a warning.
     sketches = [*reference.sketches[:4], *(replace(sketch, limit=1e9) for sketch in reference.sketches[4:])]
-    reference = replace(reference, sketches=tuple(sketches))
+    reference = replace(reference, sketches=tuple(sketches), charts=())
     desk = open_desk(write_inspector(tmp_path / "inspector.pt", reference=reference), Limits(max_images=200))
     with open_client(build_app(desk)) as client:
 
