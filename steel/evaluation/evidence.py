@@ -70,6 +70,7 @@ class Evidence(NamedTuple):
         hits: int32 `(n, C, T, S)`, predicted pixels that are true.
         grid: The T thresholds, the S smallest spots, and the candidates for the smallest area.
         measured: float64 `(n, 4)`, from `measure`; None for scores without images.
+        logit_shift: `(C,)`, known shift of the logits of `classes`, where calibration starts; empty for none.
     """
 
     names: NDArray[np.str_]
@@ -82,6 +83,7 @@ class Evidence(NamedTuple):
     hits: NDArray[np.int32]
     grid: Grid
     measured: NDArray[np.float64] | None = None
+    logit_shift: tuple[float, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.bool_]:

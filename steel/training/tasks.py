@@ -193,6 +193,8 @@ class Task(LightningModule, ABC):
             "init": self.init,
             "data": data.describe() if data else None,
             "max_epochs": self.trainer.max_epochs,
+            # Positives that weigh w times as much raise the logits of the best network by log(w).
+            "logit_shift": None if self.positive_weight is None else self.positive_weight.log().flatten().tolist(),
             "versions": describe_versions(),
         }
 
