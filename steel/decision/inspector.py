@@ -122,9 +122,7 @@ class Inspector(nn.Module):
     def point(self) -> Point:
         """Return the current operating point: the buffers themselves, not copies."""
         sizes = self.smallest_spot, self.smallest_area
-        return Point(
-            self.gate, self.label, self.pixel, *sizes, self.temperature, self.knots, self.values, self.shift
-        )
+        return Point(self.gate, self.label, self.pixel, *sizes, self.temperature, self.knots, self.values, self.shift)
 
     @torch.jit.export
     def probabilities(self, images: Tensor) -> Probabilities:

@@ -143,7 +143,7 @@ def _sum_up_class(
     if aim.name == "cost":
         thresholds = _find_bayes_thresholds(scores, evidence.labels[:, c], drawn, found, aim, c)
         called = scores[:, None] >= thresholds
-        return thresholds[None], _Sums(*((called * value).sum(axis=0)[None, None] for value in values))
+        return thresholds[None], _Sums(*((called * value).sum(axis=0, dtype=float)[None, None] for value in values))
     limit = _MAX_LABELS if drawn.shape[1] > 1 else len(scores)
     thresholds = list_thresholds(scores, evidence.labels[:, c], limit)
     label_bins = np.searchsorted(thresholds, scores, side="right") - 1
@@ -181,11 +181,14 @@ def _find_bayes_thresholds(
     """
     weight = np.sqrt(scores.astype(float) * (1 - scores))  # the standard deviation of the label
     weight /= max(weight.max(), 1e-12)
-    # One pseudo-image with a mask.
-    rates = [
-        (weight[rows] @ hits[rows] + 1) / (weight[rows].sum() + 1) for rows, hits in ((~present, drawn), (present, found))
-    ]
-    alarm, miss = rates[0] * aim.alarm_cost[c], rates[1] * aim.miss_cost[c]
+
+    def find_rate(rows: NDArray[np.bool_], hits: NDArray[np.bool_]) -> Array:
+        # One pseudo-image with a mask is added.
+        rate: Array = (weight[rows] @ hits[rows] + 1) / (weight[rows].sum() + 1)
+        return rate
+
+    alarm = aim.alarm_cost[c] * find_rate(~present, drawn)
+    miss = aim.miss_cost[c] * find_rate(present, found)
     thresholds: Thresholds = (alarm / (alarm + miss)).astype(np.float32)
     return thresholds
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from steel.decision.point import OperatingPoint
-from steel.evaluation.evidence import Evidence, Grid
 from steel.evaluation.claims import count_allowed, count_needed
+from steel.evaluation.evidence import Evidence, Grid
 from steel.evaluation.search import Aim, Outcome, choose, judge, list_thresholds
 
 GRID = Grid(tuple(np.float32([0.3, 0.6]).tolist()), (0,), (0, 12))
@@ -45,7 +45,9 @@ def list_points(evidence: Evidence) -> list[OperatingPoint]:
     for gate, *choices in product(gates, *choices_by_class):
         label, pixel, spot, area = zip(*choices, strict=True)
         labels = tuple(float(value) for value in label)
-        points.append(replace(untuned, gate=float(gate), label=labels, pixel=pixel, smallest_spot=spot, smallest_area=area))
+        points.append(
+            replace(untuned, gate=float(gate), label=labels, pixel=pixel, smallest_spot=spot, smallest_area=area)
+        )
     return points
 
 
