@@ -45,7 +45,7 @@ def find_alarm_bound(evidence: Evidence, num_alarms: int, confidence: float) -> 
 
     The thresholds are chosen on these images. One between two scores lets through up to one image in n + 1 more than
     observed, so one false alarm is added for each class. Half of one is added for each further class, because false
-    alarms are allotted to the classes in which they find most (simulated in `benchmarks.limits`).
+    alarms are allotted to the classes in which they find most (simulated in `benchmarks.tuning`).
     """
     clean = evidence.clean
     n = int(clean.sum())

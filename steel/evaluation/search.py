@@ -142,8 +142,8 @@ def _sum_up_class(
     values = found & present, dice * (drawn & present), drawn & ~present, drawn & clean
     if aim.name == "cost":
         thresholds = _find_bayes_thresholds(scores, evidence.labels[:, c], drawn, found, aim, c)
-        called = scores[:, None] >= thresholds
-        return thresholds[None], _Sums(*((called * value).sum(axis=0, dtype=float)[None, None] for value in values))
+        called = scores[:, None] >= thresholds[:, None]
+        return thresholds, _Sums(*((called * value).sum(axis=1, dtype=float)[None] for value in values))
     limit = _MAX_LABELS if drawn.shape[1] > 1 else len(scores)
     thresholds = list_thresholds(scores, evidence.labels[:, c], limit)
     label_bins = np.searchsorted(thresholds, scores, side="right") - 1
@@ -164,12 +164,13 @@ def _find_bayes_thresholds(
     aim: Aim,
     c: int,
 ) -> Thresholds:
-    """Return the label threshold of class c with the lowest expected cost, for each of K ways to draw masks.
+    """Return two label thresholds of class c for each of K ways to draw masks, `(2, K)`.
 
-    It is the Bayes rule for what a call leads to: the segmenter draws a mask on some of the images without the class,
-    and finds some of the defects. Both rates are estimated mainly from images whose label is uncertain. Where these are
-    few, or every call draws a mask, it is the Bayes rule of the probability alone. Two rates for each way overfit less
-    than a search over thresholds.
+    The first is the Bayes rule of the probability alone. The second is the Bayes rule for what a call leads to: the
+    segmenter draws a mask on some of the images without the class, and finds some of the defects. Both rates are
+    estimated mainly from images whose label is uncertain. Where these are few, or every call draws a mask, it equals
+    the first. Two rates overfit less than a search over all thresholds. The first threshold guards against
+    probabilities that are too high although they were calibrated.
 
     Args:
         scores: Calibrated probabilities `(n,)`.
@@ -189,7 +190,8 @@ def _find_bayes_thresholds(
 
     alarm = aim.alarm_cost[c] * find_rate(~present, drawn)
     miss = aim.miss_cost[c] * find_rate(present, found)
-    thresholds: Thresholds = (alarm / (alarm + miss)).astype(np.float32)
+    alone = np.full(len(alarm), aim.alarm_cost[c] / (aim.alarm_cost[c] + aim.miss_cost[c]))
+    thresholds: Thresholds = np.stack([alone, alarm / (alarm + miss)]).astype(np.float32)
     return thresholds
 
 

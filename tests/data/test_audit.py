@@ -209,7 +209,7 @@ def test_claims_count_groups_and_not_their_images() -> None:
     assert table[["images", "groups"]].to_numpy().tolist() == [[80, 8]]
     all_found, one_missed = (table[column][0].split()[1] for column in ("if all are found", "if one is missed"))
     # Eight groups of which all are found prove no more than eight images.
-    assert float(one_missed) < float(all_found) <= round(wilson(8, 8).low, 3)
+    assert float(one_missed) < float(all_found) <= round(wilson(8, 8)[0], 3)
 
 
 def test_balance_is_counted() -> None:

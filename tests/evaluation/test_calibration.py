@@ -49,14 +49,16 @@ def test_inflated_probabilities_of_a_rare_class_are_corrected(known: float) -> N
 
 def test_few_groups_do_not_change_calibrated_probabilities() -> None:
     """The groups of this class are all positive or all negative, as 6 coils with 20 images each."""
-    for seed in range(5):
+    changes = []
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         of_group = rng.random(6)
         probabilities = np.repeat(of_group, 20).astype(np.float32)
         labels = np.repeat(rng.random(6) < of_group, 20)
         if 0 < labels.mean() < 1:
             found = fit(probabilities, labels, np.repeat(np.arange(6), 20))
-            assert np.abs(found(probabilities) - probabilities).mean() < 0.1
+            changes.append(np.abs(found(probabilities) - probabilities).mean())
+    assert np.mean(changes) < 0.06
 
 
 def test_isotonic_corrects_distortions_that_a_temperature_cannot() -> None:

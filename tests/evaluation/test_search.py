@@ -115,16 +115,18 @@ def test_cost_applies_the_bayes_rule_to_what_a_call_leads_to() -> None:
     evidence = draw_evidence(3, n=9)
     point = choose(evidence, COSTS)
     assert point.shift == (0.0, 0.0)
-    ways = list(product(GRID.pixel, GRID.area))
+    bayes = [0.25, 2 / 3]
+    ways = list(product(GRID.pixel, GRID.area, (False, True)))
     costs = []
-    for one, two in product(ways, ways):
-        label = tuple(find_threshold(evidence, c, *way) for c, way in enumerate((one, two)))
-        pixel, area = zip(one, two, strict=True)
+    for pair in product(ways, ways):
+        label = tuple(find_threshold(evidence, c, *way[:2]) if way[2] else bayes[c] for c, way in enumerate(pair))
+        pixel, area, _ = zip(*pair, strict=True)
         allowed = replace(point, gate=0.0, label=label, pixel=pixel, smallest_spot=(0, 0), smallest_area=area)
         costs.append(cost(evidence, COSTS, judge(evidence, allowed)))
     assert cost(evidence, COSTS, judge(evidence, point)) == pytest.approx(min(costs))
-    expected = [find_threshold(evidence, c, point.pixel[c], point.smallest_area[c]) for c in range(2)]
-    assert point.label == pytest.approx(expected)
+    for c, label in enumerate(point.label):
+        of_masks = find_threshold(evidence, c, point.pixel[c], point.smallest_area[c])
+        assert min(abs(label - bayes[c]), abs(label - of_masks)) < 1e-6
 
 
 def test_a_segmenter_that_rejects_false_alarms_lowers_the_label_threshold_and_the_cost() -> None:
@@ -143,10 +145,10 @@ def test_a_segmenter_that_rejects_false_alarms_lowers_the_label_threshold_and_th
     aim, new, gains = Aim("cost", (5.0,), (1.0,)), draw(99, 5000), []
     for seed in range(5):
         point = choose(draw(seed, 60), aim)
-        assert point.label[0] < 1 / 6
+        assert point.label[0] <= np.float32(1 / 6)
         alone = replace(point, label=(1 / 6,), gate=1 / 6)
         gains.append(cost(new, aim, judge(new, alone)) - cost(new, aim, judge(new, point)))
-    assert np.mean(gains) > 0.1 * cost(new, aim, judge(new, alone))
+    assert np.mean(gains) > 0.05 * cost(new, aim, judge(new, alone))
 
 
 @pytest.mark.parametrize(("power", "n"), [(1, 5_000), (2, 100_000)])
