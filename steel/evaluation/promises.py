@@ -94,7 +94,7 @@ def _cross_validate(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Seq
     for rows in split_folds(evidence.groups):
         train, held_out = map(evidence.take, rows)
         point = choose(train, aim)
-        final = Outcome(*(decisions[rows[1]] for decisions in outcome))
+        final = outcome.take(rows[1])
         seen, unseen, chosen = (
             measure(part.labels, part.clean, part.groups, decisions, aim, classes)
             for part, decisions in ((train, judge(train, point)), (held_out, judge(held_out, point)), (held_out, final))

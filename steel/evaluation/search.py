@@ -39,6 +39,10 @@ class Outcome(NamedTuple):
     found: NDArray[np.bool_]
     dice: Array
 
+    def take(self, rows: NDArray[np.int64]) -> "Outcome":
+        """Return the decisions on some of the images, by position."""
+        return Outcome(self.passed[rows], self.called[rows], self.found[rows], self.dice[rows])
+
 
 def calibrated(evidence: Evidence, point: OperatingPoint) -> NDArray[np.float32]:
     """Return the class probabilities `(n, C)` after the calibration of an operating point."""
@@ -137,20 +141,24 @@ def _sum_up_class(
     evidence: Evidence, c: int, aim: Aim, scores: NDArray[np.float32], gate_bins: NDArray[np.int64], num_gates: int
 ) -> tuple[Thresholds, _Sums]:
     """Return the candidate label thresholds of a class `(L, K)`, and its sums at each."""
-    drawn, found, dice = (array.reshape(len(scores), -1) for array in _draw(evidence, c, evidence.grid.area))
+    drawn, found, dice = _draw(evidence, c, evidence.grid.area)
+    n = len(scores)
+    drawn, found, dice = drawn.reshape(n, -1), found.reshape(n, -1), dice.reshape(n, -1)
     present, clean = evidence.labels[:, c, None], evidence.clean[:, None]
-    values = found & present, dice * (drawn & present), drawn & ~present, drawn & clean
+    flags = found & present, drawn & present, drawn & ~present, drawn & clean
+    values = [flag.astype(float) for flag in flags]
+    values[1] *= dice
     if aim.name == "cost":
         thresholds = _find_bayes_thresholds(scores, evidence.labels[:, c], drawn, found, aim, c)
         called = scores[:, None] >= thresholds[:, None]
-        return thresholds, _Sums(*((called * value).sum(axis=1, dtype=float)[None] for value in values))
+        return thresholds, _Sums(*((called * value).sum(axis=1)[None] for value in values))
     limit = _MAX_LABELS if drawn.shape[1] > 1 else len(scores)
     thresholds = list_thresholds(scores, evidence.labels[:, c], limit)
     label_bins = np.searchsorted(thresholds, scores, side="right") - 1
 
-    def add(rows: NDArray[np.bool_] | Array) -> Array:
+    def add(rows: Array) -> Array:
         cells = np.zeros((num_gates, len(thresholds), rows.shape[1]))
-        np.add.at(cells, (gate_bins, label_bins), rows.astype(float))
+        np.add.at(cells, (gate_bins, label_bins), rows)
         return cells[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1]
 
     return np.broadcast_to(thresholds[:, None], (len(thresholds), drawn.shape[1])), _Sums(*map(add, values))

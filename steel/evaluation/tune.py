@@ -163,8 +163,7 @@ def tune(
     if num_new is not None and num_new > _MOST_NEW:
         raise InputError(f"num_new must be at most {_MOST_NEW:,}, got {num_new:,}")
     require_writable(Path(out))
-    shares = {"recall": recall, "false_alarms": false_alarms, "confidence": confidence}
-    build = partial(_build_aim, aim, miss_cost, alarm_cost, **shares)
+    build = partial(_build_aim, aim, miss_cost, alarm_cost, recall, false_alarms, confidence)
     assembly: Assembly | None = None
     origin: dict[str, Any]
     if scores is not None:
@@ -200,20 +199,19 @@ def tune(
     pictures = _write_plots(path, evidence, tuned, classes)
     _write_point(path, tuned, wanted, classes, origin=origin, networks=networks, warnings=warnings, reference=reference)
 
-    _print_tuned(tuned, classes, assembly.describe_gate() if assembly else None)
-    if wanted.name == "false_alarms":
-        print(describe_limit(evidence, tuned, wanted))
+    limit = describe_limit(evidence, tuned, wanted) if wanted.name == "false_alarms" else None
+    _print_tuned(tuned, classes, [assembly.describe_gate() if assembly else None, limit])
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"wrote {', '.join(map(str, (path, *pictures)))}")
 
 
-def _print_tuned(tuned: TunedPoint, classes: Sequence[str], gate_cost: str | None) -> None:
+def _print_tuned(tuned: TunedPoint, classes: Sequence[str], notes: Sequence[str | None]) -> None:
     print("operating point, sizes in pixels:")
     print(tabulate_point(tuned.point, classes).to_string(index=False))
     print(f"gate threshold {tuned.point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
-    if gate_cost:
-        print(gate_cost)
+    for note in filter(None, notes):
+        print(note)
     print("promises for new images:")
     print(tabulate_promises(tuned.promises).to_string(index=False))
 
@@ -222,11 +220,10 @@ def _build_aim(
     name: AimName,
     miss_cost: float | list[float],
     alarm_cost: float | list[float],
-    num_classes: int,
-    *,
     recall: float,
     false_alarms: float,
     confidence: float,
+    num_classes: int,
 ) -> Aim:
     """Check the options and build the aim; a single cost holds for all classes."""
     costs = []
