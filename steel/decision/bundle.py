@@ -72,7 +72,7 @@ class Program(Inspector):
         straight = torch.stack([zeros, ones], 1)
         pixel = self.example_pixels.flatten(2).median(2)[0][0]
         size = torch.full_like(point.smallest_spot, 5)
-        return Point(torch.zeros_like(point.gate), zeros, pixel, size, size, ones, straight, straight)
+        return Point(torch.zeros_like(point.gate), zeros, pixel, size, size, ones, straight, straight, zeros)
 
 
 # TorchScript warns that it is deprecated, and a user can do nothing about that. Its successor torch.export cannot
@@ -113,9 +113,11 @@ def _read_about(path: Path, text: str | bytes, module: torch.jit.ScriptModule) -
         raise InputError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {reason}); export it again"
         ) from error
-    pairs = zip(about.operating_point.to_tensors(), module.point(), strict=True)
+    stored = module.point()._asdict()
+    # Programs of earlier versions have no shift.
+    ours = {name: tensor for name, tensor in about.operating_point.to_tensors()._asdict().items() if name in stored}
     if len(about.classes) != len(module.label) or not all(
-        torch.equal(ours.to(stored), stored) for ours, stored in pairs
+        torch.equal(ours[name].to(tensor), tensor) for name, tensor in stored.items()
     ):
         raise InputError(f"the metadata of {path} do not match its program; export it again")
     return about
@@ -151,7 +153,8 @@ def _freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     torch.set_num_threads(1)
     try:
         with _ignore_deprecation():
-            frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=_KEPT)
+            kept = [name for name in _KEPT if hasattr(module, name)]  # programs of earlier versions have no shift
+            frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=kept)
     finally:
         torch.set_num_threads(num_threads)
     return frozen

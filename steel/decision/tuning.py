@@ -19,12 +19,13 @@ class Aim(NamedTuple):
     Attributes:
         name: "cost" minimises the total cost. "recall" finds at least a given share of the defects of every class, at a
             given confidence, with the fewest false alarms. "false_alarms" marks at most a given share of the clean
-            images and, within that limit, maximises defects found minus false alarms on the other images.
+            images, at a given confidence, and within that limit maximises defects found minus false alarms on the other
+            images.
             "kaggle_dice" maximises the Kaggle Dice.
         miss_cost: `(C,)`, cost of a missed defect.
         alarm_cost: `(C,)`, cost of calling a class on an image without it.
         share: The lowest recall or the highest false-alarm rate, 0 to 1.
-        confidence: Confidence of the claimed recall, 0 to 1.
+        confidence: One-sided confidence of the claimed recall or limit of false alarms, 0.5 to 1.
     """
 
     name: AimName

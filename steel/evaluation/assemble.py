@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,6 +48,12 @@ class Assembly(NamedTuple):
     def checkpoints(self) -> Checkpoints:
         """The metadata of all checkpoints by path, classifiers first."""
         return self.classifiers | self.segmenters
+
+    @property
+    def logit_shift(self) -> tuple[float, ...]:
+        """Shift of the classifiers' logits `(C,)` by the weights of their loss; 0 for checkpoints without it."""
+        shifts = [about.get("logit_shift") or [0.0] * len(self.classes) for about in self.classifiers.values()]
+        return tuple(np.mean(shifts, axis=0).tolist())
 
     def take(self, classifiers: Sequence[int], segmenters: Sequence[int]) -> Inspector:
         """Return an inspector of some of the networks, given by their positions in the order of the checkpoints."""

@@ -72,6 +72,7 @@ class Evidence(NamedTuple):
         measured: float64 `(n, 4)`, from `measure`; None for scores without images.
         is_grouped: bool `(n,)`, whether the group of an image is known; None if no group is. An image without a known
             group is its own group.
+        logit_shift: `(C,)`, known shift of the logits of `classes`, where calibration starts; empty for none.
     """
 
     names: NDArray[np.str_]
@@ -85,6 +86,7 @@ class Evidence(NamedTuple):
     grid: Grid
     measured: NDArray[np.float64] | None = None
     is_grouped: NDArray[np.bool_] | None = None
+    logit_shift: tuple[float, ...] = ()
 
     @property
     def num_ungrouped(self) -> int:

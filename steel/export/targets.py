@@ -69,7 +69,7 @@ class _Scorer(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         probabilities = self.inspector.probabilities(images)
         point = self.inspector.point()
-        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values)
+        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values, point.shift)
         return dict(zip(_SCORES, (classes.amax(1), *probabilities), strict=True))
 
 

@@ -59,7 +59,8 @@ def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Tas
         expected: The required task; None accepts both.
 
     Returns:
-        The task in evaluation mode, and the checkpoint's metadata ("task", "init", "data", "max_epochs", "versions").
+        The task in evaluation mode, and the checkpoint's metadata ("task", "init", "data", "max_epochs", "logit_shift",
+        "versions").
 
     Raises:
         InputError: The file is not a checkpoint of `steel fit`, or one of the other task.

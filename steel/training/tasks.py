@@ -87,6 +87,14 @@ class Task(LightningModule, ABC):
     def lr(self, rate: float) -> None:
         self.init["lr"] = float(rate)
 
+    @property
+    def logit_shift(self) -> list[float] | None:
+        """Shift of each class's logits by the weights of the loss; None if they are not weighted.
+
+        Positives that weigh w times as much raise the logits of the best network by log(w).
+        """
+        return None if self.positive_weight is None else self.positive_weight.log().flatten().tolist()
+
     def configure_model(self) -> None:
         """Build the network for the dataset's classes, and weight positives by the balance of the training split.
 
@@ -210,6 +218,7 @@ class Task(LightningModule, ABC):
             "init": self.init,
             "data": data.describe() if data else None,
             "max_epochs": self.trainer.max_epochs,
+            "logit_shift": self.logit_shift,
             "versions": describe_versions(),
         }
 

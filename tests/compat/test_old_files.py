@@ -80,6 +80,7 @@ def test_checkpoints_and_operating_point_give_the_old_results(old: Path, images:
     assembly = assemble(str(old / "classifier.ckpt"), str(old / "segmenter.ckpt"), operating_point=str(point))
     with torch.inference_mode():
         require_old_results(assembly.inspector(images), old)
+    assert assembly.logit_shift == (0.0,) * len(CLASSES)  # earlier checkpoints do not have it
 
 
 @pytest.mark.parametrize(("name", "task"), [("classifier", DefectClassifier), ("segmenter", DefectSegmenter)])
@@ -107,7 +108,7 @@ def test_an_operating_point_is_read_whole(old: Path) -> None:
     path = old / "operating_point.yaml"
     file = read_point(path, CLASSES)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert file.point.to_dict() == content["operating_point"]
+    assert file.point.to_dict() == content["operating_point"] | {"shift": [0.0] * len(CLASSES)}
     assert file.tuned is not None
     assert file.reference is not None
     assert file.reference.to_dict() == content["reference"]

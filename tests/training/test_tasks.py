@@ -69,14 +69,18 @@ def test_labels_come_from_the_augmented_mask() -> None:
 def test_classifier_weights_positives_of_rare_classes(root: Path) -> None:
     data = SteelDataModule(str(root), num_workers=0)
     labels = data.annotations.labels[data.split.indices("train")]
-    weights = {}
+    weights, shifts = {}, {}
     for balance in (0.0, 0.5, 1.0):
         task = attach(DefectClassifier(balance=balance), data)
         weights[balance] = None if task.positive_weight is None else task.positive_weight.tolist()
+        shifts[balance] = task.logit_shift
     ratio = [(len(labels) - count) / count for count in labels.sum(0).tolist()]
     assert weights[0.0] is None
     assert weights[1.0] == pytest.approx(ratio)
     assert weights[0.5] == pytest.approx([math.sqrt(r) for r in ratio])
+    # The shift of the logits, which is undone after training.
+    assert shifts[0.0] is None
+    assert shifts[0.5] == pytest.approx([0.5 * math.log(r) for r in ratio])
 
 
 def test_a_network_with_another_number_of_classes_is_refused(root: Path) -> None:
