@@ -80,9 +80,10 @@ def _read_header(file: BinaryIO, path: Path | str) -> tuple[int, int]:
     try:
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images and damaged tags, neither of which matters here
+            orientation = containers.read_orientation(file)
             with Image.open(file, formats=containers.FORMATS) as image:
-                is_tiff, size = image.format == "TIFF", (image.height, image.width)
-                orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else containers.read_orientation(file)
+                size = image.height, image.width
+                orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else orientation
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is damaged or too large to be one image of strip ({error}); cut it") from error
     except (OSError, ValueError, SyntaxError) as error:
