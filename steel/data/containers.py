@@ -5,8 +5,8 @@ by libjpeg-turbo with its warnings as errors, and TIFFs are verified strip by st
 verifies. Nothing shows that uncompressed pixels are zeros of a damaged disk, or that a few bytes of a JPEG are wrong
 which is still a valid one.
 
-Files may also be hostile: a few kilobytes can ask a decoder for minutes of work or gigabytes of memory. Scans, segments,
-pages and strips are therefore counted before they are decoded.
+Files may also be hostile: a few kilobytes can ask a decoder for minutes of work or gigabytes of memory. Scans,
+segments, pages and strips are therefore counted before they are decoded.
 """
 
 import re

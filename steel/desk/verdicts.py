@@ -36,6 +36,8 @@ INSERT INTO verdicts VALUES (:digest, :image, :verdict, :class_name, :defective,
 ON CONFLICT (digest) DO UPDATE SET (image, verdict, class, defective, inspector, at, codes) =
     (:image, :verdict, :class_name, :defective, :inspector, :at, :codes)
 """
+# All codes of a verdict together. A mask with a run on every tenth pixel of 256 x 1600 takes half of it.
+_MAX_CODE_LENGTH = 1_000_000
 _CSV_COLUMNS = ("image", "defective", "verdict", "class", "inspector", "at", "digest")
 
 
@@ -69,7 +71,7 @@ class Verdicts:
                 raise InputError(f"{path} is a database of another program; give another file with --verdicts")
             # synchronous=FULL makes every verdict durable (fsynced) before its request is answered.
             self._db.executescript(
-                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA application_id={_APPLICATION_ID}; {_TABLE}"
+                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=1; PRAGMA application_id={_APPLICATION_ID}; {_TABLE}"
             )
             self._require_classes(path)
         except BaseException:
@@ -99,7 +101,8 @@ class Verdicts:
         """Save a verdict; it replaces an earlier verdict on the image with the same digest.
 
         Raises:
-            InvalidRequestError: A class is unknown, or a code is invalid for the size of the image.
+            InvalidRequestError: A class is unknown, a code is invalid for the size of the image, the codes are too
+                long, or a clean image has codes.
             NameTakenError: Another image with the same name has a verdict.
         """
         self._check(question)
@@ -163,6 +166,11 @@ class Verdicts:
             raise InvalidRequestError(
                 f"class must be one of {', '.join(self._classes)}, got {min(unknown)[:80]!r}; /v1/model lists the names"
             )
+        length = sum(map(len, question.codes.values()))
+        if length > _MAX_CODE_LENGTH:
+            raise InvalidRequestError(f"codes must have at most {_MAX_CODE_LENGTH:,} characters together, got {length:,}")
+        if length and not question.defective:
+            raise InvalidRequestError("codes must be empty if defective is false; send both as /v1/inspect returned them")
         for name, code in question.codes.items():
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)

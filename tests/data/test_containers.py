@@ -249,6 +249,7 @@ def test_markers_are_found_across_blocks_of_the_file() -> None:
 
 
 def test_small_files_cannot_ask_for_much_memory_or_time() -> None:
+    header = b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
     inflated = zlib.compress(bytes(50_000_000), 9)
     zeros = bytes(100_000)
     for reason, data in (
@@ -256,12 +257,12 @@ def test_small_files_cannot_ask_for_much_memory_or_time() -> None:
         ("strips overlap", pack_tiff((500, 500), 32773, [(0, len(zeros))] * 500, zeros, rows=1)),
         ("not a readable image", b"\xff\xd8" + b"\xff" * 1_000_000),
         ("not a readable image", b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000),
-        ("not a readable image", pack_png((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)), *[(b"prVt", b"")] * 20_000)),
+        ("not a readable image", pack_png(header, *[(b"prVt", b"")] * 20_000)),
     ):
         began = time.monotonic()
         with pytest.raises(InputError, match=reason):
             decode(data)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5  # without the limits, minutes for files of the size of an upload
 
 
 def test_a_tiff_with_many_previews_is_refused(grey: NDArray[np.uint8]) -> None:
