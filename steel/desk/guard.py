@@ -7,7 +7,6 @@ import asyncio
 import hmac
 import re
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
@@ -119,13 +118,13 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_foreign(method: str, path: str, host: str, headers: dict[bytes, bytes]) -> bool:
-    """Return whether a browser sends the request for a page of another origin; a link to the page itself is harmless."""
+    """Return whether a browser sends the request for a page of another origin; links to the page are harmless."""
     if headers.get(b"sec-fetch-site") == b"cross-site":
         is_link = headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"
         return not (is_link and method == "GET" and path in _PAGES)
     if method in ("GET", "HEAD") or (origin := headers.get(b"origin")) is None:
         return False  # other programs than browsers send no origin
-    scheme, name = urlsplit(origin.decode("latin-1").lower())[:2]
+    scheme, _, name = origin.decode("latin-1").lower().partition("://")
     port = _DEFAULT_PORTS.get(scheme, "")
     return name.removesuffix(port) != host.removesuffix(port)
 

@@ -22,6 +22,7 @@ import pytest
 
 from hostile import draw_scans, pack_tiff
 from served import build_desk, draw, encode, open_server, write_inspector
+from steel.desk import server
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
 
@@ -417,6 +418,12 @@ def test_invalid_options_end_with_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in refused("serve", model, f"--port={taken.getsockname()[1]}")
     assert "STEEL_TOKEN" in refused("serve", model, "--host=0.0.0.0")
+    for token in (" ", "a\nb"):
+        monkeypatch.setenv("STEEL_TOKEN", token)
+        assert "STEEL_TOKEN must be printable" in refused("serve", model, "--host=0.0.0.0")
+    monkeypatch.setenv("STEEL_TOKEN", "secret \n")
+    assert server._read_token() == "secret"
+    monkeypatch.delenv("STEEL_TOKEN")
     assert re.search("queue.* 16.* 8", refused("serve", model, "--queue=8"))
     assert re.search("mm_per_pixel .*above 0 .*, got 0", refused("serve", model, "--mm_per_pixel=0"))
     assert re.search("port .*65535, got 70000", refused("serve", model, "--port=70000"))
