@@ -106,7 +106,7 @@ class VerdictQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: str = Field(
-        # Not "." or "..", which are folders.
+        # Not dots alone, which are folders.
         pattern=rf"^[^{_UNSAFE}]*[^.{_UNSAFE}][^{_UNSAFE}]*$",
         max_length=255,
         description="File name, unique.",

@@ -142,7 +142,7 @@ def test_invalid_verdicts_are_refused(client: TestClient, changes: dict[str, Any
     assert client.get("/v1/verdicts").json()["verdicts"] == []
 
 
-@pytest.mark.parametrize("name", ["...", ".a", "a.", "ä b.png", "\u0646\u200c\u0645.png"])
+@pytest.mark.parametrize("name", [".a", "a.", "ä b.png", "\u0646\u200c\u0645.png"])
 def test_unusual_names_are_accepted(client: TestClient, name: str) -> None:
     assert save(client, 1, verdict="agree", image=name).status_code == 200
 
@@ -164,7 +164,8 @@ def test_formulas_in_csv_cells_are_escaped(client: TestClient, tmp_path: Path, s
     name = f"{start}HYPERLINK(1).png"
     save(client, 1, verdict="agree", image=name)
     save(client, 2, verdict="missed", image=f"{start}2.png")
-    assert client.get("/v1/verdicts.csv").text.splitlines()[1].startswith(f"'{name},")
+    lines = client.get("/v1/verdicts.csv").text.splitlines()
+    assert {line.split(",")[0] for line in lines[1:]} == {f"'{name}", f"'{start}2.png"}
     root = tmp_path / "data"
     zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content)).extractall(root)
     assert (root / "to_label.csv").read_text().splitlines()[1] == f"'{start}2.png,"
