@@ -23,6 +23,7 @@ PAGES = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "reporting.md": "SECURITY.md",
     "benchmarks.md": "benchmarks/README.md",
     "cpp.md": "examples/cpp/README.md",
 }

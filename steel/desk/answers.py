@@ -18,7 +18,10 @@ from steel.versions import read_version
 Verdict = Literal["agree", "missed", "false_alarm"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file, in hexadecimal.")]
-_Length = Annotated[int, Field(ge=1, le=1_000_000)]
+_Length = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+# Separators of folders, control characters, and those that change the direction of text, so that a name looks different
+# from what it is.
+_UNSAFE = r"/\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 Size = Annotated[tuple[_Length, _Length], Field(description="Height and width in pixels.")]
 Codes = Annotated[
     dict[str, str],
@@ -103,16 +106,20 @@ class VerdictQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: str = Field(
-        pattern=r"^[^/\\\x00-\x1f\x7f]+$", max_length=255, description="File name, unique.", examples=["0002cc93b.jpg"]
+        # Not dots alone, which are folders.
+        pattern=rf"^[^{_UNSAFE}]*[^.{_UNSAFE}][^{_UNSAFE}]*$",
+        max_length=255,
+        description="File name, unique.",
+        examples=["0002cc93b.jpg"],
     )
     size: Size = Field(examples=[[256, 1600]])
     verdict: Verdict
     class_name: str | None = Field(
         default=None, validation_alias="class", description="The class that was missed or falsely found; null for all."
     )
-    defective: bool = Field(description="The decision of the service.")
+    defective: bool = Field(strict=True, description="The decision of the service.")
     codes: Codes
-    inspector: str = Field(default="", max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$", examples=["K. L."])
+    inspector: str = Field(default="", max_length=80, pattern=rf"^[^{_UNSAFE}]*$", examples=["K. L."])
 
 
 class VerdictAnswer(BaseModel):

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,15 +12,25 @@ from numpy.typing import NDArray
 
 from steel.decision.about import About
 from steel.decision.monitor import Monitor
-from steel.desk.answers import ImageAnswer, ModelAnswer, describe_decision, describe_model
+from steel.desk.answers import (
+    ImageAnswer,
+    ModelAnswer,
+    VerdictAnswer,
+    VerdictQuestion,
+    describe_decision,
+    describe_model,
+)
 from steel.desk.batching import Batcher, Thresholds
-from steel.desk.errors import DeskError, InspectorError, InvalidRequestError
+from steel.desk.decoders import Decoders
+from steel.desk.errors import DeskError, InspectorError, InvalidRequestError, NotInspectedError
 from steel.desk.metrics import Metrics
-from steel.desk.uploads import read_upload
 from steel.desk.verdicts import Verdicts
 from steel.inspection.pipeline import Decision
 
 _log = logging.getLogger(__name__)
+
+# Inspected images that verdicts may be given on; a day of a fast line. They take 60 MB.
+_NUM_REMEMBERED = 300_000
 
 
 class Limits(NamedTuple):
@@ -30,12 +41,14 @@ class Limits(NamedTuple):
         max_pixels: Pixels per image.
         max_bytes: Bytes per request.
         timeout: Seconds within which the request must arrive, and again until its answer.
+        decode_seconds: Seconds after which decoding an image is abandoned.
     """
 
     max_images: int = 16
     max_pixels: int = 4_000_000
     max_bytes: int = 32_000_000
     timeout: float = 30.0
+    decode_seconds: float = 5.0
 
 
 class Upload(NamedTuple):
@@ -72,12 +85,14 @@ class Desk:
         self, batcher: Batcher, about: About, verdicts: Verdicts, limits: Limits, *, mm_per_pixel: float | None = None
     ) -> None:
         self.batcher, self.verdicts, self.limits = batcher, verdicts, limits
+        self._decoders = Decoders(limits.max_pixels, limits.decode_seconds)
         self.classes = list(about.classes)
         self.metrics = Metrics(lambda: batcher.num_reserved)
         batcher.on_batch = self.metrics.batches.observe
         self._describe = functools.partial(describe_decision, classes=self.classes, mm_per_pixel=mm_per_pixel)
         self._model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
         self._monitor = Monitor(about.reference, about.classes) if about.reference else None
+        self._sizes: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # of inspected images, oldest first
 
     @property
     def model(self) -> ModelAnswer:
@@ -85,9 +100,15 @@ class Desk:
         drift = self._monitor.latest if self._monitor else None
         return self._model.model_copy(update={"drift": drift.sentence if drift else None})
 
+    @property
+    def is_ready(self) -> bool:
+        """True if an image that arrives now would be inspected in time."""
+        return self._decoders.is_ready and self.batcher.is_ready and self.batcher.busy_seconds < self.limits.timeout
+
     def close(self) -> None:
         """Finish the queued images, then close the verdicts."""
         self.batcher.close()
+        self._decoders.close()
         self.verdicts.close()
 
     def choose_thresholds(self, gate: float | None, label: Sequence[float]) -> Thresholds:
@@ -100,6 +121,17 @@ class Desk:
         if label and len(label) != len(self.classes):
             raise InvalidRequestError(f"label must have {len(self.classes)} values, one per class, got {len(label)}")
         return Thresholds(tuned.gate if gate is None else gate, tuple(label) or tuned.label)
+
+    def save_verdict(self, digest: str, question: VerdictQuestion) -> VerdictAnswer:
+        """Save a verdict on an image that this desk has inspected.
+
+        Raises:
+            NotInspectedError: It has not, or the size is another one.
+            DeskError: See `Verdicts.save`.
+        """
+        if self._sizes.get(bytes.fromhex(digest)) != question.size:
+            raise NotInspectedError
+        return self.verdicts.save(digest, question)
 
     async def inspect(self, uploads: Sequence[Upload], thresholds: Thresholds) -> list[Inspected | DeskError]:
         """Inspect images independently of each other; an image that fails yields its error.
@@ -114,7 +146,7 @@ class Desk:
 
     async def _inspect(self, upload: Upload, thresholds: Thresholds) -> Inspected | DeskError:
         try:
-            image = await asyncio.to_thread(read_upload, upload.data, self.limits.max_pixels)
+            image = await self._decoders.decode(upload.data)
         except DeskError as error:
             self.metrics.images.labels("refused").inc()
             return error
@@ -123,9 +155,17 @@ class Desk:
         except InspectorError as error:
             return error
         answer = await asyncio.to_thread(self._describe, *upload, decision, thresholds.gate)
+        self._remember(answer)
         if thresholds == self.batcher.thresholds:
             self._record(image, decision, answer.defective)
         return Inspected(image, decision, answer)
+
+    def _remember(self, answer: ImageAnswer) -> None:
+        digest = bytes.fromhex(answer.digest)
+        self._sizes[digest] = answer.size
+        self._sizes.move_to_end(digest)
+        if len(self._sizes) > _NUM_REMEMBERED:
+            self._sizes.popitem(last=False)
 
     def _record(self, image: NDArray[np.uint8], decision: Decision, is_defective: bool) -> None:
         """Count a decision at the operating point and check for drift; decisions at other thresholds do not count."""

@@ -2,11 +2,11 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import cv2
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
@@ -19,11 +19,13 @@ from starlette.types import ASGIApp
 
 from steel.desk import answers, errors
 from steel.desk.desk import Desk, Inspected, Upload
-from steel.desk.guard import Guard
+from steel.desk.guard import Guard, hung_up
 from steel.inspection.pipeline import draw_decision
 from steel.versions import read_version
 
+_Result = TypeVar("_Result")
 _STATUSES: dict[type[errors.DeskError], int] = {
+    errors.NotInspectedError: 404,
     errors.NameTakenError: 409,
     errors.ImageTooLargeError: 413,
     errors.UnsupportedImageError: 415,
@@ -35,7 +37,7 @@ _STATUS_TEXTS = {
     400: "The request is malformed.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another site.",
-    404: "There is no verdict for this image.",
+    404: "There is no verdict for this image, or it has not been inspected.",
     408: "The request did not arrive in time.",
     409: "Another image with the same name has a verdict.",
     413: "The request has too many bytes, or the image too many pixels.",
@@ -83,6 +85,28 @@ async def _read_uploads(request: Request, name: str, max_images: int) -> list[Up
         return [Upload((file.filename or name)[:255], await file.read()) for file in files]
 
 
+async def _unless_client_hangs_up(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Return the result of a coroutine, which is cancelled if the client hangs up.
+
+    Raises:
+        HTTPException: The client hung up.
+    """
+
+    async def wait_for_hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = working, hang_up = asyncio.create_task(work), asyncio.create_task(wait_for_hang_up())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise hung_up()
+        return await working
+    finally:
+        working.cancel()
+        hang_up.cancel()
+
+
 def _draw(inspected: Inspected, classes: Sequence[str]) -> Response:
     image, decision, answer = inspected
     picture = draw_decision(answer.name, image, decision, classes=classes, defective=answer.defective)
@@ -125,7 +149,7 @@ def _route_inspection(desk: Desk) -> APIRouter:
                 raise errors.InvalidRequestError(f"overlay=png draws a single image, got {len(uploads)}; send only one")
             places.enter_context(desk.batcher.reserve(len(uploads) - 1))
             async with asyncio.timeout(desk.limits.timeout):
-                results = await desk.inspect(uploads, thresholds)
+                results = await _unless_client_hangs_up(request, desk.inspect(uploads, thresholds))
             if overlay and isinstance(results[0], Inspected):
                 return await asyncio.to_thread(_draw, results[0], desk.classes)
             return answers.InspectionAnswer(images=list(map(_describe, uploads, results)))
@@ -147,9 +171,9 @@ def _route_verdicts(desk: Desk) -> APIRouter:
     def list_verdicts(hours: Annotated[float, Query(gt=0, le=24 * 366)] = 8) -> answers.Shift:
         return desk.verdicts.list_since(datetime.now(UTC) - timedelta(hours=hours))
 
-    @router.put("/verdicts/{digest}", summary="Save a verdict", responses=_problems(400, 408, 409, 413, 422, 503))
+    @router.put("/verdicts/{digest}", summary="Save a verdict", responses=_problems(400, 404, 408, 409, 413, 422, 503))
     def save(digest: answers.Digest, question: answers.VerdictQuestion) -> answers.VerdictAnswer:
-        return desk.verdicts.save(digest, question)
+        return desk.save_verdict(digest, question)
 
     @router.delete(
         "/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=_problems(404, 422, 503)
@@ -199,7 +223,7 @@ def _route_operation(desk: Desk) -> APIRouter:
 
     @router.get("/readyz", summary="Check that images are accepted", responses={503: {"model": answers.Problem}})
     def readyz() -> dict[str, str]:
-        if not desk.batcher.is_ready:
+        if not desk.is_ready:
             raise errors.QueueFullError
         return {"status": "ready"}
 

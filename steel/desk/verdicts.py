@@ -6,9 +6,11 @@ The labels are the `train.csv` of a dataset in the older form, in which a clean 
 
 import csv
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -17,6 +19,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 from steel.data import rle
 from steel.data.formats.submission import head_submission, list_codes
+from steel.data.spelling import FORMULA_STARTS
 from steel.desk.answers import Shift, Verdict, VerdictAnswer, VerdictQuestion
 from steel.desk.errors import InvalidRequestError, NameTakenError
 from steel.errors import InputError
@@ -31,11 +34,15 @@ CREATE TABLE IF NOT EXISTS verdicts (
 CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
 CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
 """
+# SQLite needs space even to delete. This file gives it back while the disk is full.
+_RESERVE, _RESERVE_BYTES = "-reserve", 1 << 20
 _UPSERT = """
 INSERT INTO verdicts VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :at, :codes)
 ON CONFLICT (digest) DO UPDATE SET (image, verdict, class, defective, inspector, at, codes) =
     (:image, :verdict, :class_name, :defective, :inspector, :at, :codes)
 """
+# All codes of a verdict together. A mask with a run on every tenth pixel of 256 x 1600 takes half of it.
+_MAX_CODE_LENGTH = 1_000_000
 _CSV_COLUMNS = ("image", "defective", "verdict", "class", "inspector", "at", "digest")
 
 
@@ -72,6 +79,8 @@ class Verdicts:
                 f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA application_id={_APPLICATION_ID}; {_TABLE}"
             )
             self._require_classes(path)
+            self._reserve = path.with_name(path.name + _RESERVE)
+            self._keep_reserve()
         except BaseException:
             self._db.close()
             raise
@@ -99,7 +108,8 @@ class Verdicts:
         """Save a verdict; it replaces an earlier verdict on the image with the same digest.
 
         Raises:
-            InvalidRequestError: A class is unknown, or a code is invalid for the size of the image.
+            InvalidRequestError: A class is unknown, a code is invalid for the size of the image, the codes are too
+                long, or a clean image has codes.
             NameTakenError: Another image with the same name has a verdict.
         """
         self._check(question)
@@ -109,14 +119,25 @@ class Verdicts:
         try:
             with self._lock:
                 self._db.execute(_UPSERT, row)
+                self._keep_reserve()
         except sqlite3.IntegrityError as error:
             raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them") from error
         return VerdictAnswer.model_validate(row)
 
     def delete(self, digest: str) -> bool:
-        """Delete the verdict on an image and return whether there was one."""
+        """Delete the verdict on an image, also while the disk is full, and return whether there was one."""
+        query = "DELETE FROM verdicts WHERE digest = ?"
         with self._lock:
-            return self._db.execute("DELETE FROM verdicts WHERE digest = ?", (digest,)).rowcount > 0
+            try:
+                return self._db.execute(query, (digest,)).rowcount > 0
+            except sqlite3.OperationalError:
+                self._reserve.unlink(missing_ok=True)
+                return self._db.execute(query, (digest,)).rowcount > 0
+
+    def _keep_reserve(self) -> None:
+        if not self._reserve.exists():
+            with suppress(OSError):  # the disk is nearly full; verdicts can still be saved
+                self._reserve.write_bytes(os.urandom(_RESERVE_BYTES))  # random, so that no file system compresses it
 
     def list_since(self, start: datetime) -> Shift:
         """Return the verdicts saved since `start`, a time with a time zone; newest first."""
@@ -129,7 +150,7 @@ class Verdicts:
     def format_csv(self) -> str:
         """Return all verdicts as CSV with the columns image, defective, verdict, class, inspector, at and digest."""
         rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY at, image")
-        return _format_table([_CSV_COLUMNS, *([_escape_formula(cell) for cell in row] for row in rows)])
+        return _format_table([_CSV_COLUMNS, *map(_escape_formulas, rows)])
 
     def pack_labels(self) -> bytes:
         """Return all verdicts as labels: a ZIP archive of train.csv, to_label.csv and classes.csv."""
@@ -150,7 +171,7 @@ class Verdicts:
         file = BytesIO()
         with ZipFile(file, "w", ZIP_DEFLATED) as archive:
             for member, rows in (("train.csv", codes), ("to_label.csv", to_label), ("classes.csv", classes)):
-                archive.writestr(member, _format_table(rows))
+                archive.writestr(member, _format_table(map(_escape_formulas, rows)))
         return file.getvalue()
 
     def _select(self, query: str, *values: str) -> list[sqlite3.Row]:
@@ -163,6 +184,12 @@ class Verdicts:
             raise InvalidRequestError(
                 f"class must be one of {', '.join(self._classes)}, got {min(unknown)[:80]!r}; /v1/model lists the names"
             )
+        length = sum(map(len, question.codes.values()))
+        if length > _MAX_CODE_LENGTH:
+            found = f"{_MAX_CODE_LENGTH:,} characters together, got {length:,}"
+            raise InvalidRequestError(f"codes must have at most {found}; leave them out")
+        if length and not question.defective:
+            raise InvalidRequestError("codes must be empty if defective is false; send the answer of /v1/inspect")
         for name, code in question.codes.items():
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)
@@ -178,6 +205,6 @@ def _format_table(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _escape_formula(cell: Any) -> Any:
-    """Prefix text that a spreadsheet would run as a formula with an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+def _escape_formulas(row: Sequence[Any]) -> list[Any]:
+    """Prefix cells that a spreadsheet would run as formulas with an apostrophe; the readers of labels remove it."""
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell for cell in row]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from steel.data.formats.submission import SubmissionFormat
-from steel.data.images import find_images
+from steel.data.images import find_candidates
 from steel.decision import bundle
 from steel.decision.monitor import Monitor
 from steel.devices import choose_device, prepare_process
@@ -97,7 +97,7 @@ def inspect(
     torch_device = choose_device(device)
     prepare_process(torch_device)
     module, about = bundle.read(model, torch_device)
-    paths = {} if watch else name_images(find_images(images))
+    paths = {} if watch else name_images(find_candidates(images))
     classes, folder, source = about.classes, Path(out), ModelFile.from_path(Path(model))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)

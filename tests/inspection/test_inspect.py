@@ -24,6 +24,7 @@ from steel.data import rle
 from steel.inspection import parquet
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.records import Record, Unreadable
+from steel.inspection.tables import Tables
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +378,31 @@ def test_a_killed_process_can_be_resumed(model: Path, tmp_path: Path) -> None:
         assert run.returncode == -signal.SIGKILL
     assert main([*args, f"--out={out}", "--resume"]) == 0
     require_equal(out, tmp_path / "whole")
+
+
+def test_links_folders_and_pipes_with_names_of_images_are_reported(model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "a.jpg").symlink_to("gone.jpg")
+    (folder / "b.jpg").symlink_to("b.jpg")
+    (folder / "c.jpg").mkdir()
+    os.mkfifo(folder / "d.jpg")
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder), f"--out={out}"]) == 0
+    errors = {row["image"]: row["error"] for row in read(out / "results.csv") if row["error"]}
+    assert list(errors) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert "No such file" in errors["a.jpg"]
+    assert "symbolic links" in errors["b.jpg"]
+    assert "is a folder, a pipe or a device" in errors["c.jpg"]
+    assert "is a folder, a pipe or a device" in errors["d.jpg"]
+
+
+def test_two_processes_cannot_write_to_one_folder(
+    model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    running = Tables(out, ["spot", "never"], form="new", shard=None, resume=False)
+    args = ("inspect", model, folder, f"--out={out}", "--resume")
+    assert "another steel inspect is writing to" in refused(*args)
+    running.close()
+    assert main([str(arg) for arg in args]) == 0
+    assert len(read(out / "results.csv")) == 9

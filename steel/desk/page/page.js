@@ -239,8 +239,13 @@ async function saveVerdict(verdict) {
     image: image.file.name, size, verdict, defective, codes, inspector: $("#inspector").value,
     class: verdict === "agree" ? null : $("#verdict-class").value || null,
   };
-  const response = await request(`v1/verdicts/${digest}`, {
+  const save = () => request(`v1/verdicts/${digest}`, {
     method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+  });
+  const response = await save().catch(async (error) => {
+    if (error.status !== 404) throw error;
+    await inspect(image.file); // the service was restarted and knows only the images that it has inspected since
+    return save();
   });
   verdicts.set(digest, await response.json());
   $("#verdict-class").value = "";

@@ -4,7 +4,12 @@ const TOKEN = "steel-token";
 const MAX_RETRIES = 30;
 
 /** An answer other than success, with the service's own explanation. */
-export class ServiceError extends Error {}
+export class ServiceError extends Error {
+  constructor(message, status = null) {
+    super(message);
+    this.status = status;
+  }
+}
 
 let tokenRequest = null; // one dialog for all requests that wait for the token
 
@@ -39,7 +44,7 @@ export async function request(path, options = {}) {
       await sleep(Number(response.headers.get("Retry-After") ?? 1) * (0.5 + Math.random()));
     } else {
       const body = await response.json().catch(() => ({}));
-      throw new ServiceError(body.detail ?? `The service answered with status ${response.status}.`);
+      throw new ServiceError(body.detail ?? `The service answered with status ${response.status}.`, response.status);
     }
   }
 }
