@@ -6,7 +6,7 @@ One thread runs the inspector, so that thresholds set for one request never affe
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,10 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 class Thresholds(NamedTuple):
-    """The thresholds that a request may override; see `OperatingPoint`."""
+    """The thresholds that a request may override, in single precision, as the module compares them."""
 
     gate: float
     label: tuple[float, ...]
+
+    @classmethod
+    def round(cls, gate: float, label: Sequence[float]) -> "Thresholds":
+        """Round thresholds to single precision; see `OperatingPoint`."""
+        return cls(float(np.float32(gate)), tuple(np.float32(label).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Batcher:
         queue_size: Largest number of images waiting or being inspected.
 
     Attributes:
-        thresholds: Thresholds of the operating point, rounded to single precision as the module compares them.
+        thresholds: Thresholds of the operating point.
         num_reserved: Number of reserved places in the queue.
         on_batch: Called with the number of images of every batch.
     """

@@ -85,7 +85,7 @@ async def _read_uploads(request: Request, name: str, max_images: int) -> list[Up
 
 def _draw(inspected: Inspected, classes: Sequence[str]) -> Response:
     image, decision, answer = inspected
-    picture = draw_decision(answer.name, image, decision, classes=classes, defective=answer.defective)
+    picture = draw_decision(answer.name, image, decision, classes=classes)
     png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     return Response(png, media_type="image/png")
 
