@@ -31,8 +31,8 @@ _MOST_CODE = 1 << 26  # bytes by which an archive may grow when it is unpacked; 
 
 # Objects in the pickles of a program, apart from its own classes. `torch.classes` are classes of C++, which can act.
 _OBJECTS = re.compile(
-    r"__torch__(?!\.torch\.classes\b)[\w.]* \w+|collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_tensor_v2"
-    r"|torch\.jit\._pickle (build_(int|double|bool|tensor)list|restore_type_tag)"
+    r"__torch__(?!\.torch\.classes\b)[\w.]* \w+|collections OrderedDict|torch \w+Storage"
+    r"|torch\._utils _rebuild_tensor_v2|torch\.jit\._pickle (build_(int|double|bool|tensor)list|restore_type_tag)"
 )
 
 _UNREADABLE = (

@@ -73,7 +73,7 @@ def _convert(kind: Any, plain: Any, name: str) -> Any:
 
 
 def _require(kind: Any, plain: Any, name: str) -> Any:
-    """Return a value after checking its type; the last of several is named in the error. A bool is not a number here."""
+    """Return a value after checking its type. A bool is not a number. The error names the last of several types."""
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         expected = kind[-1] if isinstance(kind, tuple) else kind
         raise TypeError(f"{name} must be {expected.__name__}, got {_shorten(plain)}")

@@ -32,7 +32,7 @@ class Thresholds(NamedTuple):
     @classmethod
     def round(cls, gate: float, label: Sequence[float]) -> "Thresholds":
         """Round thresholds to single precision; see `OperatingPoint`."""
-        return cls(float(np.float32(gate)), tuple(np.float32(label).tolist()))
+        return cls(float(np.float32(gate)), tuple(np.asarray(label, np.float32).tolist()))
 
 
 @dataclass(frozen=True, eq=False)

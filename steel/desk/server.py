@@ -42,7 +42,7 @@ def serve(
 ) -> None:
     """Serve an exported file over HTTP, with a web page for the inspectors at the line.
 
-    An exported file contains code. Use files from sources that you trust, and give --digest to be sure which file it is.
+    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
     The page is at /, and the documentation of the HTTP API at /docs. If the environment variable STEEL_TOKEN is set,
     clients must send it. SIGTERM or Ctrl-C stops the service after it has answered all accepted requests.
 

@@ -48,7 +48,7 @@ def inspect(
 ) -> None:
     """Inspect images with an exported file.
 
-    An exported file contains code. Use files from sources that you trust, and give --digest to be sure which file it is.
+    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures

@@ -56,7 +56,7 @@ def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch
         device: The device of the module.
     """
     inspection = module(torch.from_numpy(np.stack(images)).to(device))
-    is_defective = inspection[0] >= module.gate  # type: ignore[operator]
+    is_defective = inspection[0] >= module.gate
     called, gate, *others = (tensor.cpu().numpy() for tensor in (is_defective, *inspection))
     return [
         Decision(bool(is_called), float(p), *row)
