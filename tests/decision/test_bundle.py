@@ -161,19 +161,14 @@ def test_metadata_that_are_damaged_or_of_another_program_are_refused(
         bundle.load(other)
 
 
-@pytest.mark.parametrize("text", ["[1", "[]", "5", "null", '"x"', "", "[" * 10**5, b"\xff\xfe{}", '{"classes": []}'])
-def test_metadata_that_are_no_json_object_are_refused(
-    text: str | bytes, model: Path, refused: Callable[..., str]
-) -> None:
+@pytest.mark.parametrize("text", [b"[1", b"[]", b"5", b"null", b"", b"[" * 10**5, b"\xff\xfe{}", b'{"classes": []}'])
+def test_metadata_that_are_no_json_object_are_refused(text: bytes, model: Path, refused: Callable[..., str]) -> None:
     with zipfile.ZipFile(model) as whole:
         records = {name: whole.read(name) for name in whole.namelist()}
     with zipfile.ZipFile(model, "w") as changed:
         for name, record in records.items():
-            is_metadata = name.endswith(bundle.METADATA)
-            changed.writestr(name, (text if isinstance(text, bytes) else text.encode()) if is_metadata else record)
-    assert f"the metadata of {model} are damaged (" in refused(
-        "inspect", model, write_images(model.parent / "i", num=2)
-    )
+            changed.writestr(name, text if name.endswith(bundle.METADATA) else record)
+    assert f"the metadata of {model} are damaged (" in refused("inspect", model, "images", "--device=cpu")
 
 
 def test_a_program_with_fewer_classes_than_its_metadata_is_refused(model: Path, tmp_path: Path) -> None:
@@ -186,8 +181,8 @@ def test_a_program_with_fewer_classes_than_its_metadata_is_refused(model: Path, 
     module, about = bundle.load(model)
     inspector = Inspector(OneClass(), module.segmenter, about.operating_point).eval()
     program = bundle.Program(inspector, module.example, tolerance=1e-5)
+    bundle.write(program, about, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"do not match its program \(classes: 2 and 1\)"):
-        bundle.write(program, about, tmp_path / "other.pt")
         bundle.load(tmp_path / "other.pt")
     program.example_classes = program.example_classes.expand(1, 2)
     bundle.write(program, about, tmp_path / "other.pt")
