@@ -207,7 +207,6 @@ static bool check_bytes(const std::string& path, const std::string& bytes, const
   const size_t content = bytes.size() < 64 ? 0 : bytes.size() - 64;
   if (content < name.size() || bytes.compare(content - name.size(), name.size(), name) != 0) {
     check_records(path, bytes);
-    std::cerr << "inspect: " << path << " carries no digest of its content; export it again" << std::endl;
     return false;
   }
   if (bytes.substr(content) != sha256(bytes, content))
@@ -231,8 +230,9 @@ static Module load(const std::string& path, torch::Device device, const std::str
   if (extra["inspector.json"].empty() || !module.find_method("self_test"))
     throw InputError(path + " is a TorchScript program, but not an inspector; `steel export` writes one");
   // Files that were written with a digest say so in their metadata.
-  if (extra["inspector.json"].find("\"sealed\": true") != std::string::npos && !is_sealed)
+  if (!is_sealed && extra["inspector.json"].find("\"sealed\": true") != std::string::npos)
     throw InputError(path + " is damaged: the digest at its end is missing; copy it again");
+  if (!is_sealed) std::cerr << "inspect: " << path << " carries no digest of its content; export it again" << std::endl;
   module.eval();
   module = torch::jit::freeze(module, std::vector<std::string>{
       "probabilities", "decide", "point", "self_test", "example", "flips", "gate", "label", "pixel", "smallest_spot",
