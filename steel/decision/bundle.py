@@ -137,7 +137,8 @@ def load(
             )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
-    if not all(hasattr(module, name) for name in (*_KEPT, *_STORED)):
+    tensors = (getattr(module, name, None) for name in ("example", *_STORED, *Point._fields))
+    if not all(hasattr(module, name) for name in _KEPT) or not all(isinstance(x, Tensor) for x in tensors):
         raise InputError(f"{path} is a TorchScript program, but not an inspector; `steel export` writes one")
     for parameter in module.parameters():  # those of older files require gradients
         parameter.requires_grad_(False)
@@ -180,7 +181,8 @@ def _find_mismatch(about: About, module: torch.jit.ScriptModule) -> str:
     for name, (ours, theirs) in found.items():
         if ours != theirs:
             return f"{name}: {ours} and {theirs}"
-    for name, ours, stored in zip(Point._fields, point.to_tensors(), module.point(), strict=True):
+    for name, ours in point.to_tensors()._asdict().items():
+        stored = getattr(module, name)
         if not torch.equal(ours.to(stored), stored):
             return f"{name}: {ours.tolist()} and {stored.tolist()}"
     return ""
