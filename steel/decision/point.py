@@ -74,7 +74,7 @@ class OperatingPoint:
 
     def _check(self) -> None:
         thresholds = dict.fromkeys(("gate", "label", "pixel"), ("in [0, 1]", 0, 1))
-        sizes = dict.fromkeys(("smallest_spot", "smallest_area"), ("at least 0 pixels", 0, np.inf))
+        sizes = dict.fromkeys(("smallest_spot", "smallest_area"), ("in [0, 1e15] pixels", 0, 1e15))
         for name, (expected, low, high) in (thresholds | sizes).items():
             for value in np.ravel(getattr(self, name)).tolist():
                 if not low <= value <= high:

@@ -11,6 +11,7 @@ from steel import overlays
 from steel.data import rle
 from steel.data.spots import list_spots
 from steel.decision.about import About
+from steel.decision.tuning import Tuning
 from steel.desk.batching import Thresholds
 from steel.inspection.pipeline import Decision
 from steel.versions import read_version
@@ -58,7 +59,7 @@ class ImageAnswer(BaseModel):
     size: Size = Field(examples=[[256, 1600]])
     gate_probability: Probability = Field(description="The largest class probability.", examples=[0.97])
     class_probabilities: dict[str, float] = Field(examples=[{"1": 0.01, "2": 0.0, "3": 0.97, "4": 0.02}])
-    defective: bool = Field(description="Whether `gate_probability` is at least the gate.")
+    defective: bool = Field(description="Whether `gate_probability` is at least the gate, in single precision.")
     codes: Codes
     spots: list[SpotAnswer]
 
@@ -92,6 +93,7 @@ class ModelAnswer(BaseModel):
     tuned: dict[str, Any] | None = Field(
         description="How `steel tune` chose the operating point, and the performance it expects; null if not tuned."
     )
+    digest: str | None = Field(description="SHA-256 of the exported file, as `sha256sum` prints it.")
     versions: dict[str, str | None] = Field(
         description="Packages that exported the model.", examples=[{"torch": "2.11.0"}]
     )
@@ -150,15 +152,22 @@ def describe_model(about: About, thresholds: Thresholds, mm_per_pixel: float | N
         ],
         gate=thresholds.gate,
         operating_point=about.operating_point.to_dict(),
-        tuned=about.tuned.to_dict() if about.tuned else None,
+        tuned=_describe_tuning(about.tuned) if about.tuned else None,
+        digest=about.sha256,
         versions=dict(about.versions),
         service=read_version(),
         mm_per_pixel=mm_per_pixel,
     )
 
 
+def _describe_tuning(tuned: Tuning) -> dict[str, Any]:
+    # Without the path of the dataset, which belongs to the machine that chose the operating point.
+    plain = tuned.to_dict()
+    return plain | {"chosen_on": {key: value for key, value in plain["chosen_on"].items() if key != "root"}}
+
+
 def describe_decision(
-    name: str, data: bytes, decision: Decision, gate: float, *, classes: Sequence[str], mm_per_pixel: float | None
+    name: str, data: bytes, decision: Decision, *, classes: Sequence[str], mm_per_pixel: float | None
 ) -> ImageAnswer:
     """Return the answer for one image.
 
@@ -166,7 +175,6 @@ def describe_decision(
         name: Name that the client gave the image.
         data: Content of the image file.
         decision: The decision.
-        gate: Gate used for this request.
         classes: Names of the C classes.
         mm_per_pixel: Side of a pixel in mm; None if unknown.
     """
@@ -185,7 +193,7 @@ def describe_decision(
         size=(height, width),
         gate_probability=decision.gate_probability,
         class_probabilities=dict(zip(classes, decision.class_probabilities.tolist(), strict=True)),
-        defective=decision.gate_probability >= gate,
+        defective=decision.is_defective,
         codes={name: rle.encode(mask) for name, mask in zip(classes, decision.masks, strict=True)},
         spots=spots,
     )

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +25,15 @@ _log = logging.getLogger(__name__)
 
 
 class Thresholds(NamedTuple):
-    """The thresholds that a request may override; see `OperatingPoint`."""
+    """The thresholds that a request may override, in single precision, as the module compares them."""
 
     gate: float
     label: tuple[float, ...]
+
+    @classmethod
+    def round(cls, gate: float, label: Sequence[float]) -> "Thresholds":
+        """Round thresholds to single precision; see `OperatingPoint`."""
+        return cls(float(np.float32(gate)), tuple(np.asarray(label, np.float32).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +60,7 @@ class Batcher:
         queue_size: Largest number of images waiting or being inspected.
 
     Attributes:
-        thresholds: Thresholds of the operating point, rounded to single precision as the module compares them.
+        thresholds: Thresholds of the operating point.
         num_reserved: Number of reserved places in the queue.
         on_batch: Called with the number of images of every batch.
     """

@@ -120,7 +120,7 @@ class Desk:
         tuned = self.batcher.thresholds
         if label and len(label) != len(self.classes):
             raise InvalidRequestError(f"label must have {len(self.classes)} values, one per class, got {len(label)}")
-        return Thresholds(tuned.gate if gate is None else gate, tuple(label) or tuned.label)
+        return Thresholds.round(tuned.gate if gate is None else gate, label or tuned.label)
 
     def save_verdict(self, digest: str, question: VerdictQuestion) -> VerdictAnswer:
         """Save a verdict on an image that this desk has inspected.
@@ -154,7 +154,7 @@ class Desk:
             decision = await asyncio.wrap_future(self.batcher.submit(image, thresholds))
         except InspectorError as error:
             return error
-        answer = await asyncio.to_thread(self._describe, *upload, decision, thresholds.gate)
+        answer = await asyncio.to_thread(self._describe, *upload, decision)
         self._remember(answer)
         if thresholds == self.batcher.thresholds:
             self._record(image, decision, answer.defective)

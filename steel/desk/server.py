@@ -38,9 +38,11 @@ def serve(
     wait_ms: float = 5,
     batch_size: int = 8,
     device: str = "auto",
+    digest: str | None = None,
 ) -> None:
     """Serve an exported file over HTTP, with a web page for the inspectors at the line.
 
+    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
     The page is at /, and the documentation of the HTTP API at /docs. If the environment variable STEEL_TOKEN is set,
     clients must send it. SIGTERM or Ctrl-C stops the service after it has answered all accepted requests.
 
@@ -59,6 +61,7 @@ def serve(
         wait_ms: Longest time in milliseconds that an image waits to share a batch with others.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
+        digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
 
     Raises:
         InputError: An option is invalid, a file cannot be used, or the address cannot be listened on.
@@ -78,7 +81,7 @@ def serve(
         raise InputError(f"anyone could connect to {host}; set the environment variable STEEL_TOKEN or give --insecure")
     torch_device = choose_device(device)
     prepare_process(torch_device)
-    module, about = bundle.read(model, torch_device)
+    module, about = bundle.read(model, torch_device, digest)
     about = replace(about, classes=tuple(unique_class_names(about.classes)))
     with _listen(host, port) as listener:
         kept = Verdicts(verdicts, about.classes)
@@ -87,7 +90,8 @@ def serve(
         desk = Desk(batcher, about, kept, limits, mm_per_pixel=mm_per_pixel)
         app = build_app(desk, token, is_local=is_local and token is None and not insecure)
         address = f"[{host}]" if ":" in host else host
-        print(f"inspection desk at http://{address}:{listener.getsockname()[1]}; press Ctrl-C to stop", flush=True)
+        print(f"inspection desk at http://{address}:{listener.getsockname()[1]}; press Ctrl-C to stop")
+        print(f"{model}: SHA-256 {about.sha256}", flush=True)
         build_server(app, timeout).run(sockets=[listener])
 
 

@@ -109,7 +109,7 @@ async def _unless_client_hangs_up(request: Request, work: Coroutine[Any, Any, _R
 
 def _draw(inspected: Inspected, classes: Sequence[str]) -> Response:
     image, decision, answer = inspected
-    picture = draw_decision(answer.name, image, decision, classes=classes, defective=answer.defective)
+    picture = draw_decision(answer.name, image, decision, classes=classes)
     png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     return Response(png, media_type="image/png")
 

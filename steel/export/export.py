@@ -1,5 +1,6 @@
 """`steel export`: writes an inspector as one file, and proves that it equals the trained networks."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -89,7 +90,9 @@ def export(
             cost = parity.describe_cost(assembly.inspector, readers[-1].read(), load_batches())
             print(f"{precision} compared with fp32: {cost}")
     print(assembly.describe_gate())
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), SHA-256 {digest}")
 
 
 class _Reader(NamedTuple):

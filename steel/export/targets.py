@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steel.decision.about import About
-from steel.decision.bundle import METADATA
+from steel.decision.archive import METADATA
 from steel.decision.inspector import Inspection, Inspector, Probabilities
 from steel.decision.point import OperatingPoint, calibrate
 from steel.errors import InputError

@@ -44,8 +44,11 @@ def inspect(
     out: str = "inspected",
     batch_size: int = 8,
     device: str = "auto",
+    digest: str | None = None,
 ) -> None:
     """Inspect images with an exported file.
+
+    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
@@ -68,10 +71,11 @@ def inspect(
         out: Output folder.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
+        digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
 
     Raises:
-        InputError: An option is out of range or excludes another, no image is found or readable, or the output folder
-            holds another run.
+        InputError: An option is out of range or excludes another, the model cannot be used, no image is found or
+            readable, or the output folder holds another run.
 
     Example:
         steel inspect inspector.pt NEW_IMAGES --report
@@ -92,13 +96,13 @@ def inspect(
     if engine == "ray":
         from steel.inspection import ray_engine
 
-        ray_engine.inspect(model, images, out, batch_size=batch_size, device=device)
+        ray_engine.inspect(model, images, out, batch_size=batch_size, device=device, digest=digest)
         return
     torch_device = choose_device(device)
     prepare_process(torch_device)
-    module, about = bundle.read(model, torch_device)
+    module, about = bundle.read(model, torch_device, digest)
     paths = {} if watch else name_images(find_candidates(images))
-    classes, folder, source = about.classes, Path(out), ModelFile.from_path(Path(model))
+    classes, folder, source = about.classes, Path(out), ModelFile(Path(model).name, str(about.sha256))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
@@ -121,7 +125,8 @@ def inspect(
 
         strip = Strip(tables.read(), mm_per_pixel, image_length)
         written.append(write_strip_report(folder, strip, source, classes, paths=paths))
-    _print_summary(tables, pipeline, written, about.reference.promise if about.reference else "")
+    promise = about.reference.promise if about.reference else ""
+    _print_summary(source, tables, pipeline, written, promise)
 
 
 def _parse_shard(text: str | None) -> Shard | None:
@@ -185,8 +190,15 @@ def _watch(pipeline: Pipeline, tables: Tables, folder: Path, *, batch_size: int,
         tables.finish()
 
 
-def _print_summary(tables: Tables, pipeline: Pipeline, written: list[Path], drift_promise: str) -> None:
-    """Print counts, drift warnings with their promise, and paths; raise an error if no image could be read."""
+def _print_summary(
+    source: ModelFile, tables: Tables, pipeline: Pipeline, written: list[Path], drift_promise: str
+) -> None:
+    """Print the model, counts, drift warnings with their promise, and paths.
+
+    Raises:
+        InputError: No image could be read.
+    """
+    print(f"{source.model}: SHA-256 {source.sha256}")
     results, num = tables.paths[0], len(tables.done)
     print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:
