@@ -7,7 +7,7 @@ Code above this module knows neither CSV columns nor that classes count from 1 i
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,6 +155,18 @@ def read_annotations(root: str | Path, num_classes: int | None = None) -> Annota
     return annotations
 
 
+def list_unlabelled(paths: Sequence[Path]) -> Annotations:
+    """Return a table of images in any folder, without labels and with one unnamed class.
+
+    Raises:
+        InputError: An image is unreadable.
+    """
+    sizes = np.array([images.read_size(path) for path in paths], np.int32)
+    names, groups = np.array([path.name for path in paths]), np.arange(len(paths))
+    runs, offsets = np.zeros(0, np.int32), np.zeros(len(paths) + 1, np.int64)
+    return Annotations(paths[0].parent, names, sizes, groups, ("",), runs, offsets)
+
+
 def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     """Read the valid labels of a dataset and list all errors; otherwise like `read_annotations`.
 
@@ -209,7 +221,7 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             remedy = (
                 "rename the file" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1 or rename the file"
             )
-            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}rename the file"
+            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
             findings.append(Finding(path, None, "file name", message))
         except InputError as error:
             message = f"the image {str(error).removeprefix(f'{path} ')}"

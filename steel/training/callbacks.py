@@ -244,7 +244,7 @@ class Summary(Callback):
         parts = ", ".join([encoder, init["decoder"]] if "decoder" in init else [encoder])
         num_parameters = sum(parameter.numel() for parameter in pl_module.parameters()) / 1e6
         weights = f"weights {init['weights']}" if init["weights"] else "random weights"
-        source = pl_module.network.weights_source  # empty in a resumed run, which loads none
+        source = getattr(pl_module.network, "weights_source", "")  # empty in a resumed run, which loads none
         weights += f" ({source})" if source else ""
         images = ", ".join(f"{len(data.split.indices(part)):,} {part}" for part in ("train", "val", "test"))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
