@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steel.data import images, rle
 from steel.data.runs import areas
-from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown
+from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown, suggest_conversion
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError
 from steel.progress import track
@@ -180,7 +180,9 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         )
     csv, folder = root / "train.csv", root / "train_images"
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}; put the images there")
+        raise InputError(
+            f"no folder {folder}; put the images there, or convert another layout: {suggest_conversion(root)}"
+        )
     names, sizes, findings = _read_sizes(folder)
     rows, num_rows, row_findings = parse(csv)
     largest = max((row.class_id for row in rows if row.code), default=0)

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any, Literal, cast
 
@@ -210,7 +211,9 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         last = self._folder / "checkpoints" / "last.ckpt"
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero and last.is_file():
-            print(f"stopped: {self._folder}; to resume, repeat the command with --ckpt_path {last}")
+            # The whole command, since another command such as `steel demo` may have started the run.
+            command = f"steel fit --config {quote(str(self._folder / 'config.yaml'))} --ckpt_path {quote(str(last))}"
+            print(f"stopped: {self._folder}; to resume: {command}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ from steel.training.callbacks import BestCheckpoint, LastCheckpoint
 from steel.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from steel.training.checkpoints import TASKS, find_checkpoint, import_task, require_data
 from steel.training.finders import FINDERS, FoundValues, list_found
-from steel.training.messages import filter_messages
+from steel.training.messages import explain_model, filter_messages
 from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.rebuilding import list_defaults, name_task
 from steel.training.tasks import Task
@@ -120,6 +120,8 @@ class SteelCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, argparse.ArgumentError) as error:
+            if sentence := explain_model(str(error)):
+                raise InputError(sentence) from error
             options = list_options(self._parser(args[0])) + [
                 f"--model.{name}" for task in TASKS.values() for name in inspect.signature(task).parameters
             ]
@@ -185,6 +187,8 @@ class SteelCLI(LightningCLI):
             self.datamodule.setup("fit")
             monitors = [(key, self.config.fit[key].monitor) for key in ("best", "early_stopping")]
             check_monitors(monitors, self.model, self.datamodule, self.trainer)
+            if not self.datamodule.annotations.labels[self.datamodule.split.indices("train")].any():
+                print("warning: no image of train has a defect, so the network can only learn that all steel is clean")
         if self._checkpoint is None:
             return
         path = Path(str(self.config[self.subcommand].ckpt_path))

@@ -65,7 +65,7 @@ class RebuildableModule(LightningModule):
                 )
 
     def _list_arguments(self) -> dict[str, Any]:
-        names = {*self.init, *(parameter.name for parameter in _list_parameters(type(self)))}
+        names = {*self.init, *(parameter.name for parameter in list_parameters(type(self)))}
         return {name: value for name, value in self.hparams.items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -185,10 +185,11 @@ def is_checkpoint_of(cls: type, about: Mapping[str, Any]) -> bool:
 
 def list_defaults(cls: type) -> dict[str, Any]:
     """Return the arguments of a task and of the classes that it extends, with their defaults."""
-    return {one.name: one.default for one in _list_parameters(cls) if one.default is not one.empty}
+    return {one.name: one.default for one in list_parameters(cls) if one.default is not one.empty}
 
 
-def _list_parameters(cls: type) -> list[inspect.Parameter]:
+def list_parameters(cls: type) -> list[inspect.Parameter]:
+    """Return the parameters of the constructors of a task and of the classes that it extends."""
     signatures = [inspect.signature(base.__init__) for base in reversed(list(_list_classes(cls)))]  # type: ignore[misc]
     return [parameter for signature in signatures for parameter in signature.parameters.values()]
 
