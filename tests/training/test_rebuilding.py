@@ -19,6 +19,12 @@ from steel.training.checkpoint_files import read_checkpoint
 from steel.training.checkpoints import load_task
 from steel.training.tasks import DefectClassifier, DefectSegmenter
 
+# Lightning warns about its own calls, and of a loader without worker processes.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
 TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": (16, 8, 8), "scale": 0.25}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
