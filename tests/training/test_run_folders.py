@@ -3,6 +3,7 @@
 import csv
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -137,14 +138,14 @@ def test_a_run_with_another_logger_is_resumed_in_place(
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     def fail(*_: object) -> None:
         raise InputError("out of order")
 
     with monkeypatch.context() as patch:
         patch.setattr(Task, "training_step", fail)
-        assert main(fit_args("classifier", root, tmp_path)) == 2
+        assert "out of order" in refused(*fit_args("classifier", root, tmp_path))
     assert not list(tmp_path.rglob("version_*"))
     fit(root, tmp_path)
     [run] = (tmp_path / "lightning_logs" / "classifier").iterdir()
@@ -153,7 +154,8 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
     files = list_files(run)
     with monkeypatch.context() as patch:
         patch.setattr(Task, "training_step", fail)
-        assert main([*fit_args("classifier", root, tmp_path), "--trainer.max_epochs=2", "--ckpt_path=last"]) == 2
+        more = ("--model.lr=0.01", "--trainer.max_epochs=2", "--ckpt_path=last")
+        assert "out of order" in refused(*fit_args("classifier", root, tmp_path), *more)
     assert set(files) <= set(list_files(run))
 
 
