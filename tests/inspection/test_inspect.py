@@ -345,7 +345,9 @@ def test_shards_can_be_read_as_one_table(model: Path, whole: Path, tmp_path: Pat
     sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=2/3")
     assert f"{out / 'results-2-of-3.csv'} is from an earlier run; add to it with --resume" in sentence
     assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--shard=2/3", "--resume"]) == 0
-    assert "is a folder with the results of shards" in refused("inspect", model, whole / "in", f"--out={out}")
+    assert "holds the results of an earlier run" in refused("inspect", model, whole / "in", f"--out={out}")
+    sentence = refused("inspect", model, whole / "in", f"--out={out}", "--resume")
+    assert "is a folder with the results of shards" in sentence
     unsharded = shutil.copytree(whole / "out", tmp_path / "unsharded")
     assert "holds the results of a whole run" in refused(
         "inspect", model, whole / "in", f"--out={unsharded}", "--shard=1/2"
