@@ -177,6 +177,7 @@ def my_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("my_tasks", None)
 
 
+@pytest.mark.slow  # three runs, tune, evaluate and export
 @pytest.mark.usefixtures("my_tasks")
 def test_a_subclass_goes_from_fit_to_export(root: Path, tmp_path: Path) -> None:
     conf = Path(__file__).resolve().parents[2] / "conf"
