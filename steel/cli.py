@@ -1,5 +1,6 @@
 """The `steel` command. It only dispatches: each command is a function in the module that does its work."""
 
+import errno
 import importlib
 import os
 import sys
@@ -41,6 +42,10 @@ COMMANDS = {name: target for group in _GROUPS.values() for name, (target, _) in 
 _CONFIG_HELP = "File with options for this command, in the format that --print_config prints."
 
 
+# Options that continue after a full disk.
+_RESUME = {"inspect": " with --resume", "fit": " with --ckpt_path last"}
+
+
 def _print_help() -> None:
     print("usage: steel COMMAND [options]\n\nFind and outline surface defects on rolled steel strip.")
     print('Run "steel COMMAND --help" for the options and examples of a command.')
@@ -78,6 +83,9 @@ def main(args: Sequence[str] | None = None) -> int:
     # An OSError names the file and the cause, such as a full disk or a missing permission.
     except (InputError, OSError) as error:
         status, sentence = 2, str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            command = next(iter(sys.argv[1:] if args is None else args), "")
+            sentence += f"; free some space and repeat the command{_RESUME.get(command, '')}"
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

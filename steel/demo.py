@@ -50,15 +50,16 @@ def _fit(task: str, root: str, out: Path) -> str:
     return str(find_checkpoint("best", out / "lightning_logs", task))
 
 
-def demo(*, out: str = "lightning_logs/demo", seed: int = 0) -> None:
+def demo(*, out: str = "lightning_logs/demo", seed: int = 0, force: bool = False) -> None:
     """Run the whole workflow on a synthetic dataset: synth, split, explore, fit, tune, evaluate, export, inspect.
 
     Args:
-        out: Folder to write to; an earlier demo in it is replaced.
+        out: Folder to write to; a demo in it that was interrupted is replaced.
         seed: Seed of the synthetic images.
+        force: Also replace a finished demo.
 
     Raises:
-        InputError: The folder contains files that are not from a demo.
+        InputError: The folder contains a finished demo, or files that are not from a demo.
 
     Example:
         steel demo
@@ -66,7 +67,7 @@ def demo(*, out: str = "lightning_logs/demo", seed: int = 0) -> None:
     """
     start = time.monotonic()
     folder = Path(out)
-    _clear(folder)
+    _clear(folder, force)
     root, point, model = (str(folder / name) for name in ("data", "operating_point.yaml", "inspector.pt"))
     _print_step("1 of 8: create a synthetic dataset")
     synth(root, num_images=NUM_IMAGES, seed=seed)
@@ -90,13 +91,17 @@ def demo(*, out: str = "lightning_logs/demo", seed: int = 0) -> None:
     _summarise(folder, time.monotonic() - start)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, force: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "demo").is_file():
             raise InputError(f"{folder} contains files that are not from a demo; choose a new folder with --out")
+        if (folder / "summary.json").is_file() and not force:  # it is written last
+            raise InputError(f"{folder} contains a finished demo; choose a new folder with --out, or add --force")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "demo").write_text("written by steel demo, which replaces this folder\n")
+    (folder / "demo").write_text(
+        "written by steel demo, which replaces this folder if it is unfinished, or with --force\n"
+    )
 
 
 def _summarise(folder: Path, seconds: float) -> None:

@@ -270,7 +270,20 @@ def test_output_to_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, caps
     with open("/dev/full", "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["info"]) == 2
-    assert capsys.readouterr().err == f"steel: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '<stdout>'\n"
+    reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '<stdout>'"
+    assert capsys.readouterr().err == f"steel: {reason}; free some space and repeat the command\n"
+
+
+@pytest.mark.parametrize(("command", "option"), [("inspect", "--resume"), ("fit", "--ckpt_path last")])
+def test_a_full_disk_names_the_option_that_continues(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.csv")
+
+    monkeypatch.setattr("steel.cli._dispatch", fail)
+    assert main([command]) == 2
+    assert capsys.readouterr().err.endswith(f"'results.csv'; free some space and repeat the command with {option}\n")
 
 
 def test_commands_run_without_stdout_and_stderr(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from steel.cli import main
 from steel.data.annotations import read_annotations
 from steel.data.splits import read_split
+from steel.errors import InputError
 
 
 @pytest.mark.slow
@@ -37,6 +38,27 @@ def test_the_demo_reaches_its_scores(tmp_path: Path) -> None:
     assert len(rows) == 4 * len(split.indices("test"))
     assert (out / "inspector.pt").is_file()
     assert list((out / "evaluation" / "pictures").glob("*.png"))
+
+
+def test_a_finished_demo_is_replaced_only_by_force(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").write_text("written by steel demo")
+    (tmp_path / "inspector.pt").write_text("of an interrupted demo")
+
+    def stop(*_: object, **__: object) -> None:
+        raise InputError("stopped after the folder was cleared")
+
+    monkeypatch.setattr("steel.demo.synth", stop)
+    assert "stopped after" in refused("demo", f"--out={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    (tmp_path / "summary.json").write_text("{}")
+    assert f"{tmp_path} contains a finished demo; choose a new folder with --out" in refused(
+        "demo", f"--out={tmp_path}"
+    )
+    assert (tmp_path / "summary.json").is_file()
+    assert "stopped after" in refused("demo", f"--out={tmp_path}", "--force")
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_the_demo_refuses_a_folder_with_other_files(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -7,7 +7,7 @@ Code above this module knows neither CSV columns nor that classes count from 1 i
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steel.data import images, rle
 from steel.data.runs import Offsets, Runs, areas, intersect
-from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown
+from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown, suggest_conversion
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError
 from steel.progress import track
@@ -182,6 +182,18 @@ def read_annotations(root: str | Path, num_classes: int | None = None) -> Annota
     return annotations
 
 
+def list_unlabelled(paths: Sequence[Path]) -> Annotations:
+    """Return a table of images in any folder, without labels and with one unnamed class.
+
+    Raises:
+        InputError: An image is unreadable.
+    """
+    sizes = np.array([images.read_size(path) for path in paths], np.int32)
+    names, groups = np.array([path.name for path in paths]), np.arange(len(paths))
+    runs, offsets = np.zeros(0, np.int32), np.zeros(len(paths) + 1, np.int64)
+    return Annotations(paths[0].parent, names, sizes, groups, ("",), runs, offsets)
+
+
 def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     """Read the valid labels of a dataset and list all errors; otherwise like `read_annotations`.
 
@@ -195,7 +207,9 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         )
     csv, folder = root / "train.csv", root / "train_images"
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}; put the images there")
+        raise InputError(
+            f"no folder {folder}; put the images there, or convert another layout: {suggest_conversion(root)}"
+        )
     names, sizes, findings = _read_sizes(folder)
     rows, num_rows, row_findings = parse(csv)
     largest = max((row.class_id for row in rows if row.code), default=0)
@@ -237,7 +251,7 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             remedy = (
                 "rename the file" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1 or rename the file"
             )
-            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}rename the file"
+            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
             findings.append(Finding(path, None, "file name", message))
         except InputError as error:
             message = f"the image {str(error).removeprefix(f'{path} ')}"

@@ -28,6 +28,7 @@ Sizes = NDArray[np.int32]
 MAX_CLASSES = 8  # each class is one bit of a uint8 plane
 CLASS_IDS = tuple(str(c + 1) for c in range(MAX_CLASSES))
 _NEW_FORM = ("ImageId", "ClassId", "EncodedPixels")
+_FROM_ZERO = "ids seem to start at 0, so add 1 to every id"
 _OLD_FORM = ("ImageId_ClassId", "EncodedPixels")
 
 
@@ -56,13 +57,18 @@ def parse_rows(path: Path) -> tuple[list[Row], Table]:
         if 1 <= numbers[text] < 1_000_000_000:
             rows.append(Row(line, image, numbers[text], code))
         else:
-            message = f'the class must be a whole number from 1, got "{text[:40]}"; fix the row'
+            # Mending one row by hand would leave all other classes shifted by one.
+            remedy = _FROM_ZERO if parse_whole(text) == 0 else "fix the row"
+            message = f'the class must be a whole number from 1, got "{text[:40]}"; {remedy}'
             table.findings.append(Finding(path, line, "class", message))
     return rows, table
 
 
 def parse(path: Path) -> tuple[list[Row], int, list[Finding]]:
     """Parse a train.csv like `parse_rows`; return the valid rows, the number of all rows, and findings."""
+    if not path.exists():
+        remedy = f"add it, or convert other labels: {suggest_conversion(path.parent)}"
+        return [], 0, [Finding(path, None, "missing", f"there is no such file; {remedy}")]
     rows, table = parse_rows(path)
     if table.form == _NEW_FORM:
         for row in rows:
@@ -71,6 +77,21 @@ def parse(path: Path) -> tuple[list[Row], int, list[Finding]]:
                 table.findings.append(Finding(path, row.line, "empty code", message))
         rows = [row for row in rows if row.code]
     return rows, table.num_rows, table.findings
+
+
+def suggest_conversion(root: Path) -> str:
+    """Return the command that converts a folder to this layout, with the format that its subfolders look like."""
+    layouts = {
+        "masks": "masks",
+        "index": "index",
+        "SegmentationClass": "index",
+        "labels": "yolo",
+        "annotations": "coco",
+    }
+    has_masks = any("mask" in path.name.lower() for path in root.iterdir() if path.is_dir())
+    other = "masks" if has_masks else "FORMAT"
+    form = next((form for folder, form in layouts.items() if (root / folder).is_dir()), other)
+    return f"steel convert {root} NEW_FOLDER --from {form} --to severstal"
 
 
 def join_rows(
@@ -139,7 +160,8 @@ def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> 
     table = read_table(path, ("ClassId", "name")) if path.is_file() else Table((), 0, [], {}, [])
     ids, names, message = table.columns.get("ClassId", []), table.columns.get("name", []), ""
     if [parse_whole(text) for text in ids] != [c + 1 for c in range(len(ids))]:
-        names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; sort them"
+        remedy = f"{_FROM_ZERO}, also in train.csv" if "0" in ids else "sort them"
+        names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; {remedy}"
     elif len(ids) > MAX_CLASSES:
         names, message = [], f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
     elif num_classes and len(names) > num_classes:

@@ -46,8 +46,9 @@ def evaluate(
     Writes index.html (the report), evaluation.json, submission.csv and the pictures of the report.
 
     Args:
-        classifier: Checkpoint of the classifier; the probabilities of several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter; the probabilities of several, as [C.ckpt,D.ckpt], are averaged.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; the
+            probabilities of several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5. An exported file has its own.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         model: File written by `steel export`, instead of checkpoints.
@@ -64,7 +65,7 @@ def evaluate(
         InputError: The options contradict each other, a file cannot be read, or the dataset does not fit the networks.
 
     Example:
-        steel evaluate --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml --root data
+        steel evaluate --classifier best --segmenter best --operating_point point.yaml --root data
         steel evaluate --model inspector.pt --root data
     """
     require_at_least(0, tolerance=tolerance, num_pictures=num_pictures)

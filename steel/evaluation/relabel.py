@@ -47,8 +47,9 @@ def relabel(
 
     Args:
         root: Folder with train.csv and train_images.
-        classifier: Checkpoint of the classifier, or several, as [A.ckpt,B.ckpt], for instance of all folds.
-        segmenter: Checkpoint of the segmenter, or several, as [C.ckpt,D.ckpt].
+        classifier: Checkpoint of the classifier, or several, as [A.ckpt,B.ckpt], for instance of all folds; best or
+            last for that of the newest run in lightning_logs.
+        segmenter: Checkpoint of the segmenter, in the same way.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         num_pictures: Largest number of images to show on the page.
         out: Folder for page, list and pictures; earlier ones there are replaced.

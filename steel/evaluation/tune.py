@@ -129,8 +129,9 @@ def tune(
     With --scores, only calibration, gate and label thresholds are chosen, from the probabilities of other software.
 
     Args:
-        classifier: Checkpoint of the classifier; the probabilities of several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter; the probabilities of several, as [C.ckpt,D.ckpt], are averaged.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; the
+            probabilities of several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter, in the same way.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         root: Folder with train.csv and train_images.
         split: The part of the dataset to choose on. Scores on test are too optimistic if test is used here.
@@ -156,7 +157,7 @@ def tune(
         InputError: The options contradict each other, a file cannot be read, or the dataset does not fit the networks.
 
     Example:
-        steel tune --classifier C.ckpt --segmenter S.ckpt --root data --miss_cost 5 --out point.yaml
+        steel tune --classifier best --segmenter best --root data --miss_cost 5 --out point.yaml
         steel tune --scores scores.csv --aim recall --recall 0.98
     """
     require_at_least(1, num_new=num_new, batch_size=batch_size)

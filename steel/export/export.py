@@ -55,8 +55,9 @@ def export(
     written.
 
     Args:
-        classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; several,
+            as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
@@ -70,7 +71,7 @@ def export(
             are missing, weights are not finite in this precision, or the file differs from the trained networks.
 
     Example:
-        steel export --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml
+        steel export --classifier best --segmenter best --operating_point point.yaml
         steel export --classifier C.ckpt --segmenter S.ckpt --format onnx --out inspector.onnx
     """
     if format == "onnx":

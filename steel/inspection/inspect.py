@@ -68,14 +68,14 @@ def inspect(
         watch: Inspect images as they appear in the folder, until Ctrl-C, and print the latency.
         idle_seconds: Stop watching after this many seconds without a new image.
         engine: Run in this process (local) or on a Ray cluster (ray). Ray writes results.parquet only.
-        out: Output folder.
+        out: Output folder, without results of an earlier run unless it is continued with --resume.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
         digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
 
     Raises:
         InputError: An option is out of range or excludes another, the model cannot be used, no image is found or
-            readable, or the output folder holds another run.
+            readable, or the output folder holds results of another run.
 
     Example:
         steel inspect inspector.pt NEW_IMAGES --report
@@ -105,6 +105,7 @@ def inspect(
     classes, folder, source = about.classes, Path(out), ModelFile(Path(model).name, str(about.sha256))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)
+    _require_nothing_stale(folder, is_new=not (resume or part), report=report, coco=coco)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
     tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
     write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
@@ -143,6 +144,30 @@ def _refuse(is_refused: bool, reason: str, **options: object) -> None:
     for name, value in options.items():
         if is_refused and value not in (None, False):
             raise InputError(f"--{name} {reason}; leave it out")
+
+
+def _require_nothing_stale(folder: Path, *, is_new: bool, report: bool, coco: bool) -> None:
+    """Refuse to leave results of an earlier run beside those of this one, where they would pass for its own.
+
+    Args:
+        folder: The output folder.
+        is_new: Whether the run neither continues another one nor shares its folder.
+        report: Whether this run writes report.html.
+        coco: Whether this run writes the folder coco.
+
+    Raises:
+        InputError: The folder holds results that this run would not renew.
+    """
+    if is_new and not (folder / "results.csv.unfinished").exists():  # `Tables` reports an interrupted run
+        for name in ("results.csv", "results.parquet", "report.html", "coco", "overlays"):
+            if (folder / name).exists():
+                raise InputError(
+                    f"{folder} holds the results of an earlier run ({name}); choose another folder with --out, or add "
+                    f"to them with --resume"
+                )
+    for option, name, is_renewed in (("report", "report.html", report), ("coco", "coco", coco)):
+        if (folder / name).exists() and not is_renewed:
+            raise InputError(f"{folder / name} would lack the images of this run; add --{option}, or delete it")
 
 
 def _require_same_model(path: Path, source: ModelFile) -> None:

@@ -80,6 +80,10 @@ class Tables:
                 f"{self.unfinished[0]} belongs to an interrupted run; continue it with --resume, choose another folder "
                 f"with --out, or delete the file"
             )
+        if shard and not resume and self.paths[0].exists():
+            raise InputError(
+                f"{self.paths[0]} is from an earlier run; add to it with --resume, or choose another --out"
+            )
         self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
         self.num_defective = self.num_unreadable = 0

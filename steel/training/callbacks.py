@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any, Literal, cast
 
@@ -210,7 +211,9 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         last = self._folder / "checkpoints" / "last.ckpt"
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero and last.is_file():
-            print(f"stopped: {self._folder}; to resume, repeat the command with --ckpt_path {last}")
+            # The whole command, since another command such as `steel demo` may have started the run.
+            command = f"steel fit --config {quote(str(self._folder / 'config.yaml'))} --ckpt_path {quote(str(last))}"
+            print(f"stopped: {self._folder}; to resume: {command}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -244,7 +247,7 @@ class Summary(Callback):
         parts = ", ".join([encoder, init["decoder"]] if "decoder" in init else [encoder])
         num_parameters = sum(parameter.numel() for parameter in pl_module.parameters()) / 1e6
         weights = f"weights {init['weights']}" if init["weights"] else "random weights"
-        source = pl_module.network.weights_source  # empty in a resumed run, which loads none
+        source = getattr(pl_module.network, "weights_source", "")  # empty in a resumed run, which loads none
         weights += f" ({source})" if source else ""
         images = ", ".join(f"{len(data.split.indices(part)):,} {part}" for part in ("train", "val", "test"))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""

@@ -53,6 +53,12 @@ class _Reduce(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
+        # Floats in 0..1 would be read as almost black images. TorchScript knows no InputError.
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 1:
+            raise ValueError(
+                "images must be uint8 (N, 1, H, W), grey values from 0 to 255; convert floats from 0 to 1 with "
+                "(255 * images).round().to(torch.uint8)"
+            )
         x = images.to(self.mean.dtype)
         height, width = x.shape[2], x.shape[3]
         size = self.input_size

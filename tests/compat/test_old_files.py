@@ -87,6 +87,10 @@ def test_checkpoints_and_operating_point_give_the_old_results(old: Path, images:
 def test_a_checkpoint_rebuilds_its_task_and_describes_its_data(old: Path, name: str, task: type) -> None:
     loaded, about = load_task(old / f"{name}.ckpt", task)
     assert isinstance(loaded, task)
+    by_lightning = task.load_from_checkpoint(old / f"{name}.ckpt", num_classes=4)  # type: ignore[attr-defined]
+    assert by_lightning.init == loaded.init
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(by_lightning.state_dict()[key], value)
     assert about["data"]["classes"] == list(CLASSES)
     assert [len(members) for members in about["data"]["members"].values()] == [35, 60, 25]
 

@@ -256,6 +256,27 @@ def test_resuming_a_finished_run_appends_new_images(model: Path, whole: Path, fo
     assert (out / "results.csv").read_bytes().startswith((whole / "out" / "results.csv").read_bytes())
 
 
+def test_results_of_an_earlier_run_never_stay_beside_new_ones(
+    model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    first = ["inspect", str(model), str(folder / "[01].png"), f"--out={out}"]
+    assert main([*first, "--report", "--coco"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    sentence = refused("inspect", model, folder / "2.png", f"--out={out}")
+    assert f"{out} holds the results of an earlier run (results.csv); choose another folder with --out" in sentence
+    # A report or annotations that lack the new images would be as stale.
+    for option, name in (("--coco", "report.html"), ("--report", "coco")):
+        sentence = refused("inspect", model, folder / "2.png", f"--out={out}", "--resume", option)
+        assert f"{out / name} would lack the images of this run; add --" in sentence
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert main(["inspect", str(model), str(folder / "2.png"), f"--out={out}", "--resume", "--report", "--coco"]) == 0
+    assert "2.png" in (out / "report.html").read_text(encoding="utf-8")
+    (other := tmp_path / "other").mkdir()
+    (other / "mine.txt").write_text("not a result")
+    assert main(["inspect", str(model), str(folder / "2.png"), f"--out={other}"]) == 0
+
+
 def test_resume_refuses_another_model_and_another_submission_format(
     model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -322,7 +343,12 @@ def test_shards_can_be_read_as_one_table(model: Path, whole: Path, tmp_path: Pat
     assert [row["image"] for row in read(out / "results-2-of-3.csv")] == ["1.png", "4.png", "7.png"]
     sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=1/2")
     assert "holds results of 3 shards" in sentence
-    assert "is a folder with the results of shards" in refused("inspect", model, whole / "in", f"--out={out}")
+    sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=2/3")
+    assert f"{out / 'results-2-of-3.csv'} is from an earlier run; add to it with --resume" in sentence
+    assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--shard=2/3", "--resume"]) == 0
+    assert "holds the results of an earlier run" in refused("inspect", model, whole / "in", f"--out={out}")
+    sentence = refused("inspect", model, whole / "in", f"--out={out}", "--resume")
+    assert "is a folder with the results of shards" in sentence
     unsharded = shutil.copytree(whole / "out", tmp_path / "unsharded")
     assert "holds the results of a whole run" in refused(
         "inspect", model, whole / "in", f"--out={unsharded}", "--shard=1/2"

@@ -129,14 +129,14 @@ def test_a_new_head_starts_at_the_best_constant_prediction(
 def test_a_head_of_earlier_weights_is_kept(root: Path) -> None:
     data = SteelDataModule(str(root), num_workers=0)
     task = DefectClassifier()
-    build = task._build_network
+    build = task.build_network
 
     def build_trained(num_classes: int) -> ClassifierNetwork:
-        network = build(num_classes=num_classes)
+        network = build(num_classes)
         nn.init.constant_(network.head().bias, 2)
         return network  # type: ignore[return-value]
 
-    task._build_network = build_trained  # type: ignore[assignment]
+    task.build_network = build_trained  # type: ignore[method-assign]
     assert attach(task, data).network.head().bias.tolist() == [2, 2, 2, 2]
 
 
