@@ -18,7 +18,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
-figcaption, .note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
+.note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
+figcaption { font-weight: 600; padding: .3rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #8884; }
@@ -76,7 +77,7 @@ class Page:
     def add_picture(self, name: str, picture: Figure | NDArray[np.uint8], caption: str) -> None:
         """Add a figure or a uint8 array, grey `(H, W)` or RGB `(H, W, 3)`, and save it as `<name>.png`.
 
-        The caption is also the alternative text.
+        The caption is above it, and is also the alternative text.
         """
         if isinstance(picture, Figure):
             buffer = BytesIO()
@@ -88,7 +89,7 @@ class Page:
         text = html.escape(caption)
         data = base64.b64encode(png).decode()
         self._parts.append(
-            f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+            f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
         )
 
     def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:

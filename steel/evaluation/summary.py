@@ -15,7 +15,7 @@ from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import score_boundaries, score_spots
-from steel.evaluation.promises import measure
+from steel.evaluation.promises import COST, measure
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
 from steel.evaluation.search import Outcome
 from steel.intervals import Interval, bootstrap, rate
@@ -36,15 +36,22 @@ class PromiseCheck:
     observed: float
     num: int
 
+    @property
+    def held(self) -> str:
+        """Whether the observed value is within the prediction interval: "yes", "no", "-" or "too wide to tell"."""
+        low, high = self.promise.prediction
+        if math.isnan(self.observed):
+            return "-"
+        if low <= 0 and high >= (math.inf if self.promise.name == COST else 1):
+            return "too wide to tell"  # no value could break this promise
+        return "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
+
     def to_row(self) -> list[Any]:
         """Return table cells: name, expected, 95 % prediction interval, observed, number, and whether it is within."""
         name, (low, high) = self.promise.name, self.promise.prediction
         expected = format_score(self.promise.value, self.promise.interval)
-        within = "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
-        return [
-            name, expected, f"{low:.3f} to {high:.3f} (of {self.promise.num_new})", format_score(self.observed),
-            self.num, "-" if math.isnan(self.observed) else within,
-        ]  # fmt: skip
+        prediction = f"{low:.3f} to {high:.3f} (of {self.promise.num_new})"
+        return [name, expected, prediction, format_score(self.observed), self.num, self.held]
 
 
 @dataclass(frozen=True)
