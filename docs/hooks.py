@@ -109,8 +109,8 @@ def _describe_lightning(name: str, text: str) -> str:
     return "\n".join(
         [
             *lines,
-            f"`steel {name} --help` lists the options that people use, `--help all` every option of the trainer and the",
-            "data. `--model.help DefectClassifier` and `--model.help DefectSegmenter` list those of the networks, which the",
+            f"`steel {name} --help` lists the options that people use, `--help all` every option of Trainer and data.",
+            "`--model.help DefectClassifier` and `--model.help DefectSegmenter` list those of the networks, which the",
             "reference of",
             "[steel.training.tasks](../reference/steel.training.tasks.md) and",
             "[steel.data.datamodule](../reference/steel.data.datamodule.md) describes too.",

@@ -43,23 +43,22 @@ def _list_actions(command: str, target: str) -> Iterator[Action]:
         options = {option: text for group in list_groups(command).values() for option, text in group.items()}
         for option, text in options.items():
             if option != "--help":  # argparse has it already
-                yield _build([option], text, 0 if option in FLAGS else None, ())
+                yield _build([option], text, str, takes_value=option not in FLAGS)
         return
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     for action in auto_parser(function)._actions:
-        if action.dest not in ("help", "config") and action.help != argparse.SUPPRESS:
-            hint = getattr(action, "_typehint", None)
-            choices = ("true", "false") if hint is bool else _list_choices(hint)
-            yield _build(action.option_strings, str(action.help or ""), None, choices, action.dest)
+        if action.dest not in ("help", "print_config") and action.help != argparse.SUPPRESS:
+            # "--classifier+" appends to a list.
+            names = [name for name in action.option_strings if not name.endswith("+")]
+            yield _build(names, str(action.help or ""), getattr(action, "_typehint", str), action.dest)
 
 
-def _list_choices(hint: object) -> tuple[str, ...]:
-    parts = get_args(hint)
-    return tuple(map(str, parts)) if parts and all(isinstance(part, str | int) for part in parts) else ()
-
-
-def _build(names: list[str], text: str, nargs: int | None, choices: tuple[str, ...], dest: str = "value") -> Action:
-    action = Action(names, dest, nargs=nargs, choices=choices or None, help=" ".join(text.split()))
-    if nargs is None and not choices:
+def _build(names: list[str], text: str, hint: object, dest: str = "value", takes_value: bool = True) -> Action:
+    """Build an option, or a positional argument without names, that completes the values of its type."""
+    parts = ("true", "false") if hint is bool else get_args(hint)
+    choices = list(parts) if parts and all(isinstance(part, str) for part in parts) else None
+    help_text = " ".join(text.split()).replace("%", "%%")
+    action = Action(names, dest, nargs=None if takes_value else 0, choices=choices, help=help_text)
+    if takes_value and not choices and "str" in str(hint):
         action.complete = shtab.FILE  # type: ignore[attr-defined]
     return action

@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 # Makes the browser block every request of the page.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def clear_pictures(folder: Path) -> None:
@@ -92,16 +92,19 @@ class Page:
             f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
         )
 
-    def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
-        """Write the page and return its path; style (CSS) and script (JavaScript) are added to it."""
-        path = self._folder / name
-        write_atomic(
-            path,
+    def render(self, style: str = "", script: str = "") -> str:
+        """Return the page as HTML; style (CSS) and script (JavaScript) are added to it."""
+        return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
             + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])
-            + "\n</body></html>\n",
+            + "\n</body></html>\n"
         )
+
+    def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
+        """Write the page and return its path; see `render`."""
+        path = self._folder / name
+        write_atomic(path, self.render(style, script))
         return path

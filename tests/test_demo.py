@@ -47,7 +47,7 @@ def test_the_output_fits_a_terminal_and_ends_with_the_next_step(
     report = {
         **scores,
         "scores": scores,
-        "intervals": dict.fromkeys(scores, [0.8, 1.0]),
+        "intervals": {name: [0.8, 1.0] for name in scores},
         "predict_nothing": dict.fromkeys(scores, 0.0),
         "accuracy_calling_all_clean": 0.5,
         "verdict": {"sentence": f"Too few images to tell: {'a long reason ' * 20}."},
@@ -72,7 +72,7 @@ def test_the_output_fits_a_terminal_and_ends_with_the_next_step(
     assert max(map(len, lines)) <= 80
     assert "1 of 9: create a synthetic dataset (7 min left)" in lines
     assert "9 of 9: inspect images with it (less than a minute left)" in lines
-    assert lines.count("epoch 1 of 13: train/loss 0.1234, up to 2 min left") == 7
+    assert lines.count("epoch 1 of 13: train/loss 0.1234, up to 2 min left") == 8
     verdict, scored, (first, then, command, _) = (part.splitlines() for part in printed.split("\n\n")[1:])
     assert verdict[0].startswith("Too few images to tell")
     assert len(scored) == 1 + 5
@@ -80,7 +80,7 @@ def test_the_output_fits_a_terminal_and_ends_with_the_next_step(
     assert "your own data" in then
     assert command == "    steel check FOLDER"
     log = (tmp_path / "out" / "demo.log").read_text()
-    assert log.count("a table") == 7 * 30
+    assert log.count("a table") == 8 * 30
     assert "== 4 of 9: train the classifier" in log
 
 

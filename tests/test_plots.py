@@ -185,7 +185,7 @@ def test_names_are_not_parsed_as_formulas() -> None:
 
 def test_every_axis_with_a_scale_is_labelled() -> None:
     rng = np.random.default_rng(0)
-    curve = pd.DataFrame(dict.fromkeys(("false alarms", "missed", "Dice on defects", "Kaggle Dice"), [0.1, 0.2]))
+    curve = pd.DataFrame({name: [0.1, 0.2] for name in ("false alarms", "missed", "Dice on defects", "Kaggle Dice")})
     bins = np.array([0.2, 0.8]), np.array([0.1, 0.9]), np.array([4, 4])
     figures = [
         plots.plot_confusion(np.eye(2, dtype=np.int64), ("clean", "defective"), "title"),
@@ -208,7 +208,8 @@ def test_every_axis_with_a_scale_is_labelled() -> None:
 def test_axis_labels_are_inside_the_figure() -> None:
     labels = "recall of defective images", "precision of the call defective"
     values = np.array([0.0, 1.0])
-    figure = plots.plot_curves({labels: (values, values, 0.5, 0.5), (labels[1], labels[0]): (values, values, 1, 1)}, "t")
+    curve = values, values, 0.5, 0.5
+    figure = plots.plot_curves({labels: curve, (labels[1], labels[0]): curve}, "title")
     height, width, _ = render(figure).shape
     for axes in figure.axes:
         for label in (axes.xaxis.label, axes.yaxis.label):

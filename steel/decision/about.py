@@ -62,6 +62,7 @@ class About:
         precision: fp32, bf16 or fp16.
         versions: Versions of the packages that exported it.
         license: Licence of the file.
+        description: The steel and the camera that the file is for, in its owner's words.
     """
 
     classes: tuple[str, ...]
@@ -75,6 +76,7 @@ class About:
     precision: str = "fp32"
     versions: Mapping[str, str | None] = field(default_factory=dict)
     license: str = ""
+    description: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""

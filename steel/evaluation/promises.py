@@ -16,7 +16,7 @@ from steel.intervals import Interval, bootstrap, effective_size, predict_mean, p
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
 
-COST = "cost of an image"
+_COST = "cost of an image"
 
 
 def name_classes(classes: Sequence[str]) -> list[str]:
@@ -54,7 +54,7 @@ def measure(
     measures["Kaggle Dice"] = outcome.dice.mean(axis=1), groups
     if aim.name == "cost":
         missed, wrong = labels & ~outcome.found, outcome.called & ~labels
-        measures[COST] = missed @ np.array(aim.miss_cost) + wrong @ np.array(aim.alarm_cost), groups
+        measures[_COST] = missed @ np.array(aim.miss_cost) + wrong @ np.array(aim.alarm_cost), groups
     return measures
 
 
@@ -104,7 +104,7 @@ def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[st
             continue
         unseen = held_out.get(name, _HeldOut(chosen, groups, 0.0))
         m = max(1, round(len(unseen.values) * num_new / len(evidence.names)))
-        as_chosen, largest = float(chosen.mean()), np.inf if name == COST else 1.0
+        as_chosen, largest = float(chosen.mean()), np.inf if name == _COST else 1.0
         value = float(np.clip(as_chosen - unseen.optimism, 0, largest))
         is_rate = np.isin(unseen.values, (0, 1)).all()
         interval, prediction = (_predict_rate if is_rate else _predict_mean)(unseen, value, m)

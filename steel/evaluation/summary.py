@@ -15,7 +15,7 @@ from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import score_boundaries, score_spots
-from steel.evaluation.promises import COST, measure
+from steel.evaluation.promises import measure
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
 from steel.evaluation.search import Outcome
 from steel.intervals import Interval, bootstrap, rate
@@ -42,8 +42,8 @@ class PromiseCheck:
         low, high = self.promise.prediction
         if math.isnan(self.observed):
             return "-"
-        if low <= 0 and high >= (math.inf if self.promise.name == COST else 1):
-            return "too wide to tell"  # no value could break this promise
+        if self.promise.is_too_wide:
+            return "too wide to tell"
         return "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
 
     def to_row(self) -> list[Any]:

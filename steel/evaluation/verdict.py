@@ -1,4 +1,4 @@
-"""The verdict of an evaluation: one sentence by stated rules, and what limits it. `docs/metrics.md` explains the rules."""
+"""The verdict of an evaluation: one sentence by the rules in `docs/metrics.md`, and what limits it."""
 
 import textwrap
 from collections.abc import Mapping

@@ -20,7 +20,8 @@ from steel.evaluation.assemble import assemble, require_finite_weights
 from steel.export import parity, targets
 from steel.export.parity import Parity
 from steel.export.targets import Format, Precision
-from steel.files import atomic_path
+from steel.files import atomic_path, write_atomic
+from steel.inspection.card import format_card
 
 # Allowed differences of a probability. A file as stored computes the same operations in the same order. When frozen or
 # in ONNX Runtime, the normalisation is folded into the convolutions. Measured on a CPU: 0 and 2e-6.
@@ -47,6 +48,7 @@ def export(
     format: Format = "torchscript",
     precision: Precision = "fp32",
     images: str | None = None,
+    description: str = "",
     out: str = "inspector.pt",
     verbose: bool = False,
 ) -> None:
@@ -64,7 +66,8 @@ def export(
             images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
         precision: Precision in which the networks compute. For bf16 and fp16, the change of the masks is printed.
         images: Folder or quoted pattern of images to compare on; by default synthetic images.
-        out: File to write.
+        description: The steel and the camera that the file is for, for the model card.
+        out: File to write; the model card is written beside it, as inspector_card.html.
         verbose: Print the differences for each batch and image size.
 
     Raises:
@@ -81,6 +84,7 @@ def export(
     inspector = targets.lower(assembly.inspector, precision)
     require_finite_weights(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
     about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE)
+    about = replace(about, description=description)
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
     # The file gets its name only after it is proved equal.
@@ -92,7 +96,9 @@ def export(
             print(f"{precision} compared with fp32: {cost}")
     print(assembly.describe_gate())
     print(_describe_proof(proofs))
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    card = path.with_name(f"{path.stem}_card.html")
+    write_atomic(card, format_card(path, about))
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {card}")
 
 
 class _Reader(NamedTuple):

@@ -227,7 +227,7 @@ class RunRecord(Callback):
 
 
 class Summary(Callback):
-    """Prints network, data, device and folder of the run, then the scores of each epoch and an estimate of the time left.
+    """Prints network, data, device and folder of the run, then the scores of each epoch and the estimated time left.
 
     Args:
         folder: The folder of the run.

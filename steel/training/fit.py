@@ -34,6 +34,7 @@ from steel.training.help import HELP, format_help
 from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.tasks import Task
 
+
 class SteelCLI(LightningCLI):
     """LightningCLI with the loggers, checkpoints and error messages of `steel`; building it runs the command.
 

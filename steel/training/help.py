@@ -7,7 +7,6 @@ import argparse
 import inspect
 import textwrap
 from collections.abc import Iterator
-from functools import partial
 from typing import get_args, get_type_hints
 
 from docstring_parser import DocstringParam, parse
@@ -78,7 +77,9 @@ def list_groups(command: str) -> dict[str, dict[str, str]]:
     if command == "fit":
         first, second = (dict(_describe("model", task)) for task in (DefectClassifier, DefectSegmenter))
         groups["Model: classifier"] = first
-        groups["Model: segmenter, where it differs"] = {name: text for name, text in second.items() if first.get(name) != text}
+        groups["Model: segmenter, where it differs"] = {
+            name: text for name, text in second.items() if first.get(name) != text
+        }
         groups["Training"] = _TRAINING
     else:
         groups["Settings and checkpoint"]["--ckpt_path"] = "Checkpoint to score: last, best or a file."

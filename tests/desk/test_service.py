@@ -21,6 +21,7 @@ from steel.decision.drift import build_reference
 from steel.decision.measures import measure
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
+from steel.pages import POLICY
 
 SCALE = (10, 8, 12, 5, 255)
 SCRATCH = (40, 20, 30, 3, 150)
@@ -140,6 +141,17 @@ def test_the_model_is_described(client: TestClient) -> None:
     assert model["gate"] == 0.5
     assert model["operating_point"]["pixel"] == [0.5, 0.5]
     assert model["mm_per_pixel"] == 0.5
+
+
+def test_the_model_card_is_a_page_with_its_own_style(client: TestClient) -> None:
+    response = client.get("/v1/card")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "Model card of inspector.pt" in response.text
+    # One policy, which allows the style inside the page but no script of another host.
+    assert response.headers.get_list("content-security-policy") == [POLICY]
+    assert "default-src 'none'" in POLICY
+    assert response.headers["x-content-type-options"] == "nosniff"
 
 
 def test_health_readiness_and_metrics(client: TestClient) -> None:

@@ -16,6 +16,7 @@ from steel.evaluation.verdict import Verdict, format_results, reach_verdict
 from steel.intervals import Interval
 from steel.training.metrics import Counts
 
+RECALL = Aim("recall", share=0.9)
 GOOD = ((190, 200),), (2, 200)
 
 
@@ -23,7 +24,7 @@ def judge(
     found: Sequence[tuple[int, int]] = GOOD[0],
     alarms: tuple[int, int] = GOOD[1],
     *,
-    aim: Aim | None = Aim("recall", share=0.9),
+    aim: Aim | None = RECALL,
     kaggle: tuple[float, float] = (0.9, 0.8),
     promises: Sequence[PromiseCheck] = (),
     part: str = "test",
@@ -141,7 +142,7 @@ def test_results_fit_a_terminal() -> None:
     text = format_results(
         {
             "scores": scores,
-            "intervals": dict.fromkeys(scores, [0.8, 1.0]),
+            "intervals": {name: [0.8, 1.0] for name in scores},
             "predict_nothing": {"dice_on_defects": 0.0, "kaggle_dice": 0.8625, "false_alarm_rate": 0.0},
             "accuracy_calling_all_clean": 0.4667,
             "verdict": judge()._asdict(),
