@@ -126,14 +126,16 @@ class _Steps:
 
 
 class _Log(io.TextIOBase):
-    """Output stream that writes to a log file, and shows the epochs of a training in the terminal too."""
+    """Output stream that writes to a log file, and shows the epochs and the end of a training in the terminal too."""
 
     def __init__(self, file: TextIO, terminal: TextIO) -> None:
         self._file, self._terminal = file, terminal
 
     def write(self, text: str) -> int:
         if text.startswith("epoch "):
-            print(textwrap.shorten(text, 76, placeholder=" ..."), file=self._terminal, flush=True)
+            print(textwrap.shorten(text, 80, placeholder=" ..."), file=self._terminal, flush=True)
+        elif text.lstrip().startswith(("stopping ", "stopped: ")):
+            print(text.strip(), file=self._terminal, flush=True)
         return self._file.write(text)
 
     def flush(self) -> None:

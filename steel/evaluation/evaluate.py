@@ -44,7 +44,7 @@ def evaluate(
 ) -> None:
     """Evaluate both stages together, or an exported file (--model), on images that the networks have not seen.
 
-    Writes index.html (the report), evaluation.json, submission.csv and the pictures of the report.
+    Writes index.html (the report, which begins with a verdict), evaluation.json, submission.csv and pictures.
 
     Args:
         classifier: Checkpoint of the classifier; the probabilities of several, as [A.ckpt,B.ckpt], are averaged.

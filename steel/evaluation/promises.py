@@ -12,6 +12,7 @@ from steel.evaluation.calibration import split_folds
 from steel.evaluation.evidence import Evidence
 from steel.evaluation.search import Outcome, choose, judge
 from steel.intervals import Interval, bootstrap, effective_size, predict_mean, predict_rate, wilson
+from steel.progress import track
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -74,7 +75,8 @@ def _cross_validate(evidence: Evidence, aim: Aim, classes: Sequence[str]) -> dic
     Source: Efron 1983, Estimating the error rate of a prediction rule.
     """
     folds: dict[str, list[tuple[Array, Groups, float]]] = {}
-    for rows in split_folds(evidence.groups):
+    splits = list(split_folds(evidence.groups))
+    for rows in track(splits, "estimating promises", len(splits)):
         train, held_out = map(evidence.take, rows)
         point = choose(train, aim)
         seen, unseen = (
