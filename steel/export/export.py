@@ -67,7 +67,7 @@ def export(
         precision: Precision in which the networks compute. For bf16 and fp16, the change of the masks is printed.
         images: Folder or quoted pattern of images to compare on; by default synthetic images.
         description: The steel and the camera that the file is for, for the model card.
-        out: File to write; the model card is written beside it, as inspector_card.html.
+        out: File to write; the model card is written beside it, as inspector.pt.card.html.
         verbose: Print the differences for each batch and image size.
 
     Raises:
@@ -83,8 +83,9 @@ def export(
     assembly = assemble(classifier, segmenter, flips, operating_point)
     inspector = targets.lower(assembly.inspector, precision)
     require_finite_weights(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
-    about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE)
-    about = replace(about, description=description)
+    about = replace(
+        assembly.describe(), format=format, precision=precision, license=_LICENSE, description=description
+    )
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
     # The file gets its name only after it is proved equal.
@@ -96,7 +97,7 @@ def export(
             print(f"{precision} compared with fp32: {cost}")
     print(assembly.describe_gate())
     print(_describe_proof(proofs))
-    card = path.with_name(f"{path.stem}_card.html")
+    card = path.with_name(f"{path.name}.card.html")
     write_atomic(card, format_card(path, about))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {card}")
 

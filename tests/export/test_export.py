@@ -73,7 +73,7 @@ def test_the_file_contains_its_metadata(trained: Trained, exported: Path) -> Non
 
 
 def test_the_model_card_is_written_beside_the_file(exported: Path) -> None:
-    text = (exported.parent / "inspector_card.html").read_text()
+    text = (exported.parent / "inspector.pt.card.html").read_text()
     assert bundle.read(exported)[1].description == "cold-rolled strip"
     assert "cold-rolled strip" in text
     assert hashlib.sha256(exported.read_bytes()).hexdigest() in text
