@@ -83,9 +83,7 @@ def export(
     assembly = assemble(classifier, segmenter, flips, operating_point)
     inspector = targets.lower(assembly.inspector, precision)
     require_finite_weights(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
-    about = replace(
-        assembly.describe(), format=format, precision=precision, license=_LICENSE, description=description
-    )
+    about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE, description=description)
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
     # The file gets its name only after it is proved equal.
