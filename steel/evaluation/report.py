@@ -162,9 +162,10 @@ def write_report(
         page.add_picture(f"pictures/{name}", _draw(decisions, row, annotations, about), f"{why}: {name}")
 
     _add_verdict(page, verdict, summary)
-    typical, *others = choose_pictures(decisions, num_pictures) or [None]
-    if typical:
-        add_image(*typical)
+    chosen = choose_pictures(decisions, num_pictures)
+    typical, others = chosen[:1], chosen[1:]
+    for row, why in typical:
+        add_image(row, why)
     _add_scores(page, summary, about.classes)
     _add_gate(page, decisions, summary, about)
     _add_errors(page, summary, about.classes)

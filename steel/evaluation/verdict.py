@@ -96,6 +96,7 @@ def reach_verdict(decisions: Decisions, summary: Summary, about: About, part: st
 def _observe(decisions: Decisions, about: About) -> _Observed:
     hits, drawn, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
     groups, clean = decisions.groups, ~truth.any(1)
+    marked = drawn.max(axis=1)
     rows, columns = np.nonzero(truth)
     found = hits[truth]
     classes = [_rate(found[columns == c], groups[rows[columns == c]]) for c in range(truth.shape[1])]
@@ -104,7 +105,7 @@ def _observe(decisions: Decisions, about: About) -> _Observed:
         miss, alarm = np.array(about.tuned.aim.miss_cost), np.array(about.tuned.aim.alarm_cost)
         cost = float(((truth & ~hits) @ miss + (drawn & ~truth) @ alarm).mean())
         cost_of_clean = float((truth @ miss).mean())
-    alarms = _rate(drawn.any(1)[clean], groups[clean])
+    alarms = _rate(marked[clean], groups[clean])
     return _Observed(_rate(found, groups[rows]), classes, alarms, cost, cost_of_clean)
 
 

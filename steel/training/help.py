@@ -90,7 +90,7 @@ def list_groups(command: str) -> dict[str, dict[str, str]]:
 def _describe(prefix: str, kind: type) -> Iterator[tuple[str, str]]:
     """Yield the options for the arguments of a class, each with the first sentence of its description."""
     meaning = {param.arg_name: param.description or "" for param in _parse(kind)}
-    hints = get_type_hints(kind.__init__)
+    hints = get_type_hints(vars(kind)["__init__"])
     for name, parameter in inspect.signature(kind).parameters.items():
         if name in _RARE:
             continue
@@ -107,7 +107,7 @@ def _list_choices(hint: object) -> list[str]:
 
 
 def _parse(kind: type) -> list[DocstringParam]:
-    return [param for text in (kind.__doc__, kind.__init__.__doc__) if text for param in parse(text).params]
+    return [param for text in (kind.__doc__, vars(kind)["__init__"].__doc__) if text for param in parse(text).params]
 
 
 def format_help(command: str) -> str:
