@@ -51,7 +51,8 @@ def _print_help() -> None:
     print('Run "steel COMMAND --help" for the options and examples of a command.')
     for title, group in _GROUPS.items():
         print(f"\n{title}", *(f"  {name:10} {text}" for name, (_, text) in group.items()), sep="\n")
-    print("\nExit status: 0 success, 1 errors in the data (check, audit), 2 invalid input or")
+    print("\nShell completion: steel --print_shtab bash, or zsh")
+    print("Exit status: 0 success, 1 errors in the data (check, audit), 2 invalid input or")
     print("full disk or memory, 130 Ctrl-C, 141 output closed by its reader.")
 
 
@@ -140,6 +141,12 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"steel {read_version()}")
         return 0
+    if args[0].partition("=")[0] == "--print_shtab":
+        from steel.completion import format_completion
+
+        shell = args[0].partition("=")[2] or "".join(args[1:2])
+        print(format_completion(shell, {name: entry for group in _GROUPS.values() for name, entry in group.items()}))
+        return 0
     return _run(args[0], args[1:])
 
 
@@ -147,7 +154,7 @@ def _run(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
         from steel.options import suggest
 
-        hint = suggest(command, [*COMMANDS, "--help", "--version"]) or "; see steel --help"
+        hint = suggest(command, [*COMMANDS, "--help", "--version", "--print_shtab"]) or "; see steel --help"
         raise InputError(f'unknown command "{command}"{hint}')
     from steel.data.images import silence_opencv
 

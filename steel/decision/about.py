@@ -63,6 +63,7 @@ class About:
         versions: Versions of the packages that exported it.
         license: Licence of the file.
         sha256: Digest of the exported file that they were read from, in hexadecimal; None if from elsewhere.
+        description: The steel and the camera that the file is for, in its owner's words.
     """
 
     classes: tuple[str, ...]
@@ -77,6 +78,7 @@ class About:
     versions: Mapping[str, str | None] = field(default_factory=dict)
     license: str = ""
     sha256: str | None = None
+    description: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""

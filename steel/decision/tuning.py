@@ -3,6 +3,7 @@
 The names of attributes are the keys of a file format, so they must stay as they are.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -60,6 +61,12 @@ class Promise(NamedTuple):
     interval: Interval
     prediction: Interval
     num_new: int
+
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether the prediction interval covers every possible value, so that no new images can break the promise."""
+        # Intervals end at the largest possible value: 1, or infinity for a cost.
+        return self.prediction.low <= 0 and self.prediction.high in (1, math.inf)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Promise":

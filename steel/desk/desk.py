@@ -75,6 +75,7 @@ class Desk:
         verdicts: Storage of the verdicts; closed together with the desk.
         limits: Limits of a single request.
         mm_per_pixel: Side of a pixel in mm; None if unknown.
+        card: Model card of the exported file, an HTML page.
 
     Attributes:
         classes: Names of the C classes.
@@ -82,9 +83,16 @@ class Desk:
     """
 
     def __init__(
-        self, batcher: Batcher, about: About, verdicts: Verdicts, limits: Limits, *, mm_per_pixel: float | None = None
+        self,
+        batcher: Batcher,
+        about: About,
+        verdicts: Verdicts,
+        limits: Limits,
+        *,
+        mm_per_pixel: float | None = None,
+        card: str = "",
     ) -> None:
-        self.batcher, self.verdicts, self.limits = batcher, verdicts, limits
+        self.batcher, self.verdicts, self.limits, self.card = batcher, verdicts, limits, card
         self._decoders = Decoders(limits.max_pixels, limits.decode_seconds)
         self.classes = list(about.classes)
         self.metrics = Metrics(lambda: batcher.num_reserved)

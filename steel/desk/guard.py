@@ -137,7 +137,10 @@ def _has_token(headers: dict[bytes, bytes], expected: bytes) -> bool:
 def _add_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *_SECURITY_HEADERS.items()]
+            headers = list(message.get("headers", []))
+            present = {name for name, _ in headers}  # the model card has its own policy
+            headers += [pair for pair in _SECURITY_HEADERS.items() if pair[0] not in present]
+            message["headers"] = headers
         await send(message)
 
     return send_with_headers

@@ -3,10 +3,12 @@
 import os
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 from steel.decision import bundle
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least, require_positive
+from steel.inspection.card import format_card
 from steel.inspection.records import unique_class_names
 
 try:
@@ -87,7 +89,8 @@ def serve(
         kept = Verdicts(verdicts, about.classes)
         batcher = Batcher(module, device=torch_device, batch_size=batch_size, max_wait=wait_ms / 1000, queue_size=queue)
         limits = Limits(max_images, int(max_megapixels * 1e6), int(max_megabytes * 1e6), timeout)
-        desk = Desk(batcher, about, kept, limits, mm_per_pixel=mm_per_pixel)
+        card = format_card(Path(model), about)
+        desk = Desk(batcher, about, kept, limits, mm_per_pixel=mm_per_pixel, card=card)
         app = build_app(desk, token, is_local=is_local and token is None and not insecure)
         address = f"[{host}]" if ":" in host else host
         print(f"inspection desk at http://{address}:{listener.getsockname()[1]}; press Ctrl-C to stop")

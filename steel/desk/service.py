@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import cv2
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import UploadFile
@@ -21,6 +21,7 @@ from steel.desk import answers, errors
 from steel.desk.desk import Desk, Inspected, Upload
 from steel.desk.guard import Guard, hung_up
 from steel.inspection.pipeline import draw_decision
+from steel.pages import POLICY
 from steel.versions import read_version
 
 _Result = TypeVar("_Result")
@@ -157,6 +158,16 @@ def _route_inspection(desk: Desk) -> APIRouter:
     @router.get("/model", summary="Describe the model and its operating point", responses=_problems())
     def model() -> answers.ModelAnswer:
         return desk.model
+
+    @router.get(
+        "/card",
+        summary="Read the model card",
+        response_class=HTMLResponse,
+        responses={200: {"content": {"text/html": {}}}, **_problems()},
+    )
+    def card() -> HTMLResponse:
+        # The page has its style inside, which the policy of the service would block.
+        return HTMLResponse(desk.card, headers={"Content-Security-Policy": POLICY})
 
     return router
 

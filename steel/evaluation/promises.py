@@ -20,6 +20,7 @@ from steel.intervals import (
     predict_rate,
     wilson,
 )
+from steel.progress import track
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -91,7 +92,8 @@ def _cross_validate(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Seq
     Source: Efron 1983, Estimating the error rate of a prediction rule.
     """
     folds: dict[str, list[tuple[Array, Groups, Array, float]]] = {}
-    for rows in split_folds(evidence.groups):
+    splits = list(split_folds(evidence.groups))
+    for rows in track(splits, "estimating promises", len(splits)):
         train, held_out = map(evidence.take, rows)
         point = choose(train, aim)
         final = outcome.take(rows[1])

@@ -37,15 +37,22 @@ class PromiseCheck:
     observed: float
     num: int
 
+    @property
+    def held(self) -> str:
+        """Whether the observed value is within the prediction interval: "yes", "no", "-" or "too wide to tell"."""
+        low, high = self.promise.prediction
+        if math.isnan(self.observed):
+            return "-"
+        if self.promise.is_too_wide:
+            return "too wide to tell"
+        return "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
+
     def to_row(self) -> list[Any]:
         """Return table cells: name, expected, 95 % prediction interval, observed, number, and whether it is within."""
         name, (low, high) = self.promise.name, self.promise.prediction
         expected = format_score(self.promise.value, self.promise.interval)
-        within = "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
-        return [
-            name, expected, f"{low:.3f} to {high:.3f} (of {self.promise.num_new})", format_score(self.observed),
-            self.num, "-" if math.isnan(self.observed) else within,
-        ]  # fmt: skip
+        prediction = f"{low:.3f} to {high:.3f} (of {self.promise.num_new})"
+        return [name, expected, prediction, format_score(self.observed), self.num, self.held]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from steel import overlays
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import write_split
 from steel.errors import require_at_least
+from steel.progress import format_duration
 from steel.training.history import History
 from steel.training.runs import describe_loggers
 from steel.training.tasks import Task
@@ -229,7 +230,7 @@ class RunRecord(Callback):
 
 
 class Summary(Callback):
-    """Prints network, data, device and folder of the run and, if there is no progress bar, the scores of each epoch.
+    """Prints network, data, device and folder of the run, then the scores of each epoch and the estimated time left.
 
     Args:
         folder: The folder of the run.
@@ -237,6 +238,7 @@ class Summary(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._started, self._first_epoch = 0.0, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -264,10 +266,25 @@ class Summary(Callback):
             if line:
                 print(f"{name:6} {line}", flush=True)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.progress_bar_callback is None:
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items())
-            print(f"epoch {trainer.current_epoch}: {scores}", flush=True)
+        if not trainer.is_global_zero:
+            return
+        num_done, num_epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+        parts = [f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items()]
+        if num_done < num_epochs:
+            # An upper bound, since early stopping can end the run.
+            per_epoch = (time.monotonic() - self._started) / (num_done - self._first_epoch)
+            parts.append(f"up to {format_duration(per_epoch * (num_epochs - num_done))} left")
+        epoch = f"epoch {num_done} of {num_epochs}" if num_epochs > 0 else f"epoch {num_done}"
+        line = f"{epoch}: {', '.join(parts)}"
+        bar = trainer.progress_bar_callback
+        if bar is None:
+            print(line, flush=True)
+        else:
+            bar.print(line)  # above the bar
 
 
 class Compile(Callback):

@@ -30,34 +30,11 @@ from steel.training.callbacks import BestCheckpoint, LastCheckpoint
 from steel.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from steel.training.checkpoints import TASKS, find_checkpoint, import_task, require_data
 from steel.training.finders import FINDERS, FoundValues, list_found
+from steel.training.help import HELP, format_help
 from steel.training.messages import explain_model, filter_messages
 from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.rebuilding import list_defaults, name_task
 from steel.training.tasks import Task
-
-# The help of each command, in the form of a docstring.
-HELP = {
-    "fit": """Train a network, or resume a run with --ckpt_path last, best or a file.
-
-    --model.help DefectClassifier and --model.help DefectSegmenter list the options of the networks. Later config files
-    override earlier ones, and options override config files; --print_config prints the result.
-
-    Example:
-        steel fit --config conf/classifier.yaml --data.root data
-        steel fit --config conf/segmenter.yaml --config conf/gpu.yaml --data.root data --model.encoder efficientnet-b3
-        steel fit --config conf/segmenter.yaml --data.root data --ckpt_path last
-    """,
-    "validate": """Score a trained network on the validation split. Model and split come from the checkpoint.
-
-    Example:
-        steel validate --config conf/segmenter.yaml --data.root data --ckpt_path best
-    """,
-    "test": """Score a trained network on the test split. Model and split come from the checkpoint.
-
-    Example:
-        steel test --config conf/segmenter.yaml --data.root data --ckpt_path best
-    """,
-}
 
 
 class SteelCLI(LightningCLI):
@@ -318,6 +295,11 @@ def run_cli(args: Sequence[str]) -> None:
         InputError: An option or the dataset is wrong.
     """
     names = {arg.partition("=")[0] for arg in args}
+    if names & {"--help", "-h"}:
+        if args[-1] != "all":
+            print(format_help(args[0]), end="")
+            raise SystemExit(0)
+        args = args[:-1]
     if not names & {"--config", "-c", "--model", "--model.help", "--help", "-h"}:
         raise InputError(f"steel {args[0]} needs --config conf/classifier.yaml or --config conf/segmenter.yaml")
     if torch.cuda.is_available():

@@ -26,6 +26,7 @@ from steel.desk.answers import describe_model
 from steel.desk.batching import Thresholds
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
+from steel.pages import POLICY
 
 SCALE = (10, 8, 12, 5, 255)
 SCRATCH = (40, 20, 30, 3, 150)
@@ -168,6 +169,17 @@ def test_no_path_of_the_training_machine_is_described() -> None:
     answer = describe_model(about, Thresholds(0.5, (0.0, 0.0)), None).model_dump()
     assert answer["tuned"]["chosen_on"]["num_images"] == 60
     assert "/home" not in str(answer)
+
+
+def test_the_model_card_is_a_page_with_its_own_style(client: TestClient) -> None:
+    response = client.get("/v1/card")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "Model card of inspector.pt" in response.text
+    # One policy, which allows the style inside the page but no script of another host.
+    assert response.headers.get_list("content-security-policy") == [POLICY]
+    assert "default-src 'none'" in POLICY
+    assert response.headers["x-content-type-options"] == "nosniff"
 
 
 def test_health_readiness_and_metrics(client: TestClient) -> None:

@@ -1,7 +1,9 @@
 """`steel evaluate`: scores, report and submission, and which images networks may be evaluated on."""
 
 import csv
+import html
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +96,31 @@ def test_pictures_show_truth_in_green_and_prediction_in_red(evaluated: Path) -> 
         blue, green, red = cv2.split(cv2.imread(str(path)).astype(int))
         greens += ((green > blue + 60) & (green > red + 60)).sum()
     assert greens > 100
+
+
+def test_the_page_begins_with_the_verdict_and_a_typical_image(evaluated: Path) -> None:
+    verdict = json.loads((evaluated / "evaluation.json").read_text())["verdict"]
+    text = html.unescape((evaluated / "index.html").read_text())
+    places = [text.index(part) for part in (verdict["sentence"], "Typical: half of the", "<table", "Data and software")]
+    assert places == sorted(places)
+    assert all(limit[1:] in text for limit in verdict["limits"])
+
+
+def test_the_gate_and_false_alarms_are_told_apart(evaluated: Path) -> None:
+    report = json.loads((evaluated / "evaluation.json").read_text())
+    text = (evaluated / "index.html").read_text()
+    clean, called = report["confusion"][0]
+    marked = round(report["scores"]["false_alarm_rate"] * (clean + called))
+    assert f"The gate calls {called} of {clean + called} clean images defective" in text
+    assert f"{marked} of {clean + called} have one after" in text
+
+
+def test_spots_are_listed_by_the_names_of_classes(evaluated: Path) -> None:
+    table = (evaluated / "index.html").read_text().partition("Spots (connected areas) by class and size")[2]
+    first_cells = re.findall(r"<tr><td>(.*?)</td>", table.partition("</table>")[0])
+    assert set(first_cells) <= {"all", "1 pits", "2 crack", "3 scratch", "4 patch"}
+    assert "all" in first_cells
+    assert "nan" not in table.partition("</table>")[0]
 
 
 Refused = Callable[..., str]

@@ -296,6 +296,7 @@ function onKeyDown(event) {
 const DOWNLOADS = {
   "results.csv": async () => buildResults(images, model.classes, verdicts),
   "submission.csv": async () => buildSubmission(images, model.classes),
+  "model_card.html": async () => (await request("v1/card")).blob(),
   "verdicts.csv": async () => (await request("v1/verdicts.csv")).blob(),
   "labels.zip": async () => (await request("v1/labels.zip")).blob(),
 };
