@@ -181,16 +181,18 @@ def score_interval(
     value, middle = mean_ratio(ratios), float(np.mean([spread.middle for spread in spreads]))
     if len(ratios) == 1 and _is_rate(ratios[0]) and num_carrying == np.count_nonzero(ratios[0].whole):
         return wilson(value * num_carrying, num_carrying, confidence)
-    # Satterthwaite's degrees of freedom.
-    variances = np.array([np.square(spread.deviations).sum() + spread.pseudo for spread in spreads])
-    evens = np.array([spread.even_groups for spread in spreads])
-    degrees = float(variances.sum() ** 2 / (variances**2 / (evens + 1)).sum())
-    summed = np.sum([spread.deviations for spread in spreads], axis=0)
-    variance = (float(np.square(summed).sum()) + sum(spread.pseudo for spread in spreads)) / len(spreads) ** 2
-    variance *= _widen(degrees, confidence) ** 2
-    if ratios[0].largest > 1:
+    summed, pseudo, is_bounded = np.zeros(num_groups), 0.0, ratios[0].largest <= 1
+    for spread in spreads:
+        own = float(np.square(spread.deviations).sum()) + spread.pseudo
+        factor = _widen(spread.even_groups + 1, confidence) ** 2
+        if is_bounded:  # no more than if each group were all or nothing
+            factor = min(factor, spread.middle * (1 - spread.middle) / spread.even_groups / own)
+        summed += np.sqrt(factor) * spread.deviations
+        pseudo += factor * spread.pseudo
+    variance = (float(np.square(summed).sum()) + pseudo) / len(spreads) ** 2
+    if not is_bounded:
         return _score_of_count(value, middle / variance, confidence)
-    size = max(middle * (1 - middle) / variance, float(evens.min()))
+    size = middle * (1 - middle) / variance
     return wilson(value * size, size, confidence)
 
 

@@ -137,7 +137,7 @@ def list_boundary_ratios(counts: NDArray[np.int64]) -> dict[str, tuple[Ratio, ..
     near, outline = counts[..., 0] + counts[..., 2], counts[..., 1] + counts[..., 3]
     present = (counts[..., 3] > 0).astype(np.float64)
     dice = present * near / np.maximum(outline, 1)
-    ratios = {"boundary_dice": (Ratio(dice.sum(axis=1), present.sum(axis=1)),)}
+    ratios: dict[str, tuple[Ratio, ...]] = {"boundary_dice": (Ratio(dice.sum(axis=1), present.sum(axis=1)),)}
     for c in range(counts.shape[1]):
         ratios[f"boundary_dice_class_{c + 1}"] = (Ratio(dice[:, c], present[:, c]),)
     return ratios

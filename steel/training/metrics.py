@@ -133,8 +133,8 @@ def list_mask_ratios(counts: Counts) -> dict[str, tuple[Ratio, ...]]:
     return ratios
 
 
-def _average(values: NDArray[Any], selected: NDArray[np.bool_]) -> Ratio:
-    """Return the mean of the values `(n,)` over the selected images."""
+def _average(values: Any, selected: Any) -> Ratio:
+    """Return the mean of the values `(n,)` over the selected images, bool `(n,)`."""
     return Ratio(np.where(selected, values, 0).astype(np.float64), selected.astype(np.float64))
 
 
@@ -177,7 +177,8 @@ def list_label_ratios(
     scores, were_called, was_predicted, truth = (
         tensor.numpy(force=True) for tensor in (probabilities, called, predicted, labels)
     )
-    defective, every = truth.any(axis=1), np.ones(len(truth), bool)
+    defective: NDArray[np.bool_] = np.asarray(truth.any(axis=1))
+    every = np.ones(len(truth), bool)
     overall = _list_binary_ratios(gate.numpy(force=True), were_called, defective, every)
     specificity = _average(~were_called, ~defective)
     # Undefined unless both are defined.
@@ -209,7 +210,7 @@ def _list_binary_ratios(
     return {
         "precision": _average(hits, predicted),
         "recall": _average(hits, true),
-        "f1": Ratio(2.0 * hits, 1.0 * predicted + true),
+        "f1": Ratio(2 * hits.astype(np.float64), predicted.astype(np.float64) + true),
         "auroc": _rank_pairs(probabilities, true, counted & ~labels),
         "average_precision": _average_precision(probabilities, true, counted),
     }
