@@ -182,9 +182,9 @@ def _find_mismatch(about: About, module: torch.jit.ScriptModule) -> str:
         if ours != theirs:
             return f"{name}: {ours} and {theirs}"
     for name, ours in point.to_tensors()._asdict().items():
-        stored = getattr(module, name, None)
-        if stored is None and name == "shift":
+        if name == "shift" and not hasattr(module, name):
             continue  # programs of earlier versions have none
+        stored = getattr(module, name)
         if not torch.equal(ours.to(stored), stored):
             return f"{name}: {ours.tolist()} and {stored.tolist()}"
     return ""

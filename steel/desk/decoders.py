@@ -14,6 +14,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ _REFUSALS: dict[str, type[DeskError]] = {
 }
 # A fork server, which has imported the decoders but runs no threads, replaces a process within 0.02 s.
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_CONTEXT = multiprocessing.get_context(_METHOD)
+_CONTEXT: Any = multiprocessing.get_context(_METHOD)
 
 
 class Decoders:
@@ -136,6 +137,7 @@ def _serve(pipe: Connection, max_pixels: int) -> None:
     try:
         while True:
             data = pipe.recv_bytes()
+            answer: dict[str, Any]
             try:
                 image = read_upload(data, max_pixels)
                 answer, pixels = {"shape": image.shape}, image.tobytes()
