@@ -52,7 +52,7 @@ def test_a_finished_demo_is_replaced_only_by_force(
 
     monkeypatch.setattr("steel.demo.synth", stop)
     assert "stopped after" in refused("demo", f"--out={tmp_path}")
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert {path.name for path in tmp_path.iterdir()} == {"demo", "demo.log"}
     (tmp_path / "summary.json").write_text("{}")
     assert f"{tmp_path} contains a finished demo; choose a new folder with --out" in refused(
         "demo", f"--out={tmp_path}"

@@ -31,6 +31,7 @@ _SEALED = "sealed"
 # Attributes that freezing must keep besides `forward`: methods, and what a program may read and set.
 _KEPT = ["probabilities", "decide", "point", "self_test", "example", "flips", *Point._fields]
 _STORED = ["example_classes", "example_pixels"]  # for `_test`
+_OPTIONAL = {"shift"}  # programs of earlier versions have none
 
 
 class Program(Inspector):
@@ -137,8 +138,9 @@ def load(
             )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
-    tensors = (getattr(module, name, None) for name in ("example", *_STORED, *Point._fields))
-    if not all(hasattr(module, name) for name in _KEPT) or not all(isinstance(x, Tensor) for x in tensors):
+    names = [name for name in (*_KEPT, *_STORED) if hasattr(module, name) or name not in _OPTIONAL]
+    tensors = [getattr(module, name, None) for name in names if name in ("example", *_STORED, *Point._fields)]
+    if not all(hasattr(module, name) for name in names) or not all(isinstance(x, Tensor) for x in tensors):
         raise InputError(f"{path} is a TorchScript program, but not an inspector; `steel export` writes one")
     for parameter in module.parameters():  # those of older files require gradients
         parameter.requires_grad_(False)
@@ -182,8 +184,8 @@ def _find_mismatch(about: About, module: torch.jit.ScriptModule) -> str:
         if ours != theirs:
             return f"{name}: {ours} and {theirs}"
     for name, ours in point.to_tensors()._asdict().items():
-        if name == "shift" and not hasattr(module, name):
-            continue  # programs of earlier versions have none
+        if name in _OPTIONAL and not hasattr(module, name):
+            continue
         stored = getattr(module, name)
         if not torch.equal(ours.to(stored), stored):
             return f"{name}: {ours.tolist()} and {stored.tolist()}"
@@ -235,7 +237,6 @@ def _freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     torch.set_num_threads(1)
     try:
         with _ignore_deprecation():
-            # Programs of earlier versions have neither a shift nor all of the stored values.
             kept = [name for name in (*_KEPT, *_STORED) if hasattr(module, name)]
             frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=kept)
     finally:

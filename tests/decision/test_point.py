@@ -84,7 +84,7 @@ def test_a_point_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"gate": float("nan")}, "gate must be in [0, 1], got nan"),
         ({"gate": "0.5"}, "gate must be float, got '0.5'"),
         ({"smallest_area": [0.5, 1]}, "smallest_area must be int, got 0.5"),
-        ({"smallest_spot": [-1, 0]}, "smallest_spot must be at least 0 pixels, got -1"),
+        ({"smallest_spot": [-1, 0]}, "smallest_spot must be in [0, 1e15] pixels, got -1"),
         ({"temperature": [0.0, 1.0]}, "temperature must be finite and above 0, got 0.0"),
         ({"temperature": [float("inf"), 1.0]}, "temperature must be finite and above 0, got inf"),
         ({"curve": [[[0.5, 0.0], [1.0, 1.0]]] * 2}, "got [[0.5, 0.0], [1.0, 1.0]]"),

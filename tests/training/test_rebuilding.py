@@ -235,6 +235,7 @@ class FixedEncoder(DefectSegmenter):
         return nn.functional.binary_cross_entropy_with_logits(logits, targets)
 
 
+@pytest.mark.filterwarnings("ignore:Attribute 'exponent' is an instance of")
 def test_a_subclass_may_set_arguments_of_the_task_itself(root: Path, tmp_path: Path) -> None:
     data, trainer = SteelDataModule(str(root), num_workers=0), Trainer(**QUIET, max_epochs=1, limit_train_batches=1)
     trainer.fit(FixedEncoder(2), datamodule=data)
