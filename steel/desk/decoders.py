@@ -94,6 +94,7 @@ class _Decoder:
         self._pipe, end = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=_serve, args=(end, self._max_pixels), name="decoder", daemon=True)
         self._process.start()
+        self._is_up = False
         end.close()
 
     def stop(self) -> None:
@@ -103,8 +104,11 @@ class _Decoder:
         self._pipe.close()
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        self.busy_since = time.monotonic()
         try:
+            if not self._is_up:  # its imports do not count as decoding
+                self._pipe.recv_bytes()
+                self._is_up = True
+            self.busy_since = time.monotonic()
             self._pipe.send_bytes(data)
             if self._pipe.poll(self._seconds):
                 answer = json.loads(self._pipe.recv_bytes())
@@ -128,13 +132,14 @@ class _Decoder:
 
 
 def _serve(pipe: Connection, max_pixels: int) -> None:
-    """Answer each file with two messages: the shape or the refusal as JSON, and the pixels."""
+    """Report with an empty message, then answer each file with two: shape or refusal as JSON, and the pixels."""
     # Ctrl-C and systemd signal all processes of a service, but accepted images are still to be decoded. The process
     # ends with the service, whose end closes the pipe.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     silence_opencv()
     try:
+        pipe.send_bytes(b"")
         while True:
             data = pipe.recv_bytes()
             answer: dict[str, Any]
