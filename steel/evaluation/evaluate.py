@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,7 @@ from steel.decision.plain import to_plain
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble
+from steel.evaluation.folds import assemble_folds, pool
 from steel.evaluation.judging import Decisions, judge_part
 from steel.evaluation.parts import open_part
 from steel.evaluation.report import write_report
@@ -30,7 +33,7 @@ def evaluate(
     *,
     classifier: str | list[str] | None = None,
     segmenter: str | list[str] | None = None,
-    operating_point: str | None = None,
+    operating_point: str | list[str] | None = None,
     flips: bool = False,
     model: str | None = None,
     root: str,
@@ -51,6 +54,8 @@ def evaluate(
             probabilities of several, as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5. An exported file has its own.
+            With several, as [A.yaml,B.yaml], each is for networks of one fold among the checkpoints. They are evaluated
+            together, every image by the networks of the fold in which it is in this part.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         model: File written by `steel export`, instead of checkpoints.
         root: Folder with train.csv and train_images.
@@ -74,33 +79,37 @@ def evaluate(
     require_writable(Path(out))
     where = choose_device(device)
     prepare_process(where)
-    inspector: torch.nn.Module
-    networks: Assembly | About
+    inspectors: list[torch.nn.Module]
+    networks: Sequence[Assembly | About]
     if model is not None:
         if classifier or segmenter or operating_point or flips:
             raise InputError("--model contains networks, operating point and flips; remove the other options for these")
         inspector, about = bundle.read(model, where)
-        networks = about
-    elif classifier and segmenter:
-        networks = assemble(classifier, segmenter, flips, operating_point)
-        inspector, about = networks.inspector.to(where), networks.describe()
+        networks, inspectors, abouts = [about], [inspector], [about]
     else:
-        raise InputError("--classifier and --segmenter, or --model, must be given")
-    data = open_part(root, split, networks, batch_size=batch_size, num_workers=num_workers)
-    decisions = judge_part(inspector, data, split, where, tolerance=tolerance)
-    summary = summarise(decisions, about, int((~data.split.is_grouped[decisions.indices]).sum()))
-    table = data.annotations
+        networks = assemblies = _assemble(classifier, segmenter, operating_point, flips)
+        inspectors, abouts = [one.inspector.to(where) for one in assemblies], [one.describe() for one in assemblies]
+    parts = [open_part(root, split, one, batch_size=batch_size, num_workers=num_workers) for one in networks]
+    decisions = pool(
+        [judge_part(one, data, split, where, tolerance=tolerance) for one, data in zip(inspectors, parts, strict=True)]
+    )
+    # The promises of a fold are for its own images.
+    about = abouts[0] if len(abouts) == 1 else replace(abouts[0], tuned=None)
+    num_ungrouped = sum(int((~data.split.is_grouped[data.split.indices(split)]).sum()) for data in parts)
+    summary = summarise(decisions, about, num_ungrouped)
+    table, digests = parts[0].annotations, dict.fromkeys(data.split.digest for data in parts)
     on = EvaluatedOn(
-        part=split, root=str(data.root), data=table.digest, split=data.split.digest, device=str(where),
+        part=split, root=str(parts[0].root), data=table.digest, split=", ".join(digests), device=str(where),
         versions=describe_versions(),
     )  # fmt: skip
 
     folder = Path(out)
     clear_pictures(folder)
     write_atomic(folder / "submission.csv", _format_submission(decisions, table))
-    verdict = reach_verdict(decisions, summary, about, split)
-    write_report(folder, decisions, summary, about, verdict, on=on, annotations=table, num_pictures=num_pictures)
-    content = to_plain(summary.to_dict() | about.to_dict() | on.to_dict() | {"verdict": verdict._asdict()})
+    verdict = reach_verdict(decisions, summary, abouts[0], split)
+    write_report(folder, decisions, summary, abouts, verdict, on=on, annotations=table, num_pictures=num_pictures)
+    described = about.to_dict() if len(abouts) == 1 else {"folds": [about.to_dict() for about in abouts]}
+    content = to_plain(summary.to_dict() | described | on.to_dict() | {"verdict": verdict._asdict()})
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
 
     print(f"{summary.num_images:,} images in {summary.num_groups:,} groups ({split})")
@@ -108,6 +117,18 @@ def evaluate(
     for warning in summary.warnings:
         print(f"warning: {warning}")
     print(f"wrote {folder / 'index.html'}, evaluation.json, submission.csv, pictures/")
+
+
+def _assemble(
+    classifier: str | list[str] | None, segmenter: str | list[str] | None, point: str | list[str] | None, flips: bool
+) -> list[Assembly]:
+    """Load the inspector, or one for each operating point of a list."""
+    if not classifier or not segmenter:
+        raise InputError("--classifier and --segmenter, or --model, must be given")
+    if point is None or isinstance(point, str):
+        return [assemble(classifier, segmenter, flips, point)]
+    classifiers, segmenters = ([one] if isinstance(one, str) else one for one in (classifier, segmenter))
+    return assemble_folds(classifiers, segmenters, point, flips)
 
 
 def _format_submission(decisions: Decisions, annotations: Annotations) -> str:

@@ -37,6 +37,8 @@ class Decisions(NamedTuple):
         probabilities: `(n, C)`, calibrated class probabilities.
         labels: bool `(n, C)`, whether the class is on the image.
         known: bool `(n, C)`, whether it is known if the class is on the image; see `find_labels`.
+        gate: `(n,)`, threshold of the gate, which differs between folds.
+        label: `(n, C)`, threshold at which the class counts as predicted: of its label, or else of the gate.
         passed: bool `(n,)`, whether the image passes the gate.
         allowed: bool `(n, C)`, whether the class also reaches its label threshold.
         codes: Run-length codes of each image's C predicted masks.
@@ -54,6 +56,8 @@ class Decisions(NamedTuple):
     probabilities: Tensor
     labels: Tensor
     known: Tensor
+    gate: Tensor
+    label: Tensor
     passed: Tensor
     allowed: Tensor
     codes: list[list[str]]
@@ -83,7 +87,7 @@ def judge_part(
     """
     run: Callable[[Tensor], Probabilities] = inspector.probabilities  # type: ignore[assignment]
     outputs = run_networks(run, data.part_dataloader(part), device, "inspecting")
-    return _join([_judge(inspector, output, data.split.groups[output.rows], tolerance) for output in outputs])
+    return join([_judge(inspector, output, data.split.groups[output.rows], tolerance) for output in outputs])
 
 
 def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], tolerance: int) -> Decisions:
@@ -114,6 +118,8 @@ def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], toler
         probabilities=inspection.class_probabilities.float().cpu(),
         labels=counts.labels.present,
         known=counts.labels.known,
+        gate=point.gate.cpu().expand(len(output.rows)),
+        label=torch.where(point.label > 0, point.label, point.gate).cpu().expand(len(output.rows), -1),
         passed=passed.cpu(),
         allowed=(passed[:, None] & (inspection.class_probabilities >= point.label)).cpu(),
         codes=[[rle.encode(mask) for mask in of_image] for of_image in drawn.numpy()],
@@ -121,15 +127,15 @@ def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], toler
     )
 
 
-def _join(batches: Sequence[Decisions]) -> Decisions:
+def join(batches: Sequence[Decisions]) -> Decisions:
     """Concatenate batches and sort the images: the loader groups them by size."""
     columns = list(zip(*batches, strict=True))
     order = np.argsort(np.concatenate(columns[0]))
 
-    def join(values: Sequence[Any]) -> Any:
+    def join_values(values: Sequence[Any]) -> Any:
         match values[0]:
             case Counts():
-                return Counts(*map(join, zip(*values, strict=True)))
+                return Counts(*map(join_values, zip(*values, strict=True)))
             case Tensor():
                 return torch.cat(list(values))[order]
             case np.ndarray():
@@ -142,7 +148,7 @@ def _join(batches: Sequence[Decisions]) -> Decisions:
             case _:
                 return sum(values)
 
-    return Decisions(*map(join, columns))
+    return Decisions(*map(join_values, columns))
 
 
 def _overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:

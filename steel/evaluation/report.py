@@ -141,7 +141,7 @@ def write_report(
     folder: Path,
     decisions: Decisions,
     summary: Summary,
-    about: About,
+    abouts: Sequence[About],
     verdict: Verdict,
     *,
     on: EvaluatedOn,
@@ -150,27 +150,30 @@ def write_report(
 ) -> None:
     """Write index.html, with at most `num_pictures` images of the dataset, and its pictures.
 
-    The page begins with the verdict and a typical image; tables and the other images follow.
+    `abouts` describes the inspector, or that of each fold. The page begins with the verdict and a typical image; tables
+    and the other images follow.
 
     Raises:
         InputError: An image cannot be read.
     """
-    page = Page(f"Evaluation of the inspector on {on.part} of {on.root}", folder)
+    classes, folds = abouts[0].classes, f" of {len(abouts)} folds" if len(abouts) > 1 else ""
+    page = Page(f"Evaluation of the inspector on {on.part} of {on.root}{folds}", folder)
 
     def add_image(row: int, why: str) -> None:
         name = str(annotations.names[decisions.indices[row]])
-        page.add_picture(f"pictures/{name}", _draw(decisions, row, annotations, about), f"{why}: {name}")
+        page.add_picture(f"pictures/{name}", _draw(decisions, row, annotations, classes), f"{why}: {name}")
 
     _add_verdict(page, verdict, summary)
     chosen = choose_pictures(decisions, num_pictures)
     typical, others = chosen[:1], chosen[1:]
     for row, why in typical:
         add_image(row, why)
-    _add_scores(page, summary, about.classes)
-    _add_gate(page, decisions, summary, about)
-    _add_errors(page, summary, about.classes)
-    _add_point(page, summary, about)
-    _add_origin(page, summary, about, on)
+    _add_scores(page, summary, classes)
+    _add_gate(page, decisions, summary, classes)
+    _add_errors(page, summary, classes)
+    for fold, about in enumerate(abouts, 1):
+        _add_point(page, summary, about, f" {fold} of {len(abouts)}" if folds else "")
+    _add_origin(page, summary, abouts, on)
     if others:
         page.add_heading("Pictures: truth in green, prediction in red")
     for row, why in track(others, "drawing", len(others)):
@@ -188,29 +191,36 @@ def _add_verdict(page: Page, verdict: Verdict, summary: Summary) -> None:
     )
 
 
-def _add_origin(page: Page, summary: Summary, about: About, on: EvaluatedOn) -> None:
+def _add_origin(page: Page, summary: Summary, abouts: Sequence[About], on: EvaluatedOn) -> None:
     page.add_heading("Data and software")
     page.add_text(
         f"Data {on.data}, split {on.split}, steel {on.versions['steel']} at commit {on.versions['commit']}, torch "
         f"{on.versions['torch']}."
     )
     page.add_text(
-        f"Initial weights of the encoders: classifier {_name_weights(about.classifiers)}; "
-        f"segmenter {_name_weights(about.segmenters)}."
+        f"Initial weights of the encoders: classifier {_name_weights([about.classifiers for about in abouts])}; "
+        f"segmenter {_name_weights([about.segmenters for about in abouts])}."
     )
+    if len(abouts) > 1:
+        page.add_text(
+            f"Every image was judged once, by the one of {len(abouts)} inspectors that has not seen it. AUROC, average "
+            f"precision and calibration compare probabilities of different inspectors."
+        )
     page.add_text(
-        f"{'Probabilities are averaged over four flips of each image. ' if about.flips else ''}"
+        f"{'Probabilities are averaged over four flips of each image. ' if abouts[0].flips else ''}"
         f"{summary.images_per_second:.1f} images per second on {on.device}, with both networks on every image."
     )
 
 
-def _name_weights(networks: Sequence[TrainedNetwork]) -> str:
-    names = ", ".join(dict.fromkeys(network.init["weights"] or "random weights" for network in networks))
-    return names if len(networks) == 1 else f"{names} (mean of {len(networks)} networks)"
+def _name_weights(networks: Sequence[Sequence[TrainedNetwork]]) -> str:
+    """Name the weights that the networks of each inspector started from."""
+    every = [network.init["weights"] or "random weights" for of_one in networks for network in of_one]
+    names, num = ", ".join(dict.fromkeys(every)), len(networks[0]) if networks else 1
+    return names if num == 1 else f"{names} (mean of {num} networks)"
 
 
-def _add_point(page: Page, summary: Summary, about: About) -> None:
-    page.add_heading("Operating point")
+def _add_point(page: Page, summary: Summary, about: About, fold: str) -> None:
+    page.add_heading(f"Operating point{fold}")
     if about.tuned:
         on = about.tuned.chosen_on
         page.add_text(
@@ -242,19 +252,20 @@ def _add_scores(page: Page, summary: Summary, classes: Sequence[str]) -> None:
     page.add_table(tabulate_classes(summary, classes), "Scores by class, with 95 % confidence intervals")
 
 
-def _add_gate(page: Page, decisions: Decisions, summary: Summary, about: About) -> None:
-    gate = about.operating_point.gate
+def _add_gate(page: Page, decisions: Decisions, summary: Summary, classes: Sequence[str]) -> None:
+    low, high = float(decisions.gate.min()), float(decisions.gate.max())
+    gate = f"gate threshold {low:.3f}" + ("" if low == high else f" to {high:.3f}")
     page.add_heading("Clean or defective: the gate")
     page.add_text(_compare_alarms(decisions, summary))
-    confusion = plots.plot_confusion(np.array(summary.confusion), _DECISIONS, f"gate threshold {gate:.3f}")
+    confusion = plots.plot_confusion(np.array(summary.confusion), _DECISIONS, gate)
     page.add_picture("confusion", confusion, "Confusion matrix of the gate: truth in rows, decision in columns")
-    if (curves := _draw_curves(decisions, gate)) is not None:
+    if (curves := _draw_curves(decisions)) is not None:
         page.add_picture("curves", curves, "Other gate thresholds")
     probabilities, labels = decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]
-    bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(about.classes))]
+    bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(classes))]
     brier, ece = summary.calibration["brier"], summary.calibration["ece"]
     caption = f"Calibration: Brier score {brier:.4f}, expected calibration error {ece:.4f}"
-    page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, about.classes), caption)
+    page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, classes), caption)
 
 
 def _compare_alarms(decisions: Decisions, summary: Summary) -> str:
@@ -269,7 +280,7 @@ def _compare_alarms(decisions: Decisions, summary: Summary) -> str:
     )
 
 
-def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
+def _draw_curves(decisions: Decisions) -> Figure | None:
     """Plot misses against false alarms and precision against recall, with the gate marked; None for one class only."""
     decided = decisions.decided
     probability, defective = decisions.probabilities[decided].amax(1).numpy(), decisions.labels[decided].any(1).numpy()
@@ -277,7 +288,7 @@ def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
         return None
     false_alarms, detected, _ = roc_curve(defective, probability)
     precision, recall, _ = precision_recall_curve(defective, probability)
-    called = probability >= np.float32(gate)
+    called = decisions.passed[decided].numpy()
     hits = int((called & defective).sum())
     chosen_recall = hits / defective.sum()
     chosen_alarms = float((called & ~defective).sum() / (~defective).sum())
@@ -289,7 +300,7 @@ def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
             recall, precision, chosen_recall, hits / max(1, called.sum()),
         ),
     }  # fmt: skip
-    return plots.plot_curves(curves, f"all gate thresholds; the chosen one, {gate:.3f}, is marked")
+    return plots.plot_curves(curves, "all gate thresholds; the decisions are marked")
 
 
 def _add_errors(page: Page, summary: Summary, classes: Sequence[str]) -> None:
@@ -305,9 +316,9 @@ def _add_errors(page: Page, summary: Summary, classes: Sequence[str]) -> None:
     page.add_table(spots.rename(columns=_SPOT_COLUMNS), "Spots (connected areas) by class and size")
 
 
-def _draw(decisions: Decisions, row: int, annotations: Annotations, about: About) -> Figure:
+def _draw(decisions: Decisions, row: int, annotations: Annotations, classes: Sequence[str]) -> Figure:
     """Draw truth and prediction of one image, with its class probabilities and scores in the title."""
-    i, classes = int(decisions.indices[row]), about.classes
+    i = int(decisions.indices[row])
     image = annotations.read_image(i)
     truth = unpack(torch.from_numpy(annotations.draw_plane(i))[None], len(classes))[0].numpy()
     predicted = np.stack([rle.decode(code, image.shape) for code in decisions.codes[row]]).astype(bool)
@@ -318,7 +329,7 @@ def _draw(decisions: Decisions, row: int, annotations: Annotations, about: About
         for name, score, true, found in zip(classes, scores, truth, predicted, strict=True)
         if true.any() or found.any()
     ]
-    verdict = _DECISIONS[probability >= about.operating_point.gate]
+    verdict = _DECISIONS[int(decisions.passed[row])]
     title = f"{annotations.names[i]}: called {verdict} (p = {probability:.2f})  {'  '.join(details)}"
     captions = f"truth: {list_areas(truth, classes)}", f"prediction: {list_areas(predicted, classes)}"
     return plots.plot_comparison(image, truth, predicted, title, captions)

@@ -6,12 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from steel.decision.about import About
 from steel.decision.plain import to_plain
-from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import list_boundary_ratios, score_spots
@@ -159,13 +157,12 @@ class EvaluatedOn:
 
 
 def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Summary:
-    """Compute the numbers of a report; `about` provides classes, operating point and promises.
+    """Compute the numbers of a report; `about` provides classes and promises.
 
     `num_ungrouped` is the number of images whose group is not known.
     """
-    point, decided = about.operating_point, decisions.decided
-    called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
-    ratios_of_scores = _list_ratios(decisions, point)
+    called, defective = decisions.passed[decisions.decided], decisions.labels[decisions.decided].any(1)
+    ratios_of_scores = _list_ratios(decisions)
     return Summary(
         num_images=len(decisions.indices),
         num_groups=len(np.unique(decisions.groups)),
@@ -180,7 +177,7 @@ def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Sum
         accuracy_calling_all_clean=float((~defective).double().mean()),
         accuracy_calling_all_defective=float(defective.double().mean()),
         confusion=confusion(called, defective).tolist(),
-        calibration=score_calibration(decisions.probabilities[decided], decisions.labels[decided]),
+        calibration=score_calibration(decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]),
         spots=score_spots(decisions.spots, decisions.labels.shape[1]),
         errors=explain(decisions).drop(columns="worst").to_dict("records"),
         images_per_second=len(decisions.indices) / decisions.seconds,
@@ -188,14 +185,14 @@ def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Sum
     )
 
 
-def _list_ratios(decisions: Decisions, point: OperatingPoint) -> dict[str, tuple[tuple[Ratio, ...], NDArray[np.int64]]]:
+def _list_ratios(decisions: Decisions) -> dict[str, tuple[tuple[Ratio, ...], NDArray[np.int64]]]:
     """Return every score as a mean of ratios over images, and the groups of these images."""
     decided, groups = decisions.decided, decisions.groups
-    probabilities, labels, known = (
-        tensor[decided] for tensor in (decisions.probabilities, decisions.labels, decisions.known)
+    probabilities, labels, gate, known, label = (
+        tensor[decided]
+        for tensor in (decisions.probabilities, decisions.labels, decisions.gate, decisions.known, decisions.label)
     )
-    label_thresholds = torch.tensor([value or point.gate for value in point.label])
-    of_labels = list_label_ratios(probabilities, labels, point.gate, known, label_thresholds)
+    of_labels = list_label_ratios(probabilities, labels, gate, known, label)
     parts = (
         (list_mask_ratios(decisions.counts), groups),
         (of_labels, groups[decided.numpy()]),

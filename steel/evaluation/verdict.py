@@ -95,7 +95,7 @@ def reach_verdict(decisions: Decisions, summary: Summary, about: About, part: st
 
 def _observe(decisions: Decisions, about: About) -> _Observed:
     hits, drawn, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
-    groups, clean = decisions.groups, ~truth.any(1)
+    groups, clean = decisions.groups, decisions.counts.labels.clean.numpy()
     marked = drawn.max(axis=1)
     rows, columns = np.nonzero(truth)
     found = hits[truth]

@@ -141,7 +141,7 @@ def _average(values: Any, selected: Any) -> Ratio:
 def score_labels(
     probabilities: Tensor,
     labels: Tensor,
-    threshold: float = 0.5,
+    threshold: float | Tensor = 0.5,
     known: Tensor | None = None,
     class_thresholds: Tensor | None = None,
 ) -> dict[str, float]:
@@ -153,7 +153,7 @@ def score_labels(
 def list_label_ratios(
     probabilities: Tensor,
     labels: Tensor,
-    threshold: float = 0.5,
+    threshold: float | Tensor = 0.5,
     known: Tensor | None = None,
     class_thresholds: Tensor | None = None,
 ) -> dict[str, tuple[Ratio, ...]]:
@@ -162,9 +162,10 @@ def list_label_ratios(
     Args:
         probabilities: `(n, C)`, 0 to 1.
         labels: `(n, C)` bool.
-        threshold: An image is predicted defective if its largest class probability is at least this.
+        threshold: An image is predicted defective if its largest class probability is at least this, a number or
+            `(n,)`.
         known: `(n, C)` bool, the labels that count in the scores per class; all by default.
-        class_thresholds: `(C,)`, at which a class is predicted on a defective image; by default `threshold`.
+        class_thresholds: `(C,)` or `(n, C)`, at which a class is predicted on a defective image; default `threshold`.
 
     Returns:
         accuracy, balanced_accuracy, precision, recall, f1, auroc, average_precision: Scores of defective or not.

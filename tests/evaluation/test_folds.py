@@ -1,0 +1,103 @@
+"""The inspectors of several folds are evaluated as one."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Trained
+from steel.cli import main
+from steel.data.annotations import read_annotations
+from steel.data.splits import read_split
+
+Folds = list[dict[str, str]]
+
+
+@pytest.fixture
+def folds(trained: Trained, root: Path, tmp_path: Path) -> Folds:
+    """Return checkpoints and operating point of two folds; every fold has networks with other weights."""
+    digest = read_annotations(root).digest
+    assert main(["split", str(root), "--folds=4"]) == 0
+    found = []
+    for fold in range(2):
+        members = read_split(root / "splits.csv", read_annotations(root), fold).members()
+        paths = {}
+        for task, checkpoint in (("classifier", trained.classifier), ("segmenter", trained.segmenter)):
+            saved = torch.load(checkpoint, weights_only=True)
+            saved["steel"]["data"] |= {"fold": fold, "members": members, "digest": digest}
+            for name, weights in saved["state_dict"].items():
+                if weights.ndim > 1 and fold:
+                    saved["state_dict"][name] = 1.1 * weights
+            paths[task] = str(tmp_path / f"{task}_{fold}.ckpt")
+            torch.save(saved, paths[task])
+        networks = [f"--{task}={path}" for task, path in paths.items()]
+        paths["operating_point"] = str(tmp_path / f"point_{fold}.yaml")
+        out = f"--out={paths['operating_point']}"
+        assert main(["tune", *networks, f"--root={root}", out, "--miss_cost=5", "--num_workers=0"]) == 0
+        found.append(paths)
+    return found
+
+
+def evaluate(root: Path, out: Path, **options: str) -> dict[str, Any]:
+    args = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["evaluate", *args, f"--root={root}", f"--out={out}", "--num_workers=0", "--num_pictures=2"]) == 0
+    return json.loads((out / "evaluation.json").read_text())  # type: ignore[no-any-return]
+
+
+def read_codes(folder: Path) -> set[tuple[str, ...]]:
+    with (folder / "submission.csv").open(newline="") as file:
+        return {tuple(row) for row in csv.reader(file)}
+
+
+def list_all(folds: Folds) -> dict[str, str]:
+    """Return the options for all folds; the order of the files does not matter."""
+    return {name: f"[{','.join(fold[name] for fold in reversed(folds))}]" for name in folds[0]} | {
+        "operating_point": f"[{','.join(fold['operating_point'] for fold in folds)}]"
+    }
+
+
+def test_every_image_is_judged_once_by_the_networks_of_its_fold(folds: Folds, root: Path, tmp_path: Path) -> None:
+    single = [evaluate(root, tmp_path / f"fold{k}", **fold) for k, fold in enumerate(folds)]
+    pooled = evaluate(root, tmp_path / "pooled", **list_all(folds))
+    assert read_codes(tmp_path / "pooled") == read_codes(tmp_path / "fold0") | read_codes(tmp_path / "fold1")
+    sizes = [report["num_images"] for report in single]
+    assert pooled["num_images"] == sum(sizes) == 20
+    assert pooled["num_groups"] == sum(report["num_groups"] for report in single)
+    mean = sum(size * report["kaggle_dice"] for size, report in zip(sizes, single, strict=True)) / sum(sizes)
+    assert pooled["kaggle_dice"] == pytest.approx(mean)
+    correct = sum(size * report["accuracy"] for size, report in zip(sizes, single, strict=True))
+    assert pooled["accuracy"] == pytest.approx(correct / sum(sizes))
+    assert [fold["operating_point"] for fold in pooled["folds"]] == [report["operating_point"] for report in single]
+    assert pooled["promises"] == []
+    page = (tmp_path / "pooled" / "index.html").read_text()
+    assert "of 2 folds" in page
+    assert "Operating point 2 of 2" in page
+
+
+def test_points_and_checkpoints_must_belong_together(
+    folds: Folds, root: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    def refuse(**options: str) -> str:
+        args = [f"--{name}={value}" for name, value in (list_all(folds) | options).items()]
+        return refused("evaluate", *args, f"--root={root}", f"--out={tmp_path / 'out'}")
+
+    first, second = folds
+    assert "was chosen for other networks" in refuse(classifier=first["classifier"])
+    assert f"chosen for {second['segmenter']}" in refuse(
+        classifier=first["classifier"], operating_point=f"[{first['operating_point']}]"
+    )
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(Path(first["operating_point"]).read_text())
+    assert "two folds have a test image in common" in refuse(
+        classifier=first["classifier"],
+        segmenter=first["segmenter"],
+        operating_point=f"[{first['operating_point']},{copy}]",
+    )
+    text = Path(first["operating_point"]).read_text()
+    copy.write_text(text.replace("name: cost", "name: kaggle_dice"))
+    assert text != copy.read_text()
+    assert "different aims" in refuse(operating_point=f"[{copy},{second['operating_point']}]")
