@@ -100,7 +100,11 @@ def _reflect(x: Tensor, dim: int, length: int) -> Tensor:
 
 
 class _PooledEncoder(nn.Module):
-    """An SMP encoder with global average pooling and a last layer, which is named as in torchvision's ResNets."""
+    """An SMP encoder and a last layer, named as in torchvision's ResNets, that is applied to every place of the features.
+
+    The logit of a class is the largest of all places. A mean over the image, as in ResNets, dilutes small defects and
+    invites the network to recognise the background instead.
+    """
 
     def __init__(self, name: str, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -109,8 +113,8 @@ class _PooledEncoder(nn.Module):
         self.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.encoder.out_channels[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.encoder(x)[-1].mean(dim=(2, 3)))
-        return logits
+        places: Tensor = self.fc(self.encoder(x)[-1].permute(0, 2, 3, 1))
+        return places.amax(dim=(1, 2))
 
 
 class ClassifierNetwork(nn.Module):

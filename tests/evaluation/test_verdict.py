@@ -43,7 +43,10 @@ def judge(
     for i, (c, hits, truth) in enumerate(rows):
         table[:, i, c] = torch.tensor([max(hits, 0), abs(hits), truth])
     decisions: Any = dict.fromkeys(Decisions._fields)
-    decisions |= {"counts": Counts(*table, torch.full((len(rows),), 1000), torch.zeros(len(rows))), "groups": np.arange(len(rows))}
+    decisions |= {
+        "counts": Counts(*table, torch.full((len(rows),), 1000), torch.zeros(len(rows))),
+        "groups": np.arange(len(rows)),
+    }
     numbers: Any = dict.fromkeys(Summary.__dataclass_fields__, 0)
     numbers |= {"scores": {"kaggle_dice": kaggle[0], "dice_on_defects": 0.5, "accuracy": 1.0, "auroc": 1.0}}
     nothing, everything = {"kaggle_dice": kaggle[1], "dice_on_defects": 0.0}, {"kaggle_dice": 0, "dice_on_defects": 0}

@@ -66,13 +66,14 @@ def test_the_network_normalises_as_torchvision_does() -> None:
     assert torch.allclose(network(images), expected, atol=1e-4)
 
 
-def test_the_classifier_pools_the_last_features_of_an_smp_encoder() -> None:
+def test_the_logits_of_an_smp_encoder_are_the_largest_of_all_places() -> None:
     images = draw(2, (64, 96))
     for arguments in ({"backbone": "mobilenet_v2"}, {"encoder": "mobilenet_v2"}, {"encoder": "resnet18"}):
         network = ClassifierNetwork(3, **arguments, dropout=0.5).eval()  # type: ignore[arg-type]
         assert network.pooled is not None
         features = network.pooled.encoder(network.reduce(images))[-1]
-        expected = torch.nn.functional.linear(features.mean((2, 3)), *network.pooled.fc[1].parameters())
+        places = torch.nn.functional.linear(features.flatten(2).mT, *network.pooled.fc[1].parameters())
+        expected = places.amax(1)
         assert torch.allclose(network(images), expected, atol=1e-5)
         assert network.encoder() == [network.pooled.encoder]
         assert network.pooled.fc[0].p == 0.5
