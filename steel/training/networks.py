@@ -100,7 +100,7 @@ def _reflect(x: Tensor, dim: int, length: int) -> Tensor:
 
 
 class _PooledEncoder(nn.Module):
-    """An SMP encoder and a last layer "fc", as in torchvision's ResNets, that is applied to every place of the features.
+    """An SMP encoder and a last layer, named as in torchvision's ResNets, applied to every place of the features.
 
     The logit of a class is the largest of all places. A mean over the image, as in ResNets, dilutes small defects and
     invites the network to recognise the background instead.
