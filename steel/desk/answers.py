@@ -18,6 +18,13 @@ from steel.versions import read_version
 Verdict = Literal["agree", "missed", "false_alarm"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file, in hexadecimal.")]
+_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Marks = Annotated[
+    dict[str, str], Field(description="Run-length codes of missed defects, outlined by the inspector, by class.")
+]
+Inspector = Annotated[_Text, Field(max_length=80, examples=["K. L."])]
+Comment = Annotated[_Text, Field(max_length=500, examples=["Oil stain from the roller"])]
+Revision = Annotated[int, Field(ge=0, le=1 << 53, description="Number that grows with every change of a verdict.")]
 _Length = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[tuple[_Length, _Length], Field(description="Height and width in pixels.")]
 Codes = Annotated[
@@ -112,19 +119,39 @@ class VerdictQuestion(BaseModel):
     )
     defective: bool = Field(description="The decision of the service.")
     codes: Codes
-    inspector: str = Field(default="", max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$", examples=["K. L."])
+    marks: _Marks = Field(default={})
+    inspector: Inspector = ""
+    comment: Comment = ""
 
 
-class VerdictAnswer(BaseModel):
-    """A saved verdict."""
-
+class _Entry(BaseModel):
+    revision: Revision
     digest: Digest
     image: str
-    verdict: Verdict
     class_name: str | None = Field(serialization_alias="class")
     defective: bool
+    marks: _Marks
     inspector: str
+    comment: str
     at: datetime = Field(description="Time at which the verdict was saved.")
+
+
+class VerdictAnswer(_Entry):
+    """A saved verdict."""
+
+    verdict: Verdict
+
+
+class HistoryEntry(_Entry):
+    """A verdict on an image, or the deletion of one."""
+
+    verdict: Verdict | None = Field(description="Null if the verdict was deleted.")
+
+
+class History(BaseModel):
+    """All verdicts on an image, newest first; the first is the current one."""
+
+    entries: list[HistoryEntry]
 
 
 class Shift(BaseModel):
