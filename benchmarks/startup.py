@@ -48,9 +48,10 @@ def compare_inspect(model: Path, image: Path, out: Path, rounds: int) -> Compari
     """Compare `steel inspect` of one image, without its forward passes, with loading torch and the file."""
     ours, limit = "steel inspect of one image, forward passes apart", "import torch, load the file"
     seconds: dict[str, list[float]] = {ours: [], limit: []}
-    for _ in range(rounds):
+    for i in range(rounds):
+        args = ("--timed", str(model), str(image), str(out / str(i)))
         start = read_cpu_time()
-        forward = float(run("-m", "benchmarks.startup", "--timed", str(model), str(image), str(out)).split()[-1])
+        forward = float(run("-m", "benchmarks.startup", *args).split()[-1])
         seconds[ours].append(read_cpu_time() - start - forward)
         start = read_cpu_time()
         run("-W", "ignore", "-c", LOADING, str(model))

@@ -23,6 +23,7 @@ PAGES = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "reporting.md": "SECURITY.md",
     "benchmarks.md": "benchmarks/README.md",
     "cpp.md": "examples/cpp/README.md",
 }
@@ -109,8 +110,9 @@ def _describe_lightning(name: str, text: str) -> str:
     return "\n".join(
         [
             *lines,
-            f"`steel {name} --help` lists the options of the trainer and the data, `--model.help DefectClassifier` and",
-            "`--model.help DefectSegmenter` those of the networks, which the reference of",
+            f"`steel {name} --help` lists the options that people use, `--help all` every option of Trainer and data.",
+            "`--model.help DefectClassifier` and `--model.help DefectSegmenter` list those of the networks, which the",
+            "reference of",
             "[steel.training.tasks](../reference/steel.training.tasks.md) and",
             "[steel.data.datamodule](../reference/steel.data.datamodule.md) describes too.",
             "",

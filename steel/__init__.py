@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from steel.training.tasks import DefectClassifier as DefectClassifier
     from steel.training.tasks import DefectSegmenter as DefectSegmenter
 
+    __version__: str
+
 _MODULES = {
     "DefectClassifier": "steel.training.tasks",
     "DefectSegmenter": "steel.training.tasks",
@@ -32,10 +34,14 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from steel.versions import read_version
+
+        return read_version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+    return [*globals(), "__version__", *_MODULES]

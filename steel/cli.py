@@ -1,5 +1,6 @@
 """The `steel` command. It only dispatches: each command is a function in the module that does its work."""
 
+import errno
 import importlib
 import os
 import sys
@@ -41,12 +42,17 @@ COMMANDS = {name: target for group in _GROUPS.values() for name, (target, _) in 
 _CONFIG_HELP = "File with options for this command, in the format that --print_config prints."
 
 
+# Options that continue after a full disk.
+_RESUME = {"inspect": " with --resume", "fit": " with --ckpt_path last"}
+
+
 def _print_help() -> None:
     print("usage: steel COMMAND [options]\n\nFind and outline surface defects on rolled steel strip.")
     print('Run "steel COMMAND --help" for the options and examples of a command.')
     for title, group in _GROUPS.items():
         print(f"\n{title}", *(f"  {name:10} {text}" for name, (_, text) in group.items()), sep="\n")
-    print("\nExit status: 0 success, 1 errors in the data (check, audit), 2 invalid input or")
+    print("\nShell completion: steel --print_shtab bash, or zsh")
+    print("Exit status: 0 success, 1 errors in the data (check, audit), 2 invalid input or")
     print("full disk or memory, 130 Ctrl-C, 141 output closed by its reader.")
 
 
@@ -78,6 +84,9 @@ def main(args: Sequence[str] | None = None) -> int:
     # An OSError names the file and the cause, such as a full disk or a missing permission.
     except (InputError, OSError) as error:
         status, sentence = 2, str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            command = next(iter(sys.argv[1:] if args is None else args), "")
+            sentence += f"; free some space and repeat the command{_RESUME.get(command, '')}"
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -132,6 +141,12 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"steel {read_version()}")
         return 0
+    if args[0].partition("=")[0] == "--print_shtab":
+        from steel.completion import format_completion
+
+        shell = args[0].partition("=")[2] or "".join(args[1:2])
+        print(format_completion(shell, {name: entry for group in _GROUPS.values() for name, entry in group.items()}))
+        return 0
     return _run(args[0], args[1:])
 
 
@@ -139,7 +154,7 @@ def _run(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
         from steel.options import suggest
 
-        hint = suggest(command, [*COMMANDS, "--help", "--version"]) or "; see steel --help"
+        hint = suggest(command, [*COMMANDS, "--help", "--version", "--print_shtab"]) or "; see steel --help"
         raise InputError(f'unknown command "{command}"{hint}')
     from steel.data.images import silence_opencv
 

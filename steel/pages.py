@@ -18,7 +18,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
-figcaption, .note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
+.note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
+figcaption { font-weight: 600; padding: .3rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #8884; }
@@ -26,7 +27,7 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 # Makes the browser block every request of the page.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def clear_pictures(folder: Path) -> None:
@@ -76,7 +77,7 @@ class Page:
     def add_picture(self, name: str, picture: Figure | NDArray[np.uint8], caption: str) -> None:
         """Add a figure or a uint8 array, grey `(H, W)` or RGB `(H, W, 3)`, and save it as `<name>.png`.
 
-        The caption is also the alternative text.
+        The caption is above it, and is also the alternative text.
         """
         if isinstance(picture, Figure):
             buffer = BytesIO()
@@ -88,19 +89,22 @@ class Page:
         text = html.escape(caption)
         data = base64.b64encode(png).decode()
         self._parts.append(
-            f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+            f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
         )
 
-    def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
-        """Write the page and return its path; style (CSS) and script (JavaScript) are added to it."""
-        path = self._folder / name
-        write_atomic(
-            path,
+    def render(self, style: str = "", script: str = "") -> str:
+        """Return the page as HTML; style (CSS) and script (JavaScript) are added to it."""
+        return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
             + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])
-            + "\n</body></html>\n",
+            + "\n</body></html>\n"
         )
+
+    def write(self, name: str = "index.html", style: str = "", script: str = "") -> Path:
+        """Write the page and return its path; see `render`."""
+        path = self._folder / name
+        write_atomic(path, self.render(style, script))
         return path

@@ -68,7 +68,7 @@ def plot_trade_off(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xticks([0, 0.01, 0.1, 1])
         axes.set(xlim=(-0.001, 1.1), ylim=(-0.02, 1.02), xlabel="clean images with a false alarm")
-        axes.set_title("defects missed" if column == "missed" else column, fontsize=10)
+        axes.set_ylabel("defects missed" if column == "missed" else column)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     return figure
@@ -96,7 +96,7 @@ def plot_reliability(bins: Mapping[str, Sequence[Bins]], names: Sequence[str]) -
 
     `bins` holds by label, for each class: mean probability, fraction with the class, and number of images of each bin.
     """
-    figure, panels = _arrange(len(names), 1.0, 0.4, "fraction of images with the class, by predicted probability")
+    figure, panels = _arrange(len(names), 1.0, 0.6, "fraction of images with the class, by predicted probability")
     for c, (axes, name) in enumerate(zip(panels, names, strict=True)):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         for label, classes in bins.items():
@@ -104,15 +104,18 @@ def plot_reliability(bins: Mapping[str, Sequence[Bins]], names: Sequence[str]) -
             axes.plot(mean[count > 0], fraction[count > 0], marker=".", label=label)
         axes.set_title(name, fontsize=10)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set(xlabel="predicted probability", ylabel="images with the class")
     panels[0].legend(fontsize=9)
     return figure
 
 
 @_literal_text
-def plot_bars(counts: pd.Series, title: str, label: str, colours: Sequence[Colour] = ((70, 130, 180),)) -> Figure:
+def plot_bars(
+    counts: pd.Series, title: str, labels: tuple[str, str], colours: Sequence[Colour] = ((70, 130, 180),)
+) -> Figure:
     """Plot counts as bars with the number on top of each.
 
-    Names may repeat. `colours` holds the RGB of each bar, or one colour for all.
+    Names may repeat. `labels` are those of the x and y axis, and `colours` the RGB of each bar, or one for all.
     """
     names = [str(name) for name in counts.index]
     figure, axes = _new_axes(max(4.0, 1.0 + 0.9 * len(counts)), 3.6, title)
@@ -122,7 +125,7 @@ def plot_bars(counts: pd.Series, title: str, label: str, colours: Sequence[Colou
         axes.tick_params(axis="x", labelrotation=20)
     axes.bar_label(bars, labels=[f"{value:,}" for value in counts])
     axes.margins(y=0.12)
-    axes.set_ylabel(label)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -140,6 +143,7 @@ def plot_together(table: NDArray[np.int64], names: Sequence[str], title: str) ->
         axes.add_patch(Rectangle((c - 0.5, c - 0.5), 1, 1, color="0.85"))
     _label_cells(axes, table, pairs, names, 10)
     axes.tick_params(axis="x", labelrotation=20 if max(map(len, names)) > 9 else 0)
+    axes.set(xlabel="class", ylabel="class")
     return figure
 
 
@@ -152,7 +156,7 @@ def plot_distributions(
     label: str,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Plot one histogram per row over a shared x axis, and mark the median of each.
+    """Plot one histogram of images per row over a shared x axis, and mark the median of each.
 
     Args:
         values: Numbers of each row. A row may be empty, but not all.
@@ -181,6 +185,7 @@ def plot_distributions(
         _use_log_scale(rows[-1], edges)
     rows[-1].set_xlim(edges[0], edges[-1])
     rows[-1].set_xlabel(label)
+    figure.supylabel("images", fontsize=9)
     return figure
 
 

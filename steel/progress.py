@@ -21,6 +21,14 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     yield from _track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
 
 
+def format_duration(seconds: float) -> str:
+    """Format an estimated duration as "less than a minute", "5 min" or "2 h 10 min"."""
+    hours, minutes = divmod(max(0, round(seconds / 60)), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else "less than a minute"
+
+
 def count_cores() -> int:
     """Return the number of CPU cores this process may use; in a container this can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

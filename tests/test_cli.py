@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import importlib
 import inspect
@@ -270,7 +271,20 @@ def test_output_to_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, caps
     with open("/dev/full", "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["info"]) == 2
-    assert capsys.readouterr().err == f"steel: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '<stdout>'\n"
+    reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '<stdout>'"
+    assert capsys.readouterr().err == f"steel: {reason}; free some space and repeat the command\n"
+
+
+@pytest.mark.parametrize(("command", "option"), [("inspect", "--resume"), ("fit", "--ckpt_path last")])
+def test_a_full_disk_names_the_option_that_continues(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.csv")
+
+    monkeypatch.setattr("steel.cli._dispatch", fail)
+    assert main([command]) == 2
+    assert capsys.readouterr().err.endswith(f"'results.csv'; free some space and repeat the command with {option}\n")
 
 
 def test_commands_run_without_stdout_and_stderr(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -343,3 +357,70 @@ def test_commands_report_invalid_data_in_one_sentence(refused: Callable[..., str
         sentence = refused(*command)
         assert "train.csv, line 2" in sentence
         assert "odd" in sentence
+
+
+@pytest.fixture(scope="module")
+def bash_completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("completion") / "steel.bash"
+    with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        assert main(["--print_shtab", "bash"]) == 0
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("steel ev", {"evaluate"}),
+        ("steel tune --ai", {"--aim"}),
+        ("steel tune --aim ", {"cost", "recall", "false_alarms", "kaggle_dice"}),
+        ("steel fit --model.back", {"--model.backbone"}),
+        ("steel evaluate --root sub", {"subfolder"}),
+        ("steel split sub", {"subfolder"}),
+    ],
+)
+def test_bash_completes_commands_options_choices_and_files(
+    bash_completion: Path, tmp_path: Path, line: str, expected: set[str]
+) -> None:
+    (tmp_path / "subfolder").mkdir()
+    words = line.split(" ")
+    script = (
+        f"source {bash_completion}; COMP_WORDS=({' '.join(shlex.quote(word) for word in words)}); "
+        f'COMP_CWORD={len(words) - 1}; _shtab_steel steel "{words[-1]}" "{words[-2]}"; echo "${{COMPREPLY[@]}}"'
+    )
+    run = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == expected
+
+
+def test_zsh_has_a_script_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print_shtab=zsh"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("#compdef steel")
+    assert set(re.findall(r"^    (\w+):'", text, re.MULTILINE)) == set(steel.cli.COMMANDS)
+    assert "--miss_cost" in text
+
+
+def test_other_shells_are_refused(refused: Callable[..., str]) -> None:
+    assert "--print_shtab must be one of bash, zsh, got fish" in refused("--print_shtab", "fish")
+    assert "got no shell" in refused("--print_shtab")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_the_short_help_lists_what_people_use_in_groups(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 150
+    titles = [line for line in lines if re.fullmatch(r"[A-Z][^.]*:", line)]
+    assert titles[:2] == ["Settings and checkpoint:", "Data:"]
+    assert ("Model: classifier:" in titles) == ("Training:" in titles) == (command == "fit")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help", "all"])
+    assert stop.value.code == 0
+    everything = capsys.readouterr().out
+    assert len(everything.splitlines()) > 400
+    listed = re.findall(r"^  (--[\w.]+)", "\n".join(lines), re.MULTILINE)
+    assert "--data.root" in listed
+    # --help all refers to --model.help for the options of the networks.
+    missing = [name for name in listed if not name.startswith("--model.") and f"{name} " not in everything]
+    assert missing == []

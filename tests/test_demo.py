@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from steel import demo
 from steel.cli import main
 from steel.data.annotations import read_annotations
 from steel.data.splits import read_split
+from steel.errors import InputError
 
 
 @pytest.mark.slow
@@ -37,6 +39,71 @@ def test_the_demo_reaches_its_scores(tmp_path: Path) -> None:
     assert len(rows) == 4 * len(split.indices("test"))
     assert (out / "inspector.pt").is_file()
     assert list((out / "evaluation" / "pictures").glob("*.png"))
+
+
+def test_a_finished_demo_is_replaced_only_by_force(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").write_text("written by steel demo")
+    (tmp_path / "inspector.pt").write_text("of an interrupted demo")
+
+    def stop(*_: object, **__: object) -> None:
+        raise InputError("stopped after the folder was cleared")
+
+    monkeypatch.setattr("steel.demo.synth", stop)
+    assert "stopped after" in refused("demo", f"--out={tmp_path}")
+    assert {path.name for path in tmp_path.iterdir()} == {"demo", "demo.log"}
+    (tmp_path / "summary.json").write_text("{}")
+    assert f"{tmp_path} contains a finished demo; choose a new folder with --out" in refused(
+        "demo", f"--out={tmp_path}"
+    )
+    assert (tmp_path / "summary.json").is_file()
+    assert "stopped after" in refused("demo", f"--out={tmp_path}", "--force")
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_the_output_fits_a_terminal_and_ends_with_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = dict.fromkeys(("dice_on_defects", "kaggle_dice", "false_alarm_rate", "recall", "accuracy"), 0.9)
+    report = {
+        **scores,
+        "scores": scores,
+        "intervals": {name: [0.8, 1.0] for name in scores},
+        "predict_nothing": dict.fromkeys(scores, 0.0),
+        "accuracy_calling_all_clean": 0.5,
+        "verdict": {"sentence": f"Too few images to tell: {'a long reason ' * 20}."},
+    }
+
+    def print_wide(*_: object, **__: object) -> str:
+        print("a table " * 30)
+        print("epoch 1 of 13: train/loss 0.1234, up to 2 min left", flush=True)
+        return "best.ckpt"
+
+    def evaluate(*, out: str, **_: object) -> None:
+        Path(out).mkdir()
+        (Path(out) / "evaluation.json").write_text(json.dumps(report))
+
+    for step in ("synth", "split", "explore", "_fit", "tune", "export", "inspect"):
+        monkeypatch.setattr(demo, step, print_wide)
+    monkeypatch.setattr(demo, "evaluate", evaluate)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out=out"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "1 of 9: create a synthetic dataset (7 min left)" in lines
+    assert "9 of 9: inspect images with it (less than a minute left)" in lines
+    assert lines.count("epoch 1 of 13: train/loss 0.1234, up to 2 min left") == 8
+    verdict, scored, (first, then, command, _) = (part.splitlines() for part in printed.split("\n\n")[1:])
+    assert verdict[0].startswith("Too few images to tell")
+    assert len(scored) == 1 + 5
+    assert first == "Open out/evaluation/index.html"
+    assert "your own data" in then
+    assert command == "    steel check FOLDER"
+    log = (tmp_path / "out" / "demo.log").read_text()
+    assert log.count("a table") == 8 * 30
+    assert "== 4 of 9: train the classifier" in log
 
 
 def test_the_demo_refuses_a_folder_with_other_files(tmp_path: Path, refused: Callable[..., str]) -> None:

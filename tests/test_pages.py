@@ -111,6 +111,15 @@ def test_the_page_loads_nothing_else(tmp_path: Path) -> None:
     assert not re.search(r"url\(|@import|https?://", path.read_text(encoding="utf-8"))
 
 
+def test_a_caption_is_above_its_picture_or_table(tmp_path: Path) -> None:
+    page = Page("title", tmp_path)
+    page.add_picture("dot", np.zeros((3, 4), np.uint8), "caption")
+    page.add_table(pd.DataFrame({"a": [1]}), "caption")
+    tags = [tag for tag, _ in Reader(page.write()).tags]
+    assert tags.index("figcaption") < tags.index("img")
+    assert tags.index("caption") < tags.index("thead")
+
+
 def test_elements_are_in_the_order_in_which_they_were_added(tmp_path: Path) -> None:
     page = Page("title", tmp_path)
     for i in range(3):

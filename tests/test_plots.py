@@ -35,12 +35,12 @@ def test_comparison_shows_truth_in_green_and_prediction_in_red() -> None:
 
 @pytest.mark.parametrize("values", [[3, 0, 12], [1]])
 def test_bar_heights_equal_the_counts(values: list[int]) -> None:
-    figure = plots.plot_bars(pd.Series(values, [str(i) for i in range(len(values))]), "title", "images")
+    figure = plots.plot_bars(pd.Series(values, [str(i) for i in range(len(values))]), "title", ("number", "images"))
     assert [bar.get_height() for bar in figure.axes[0].patches] == values
 
 
 def test_bars_with_the_same_name_keep_their_own_colours() -> None:
-    figure = plots.plot_bars(pd.Series([3, 5], ["dent", "dent"]), "title", "images", CLASS_COLOURS[:2])
+    figure = plots.plot_bars(pd.Series([3, 5], ["dent", "dent"]), "title", ("number", "images"), CLASS_COLOURS[:2])
     bars = figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == [3, 5]
     for bar, colour in zip(bars, CLASS_COLOURS, strict=False):
@@ -174,10 +174,45 @@ def test_long_captions_are_wrapped_if_images_are_side_by_side() -> None:
 def test_names_are_not_parsed_as_formulas() -> None:
     widths = []
     for name in ("a", "$a$", r"$\frac$"):
-        figure = plots.plot_bars(pd.Series([1], [name]), name, "images")
+        figure = plots.plot_bars(pd.Series([1], [name]), name, ("number", "images"))
         render(figure)
         (tick,) = figure.axes[0].get_xticklabels()
         widths.append((tick.get_window_extent().width, figure.axes[0].title.get_window_extent().width))
     for narrow, wide in pairwise(widths):
         assert narrow[0] < wide[0]
         assert narrow[1] < wide[1]
+
+
+def test_every_axis_with_a_scale_is_labelled() -> None:
+    rng = np.random.default_rng(0)
+    curve = pd.DataFrame({name: [0.1, 0.2] for name in ("false alarms", "missed", "Dice on defects", "Kaggle Dice")})
+    bins = np.array([0.2, 0.8]), np.array([0.1, 0.9]), np.array([4, 4])
+    figures = [
+        plots.plot_confusion(np.eye(2, dtype=np.int64), ("clean", "defective"), "title"),
+        plots.plot_trade_off({"other costs": curve}, "title"),
+        plots.plot_curves({("recall", "precision"): (rng.random(5), rng.random(5), 0.5, 0.5)}, "title"),
+        plots.plot_reliability({"classifier": [bins, bins]}, ["a", "b"]),
+        plots.plot_bars(pd.Series([1, 2]), "title", ("class", "images")),
+        plots.plot_together(np.eye(2, dtype=np.int64), ["a", "b"], "title"),
+        plots.plot_distributions([np.array([1, 2, 9])], ["a"], CLASS_COLOURS[:1], "title", "pixels"),
+        plots.plot_maps(rng.random((2, 3, 4)), ["a", "b"], 2.0, "title"),
+        plots.plot_sizes(np.array([[30, 40]], np.int32), "title"),
+    ]
+    for figure in figures:
+        for axes in figure.axes:
+            assert axes.get_xlabel(), axes
+            assert axes.get_ylabel(), axes
+    assert figures[6].get_supylabel() == "images"
+
+
+def test_axis_labels_are_inside_the_figure() -> None:
+    labels = "recall of defective images", "precision of the call defective"
+    values = np.array([0.0, 1.0])
+    curve = values, values, 0.5, 0.5
+    figure = plots.plot_curves({labels: curve, (labels[1], labels[0]): curve}, "title")
+    height, width, _ = render(figure).shape
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            box = label.get_window_extent()
+            assert 0 <= box.x0 < box.x1 <= width
+            assert 0 <= box.y0 < box.y1 <= height

@@ -74,6 +74,6 @@ def test_plotting_changes_no_setting_of_matplotlib() -> None:
     from steel import plots
 
     before = dict.copy(matplotlib.rcParams)
-    plots.plot_bars(pd.Series([1], ["$a$"]), "title", "images")
+    plots.plot_bars(pd.Series([1], ["$a$"]), "title", ("number", "images"))
     assert dict.copy(matplotlib.rcParams) == before
     assert before["text.parse_math"] is True

@@ -66,3 +66,11 @@ def test_closing_the_iterator_stops_the_work(monkeypatch: pytest.MonkeyPatch) ->
     assert len(started) < 100
     assert sorted(started) == sorted(ended)  # started items are finished, and no thread is left
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "less than a minute"), (29, "less than a minute"), (31, "1 min"), (3580, "1 h 0 min"), (7900, "2 h 12 min")],
+)
+def test_durations_are_rounded_to_minutes(seconds: float, text: str) -> None:
+    assert progress.format_duration(seconds) == text

@@ -1,12 +1,15 @@
 // Inspects images with an exported file, using libtorch alone: prints the decisions and writes the codes.
 //
-//     inspect inspector.pt codes.csv IMAGE...
+//     inspect [--digest SHA256] inspector.pt codes.csv IMAGE...
 //
 // IMAGE is an 8-bit PNG or JPEG, or raw grey pixels as a binary PGM ("P5 width height 255", then the bytes). Grey PNG and
 // PGM give exactly the pixels that `steel inspect` reads. JPEG decoders other than OpenCV's can give slightly different
 // pixels.
+#include <caffe2/serialize/inline_container.h>
 #include <torch/script.h>
 
+#include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -119,18 +122,117 @@ static Tensor read_image(const std::string& path) {
   throw InputError(path + " is not an image that this program can read; give an 8-bit PNG, JPEG or PGM");
 }
 
+// Returns the SHA-256 of the first `size` bytes in hexadecimal (FIPS 180-4).
+static std::string sha256(const std::string& bytes, size_t size) {
+  // The fractional parts of the roots of the first primes, in integers so that no rounding matters.
+  const auto root = [](unsigned prime, int power) {  // power 2 or 3
+    __extension__ typedef unsigned __int128 Wide;
+    uint64_t found = 0;
+    for (int bit = 35; bit >= 0; --bit) {
+      const Wide x = found | uint64_t(1) << bit, y = power == 2 ? x * x : x * x * x;
+      if (y <= Wide(prime) << (32 * power)) found = uint64_t(x);
+    }
+    return uint32_t(found);
+  };
+  uint32_t constants[64], state[8];
+  for (unsigned n = 0, prime = 2; n < 64; ++prime) {
+    bool is_prime = true;
+    for (unsigned d = 2; d * d <= prime; ++d) is_prime = is_prime && prime % d;
+    if (!is_prime) continue;
+    if (n < 8) state[n] = root(prime, 2);
+    constants[n++] = root(prime, 3);
+  }
+  std::string tail = bytes.substr(size / 64 * 64, size % 64) + '\x80';
+  tail.resize((tail.size() + 8 + 63) / 64 * 64);
+  for (int i = 0; i < 8; ++i) tail[tail.size() - 1 - i] = char(uint64_t(size) * 8 >> 8 * i);
+  for (size_t start = 0, whole = size / 64 * 64; start < whole + tail.size(); start += 64) {
+    const auto* block = reinterpret_cast<const uint8_t*>(start < whole ? &bytes[start] : &tail[start - whole]);
+    uint32_t w[64], s[8];
+    for (int i = 0; i < 16; ++i)
+      w[i] = uint32_t(block[4 * i]) << 24 | block[4 * i + 1] << 16 | block[4 * i + 2] << 8 | block[4 * i + 3];
+    for (int i = 16; i < 64; ++i)
+      w[i] = w[i - 16] + (std::rotr(w[i - 15], 7) ^ std::rotr(w[i - 15], 18) ^ w[i - 15] >> 3) + w[i - 7] +
+             (std::rotr(w[i - 2], 17) ^ std::rotr(w[i - 2], 19) ^ w[i - 2] >> 10);
+    std::copy(state, state + 8, s);
+    for (int i = 0; i < 64; ++i) {
+      const uint32_t one = s[7] + (std::rotr(s[4], 6) ^ std::rotr(s[4], 11) ^ std::rotr(s[4], 25)) +
+                           ((s[4] & s[5]) ^ (~s[4] & s[6])) + constants[i] + w[i];
+      const uint32_t two = (std::rotr(s[0], 2) ^ std::rotr(s[0], 13) ^ std::rotr(s[0], 22)) +
+                           ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+      std::copy_backward(s, s + 7, s + 8);
+      s[4] += one;
+      s[0] = one + two;
+    }
+    for (int i = 0; i < 8; ++i) state[i] += s[i];
+  }
+  char digits[65];
+  for (int i = 0; i < 8; ++i) std::snprintf(digits + 8 * i, 9, "%08x", state[i]);
+  return digits;
+}
+
+// Checks the checksum of every record, which torch does not. Sizes and positions are those of the ZIP directory.
+static void check_records(const std::string& path, const std::string& bytes) {
+  const auto damaged = InputError(path + " is not an exported inspector or is damaged; `steel export` writes one");
+  const auto number = [&](size_t position, int size) {
+    if (position + size > bytes.size()) throw damaged;
+    uint32_t value = 0;
+    for (int i = size - 1; i >= 0; --i) value = value << 8 | uint8_t(bytes[position + i]);
+    return value;
+  };
+  const size_t end = bytes.rfind("PK\5\6");
+  if (end == std::string::npos) throw damaged;
+  std::istringstream stream(bytes);
+  caffe2::serialize::PyTorchStreamReader reader(&stream);
+  size_t entry = number(end + 16, 4);
+  for (unsigned left = number(end + 10, 2); left > 0; --left) {
+    const unsigned length = number(entry + 28, 2);
+    if (number(entry, 4) != 0x02014b50 || entry + 46 + length > bytes.size()) throw damaged;
+    const std::string name = bytes.substr(entry + 46, length);  // "archive/data.pkl"; the reader leaves out "archive/"
+    const auto [data, size] = reader.getRecord(name.substr(name.find('/') + 1));
+    uint32_t crc = ~0u;
+    for (size_t i = 0; i < size; ++i) {
+      crc ^= static_cast<const uint8_t*>(data.get())[i];
+      for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+    }
+    if (~crc != number(entry + 16, 4)) throw damaged;
+    entry += 46 + length + number(entry + 30, 2) + number(entry + 32, 2);
+  }
+}
+
+// Checks that no byte of the file has changed since `steel export` wrote it, like `archive` in Python. Returns whether
+// the file stores a digest; files of earlier versions do not.
+static bool check_bytes(const std::string& path, const std::string& bytes, const std::string& digest) {
+  const std::string whole = sha256(bytes, bytes.size()), name = "steel sha256 ";
+  if (!digest.empty() && digest != whole) throw InputError(path + " has the SHA-256 " + whole + "; use the right file");
+  const size_t content = bytes.size() < 64 ? 0 : bytes.size() - 64;
+  if (content < name.size() || bytes.compare(content - name.size(), name.size(), name) != 0) {
+    check_records(path, bytes);
+    return false;
+  }
+  if (bytes.substr(content) != sha256(bytes, content))
+    throw InputError(path + " is damaged: its content does not match the digest stored in it; copy it again");
+  return true;
+}
+
 // Loads and freezes the inspector, runs its self-test and warms it up, like `bundle.read` in Python.
-static Module load(const std::string& path, torch::Device device) {
-  read_bytes(path);
+static Module load(const std::string& path, torch::Device device, const std::string& digest) {
   torch::jit::ExtraFilesMap extra{{"inspector.json", ""}};
   Module module;
+  bool is_sealed = false;
   try {
-    module = torch::jit::load(path, device, extra);
+    const std::string bytes = read_bytes(path);
+    is_sealed = check_bytes(path, bytes, digest);
+    std::istringstream stream(bytes);
+    module = torch::jit::load(stream, device, extra);
   } catch (const c10::Error&) {
     throw InputError(path + " is not an exported inspector or is damaged; `steel export` writes one");
   }
   if (extra["inspector.json"].empty() || !module.find_method("self_test"))
     throw InputError(path + " is a TorchScript program, but not an inspector; `steel export` writes one");
+  // Files that were written with a digest say so in their metadata.
+  if (!is_sealed && extra["inspector.json"].find("\"sealed\": true") != std::string::npos)
+    throw InputError(path + " is damaged: the digest at its end is missing; copy it again");
+  if (!is_sealed) std::cerr << "inspect: " << path << " carries no digest of its content; export it again" << std::endl;
   module.eval();
   module = torch::jit::freeze(module, std::vector<std::string>{
       "probabilities", "decide", "point", "self_test", "example", "flips", "gate", "label", "pixel", "smallest_spot",
@@ -161,21 +263,27 @@ static std::string encode(const Tensor& mask) {
   return code.str();
 }
 
-static int run(const std::vector<std::string>& args) {
-  if (args.size() < 3) throw InputError("expected: inspect inspector.pt codes.csv IMAGE...");
+static int run(std::vector<std::string> args) {
+  std::string digest;
+  if (args.size() > 1 && args[0] == "--digest") {
+    digest = args[1];
+    args.erase(args.begin(), args.begin() + 2);
+  }
+  if (args.size() < 3) throw InputError("expected: inspect [--digest SHA256] inspector.pt codes.csv IMAGE...");
   const torch::Device device = at::hasCUDA() ? torch::kCUDA : torch::kCPU;
   c10::InferenceMode guard;
-  Module module = load(args[0], device);
+  Module module = load(args[0], device, digest);
   std::ostringstream codes("ImageId,ClassId,EncodedPixels\n", std::ios::ate);
-  const double gate = module.attr("gate").toTensor().item<double>();
+  const Tensor gate = module.attr("gate").toTensor();
   for (size_t k = 2; k < args.size(); ++k) {
     const auto start = std::chrono::steady_clock::now();
     const auto found = module.forward({read_image(args[k]).to(device)}).toTuple()->elements();
     const std::string name = std::filesystem::path(args[k]).filename();
     const double probability = found[0].toTensor().item<double>();
+    const bool is_defective = (found[0].toTensor() >= gate).item<bool>();  // in the precision that the inspector uses
     const Tensor masks = found[2].toTensor()[0].cpu(), areas = found[3].toTensor()[0].cpu();
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-    std::printf("%s: %s, p=%.6f, %.1f ms\n", name.c_str(), probability >= gate ? "defective" : "clean", probability, took.count());
+    std::printf("%s: %s, p=%.6f, %.1f ms\n", name.c_str(), is_defective ? "defective" : "clean", probability, took.count());
     for (int64_t c = 0; c < masks.size(0); ++c) {
       if (areas[c].item<int64_t>()) std::printf("  class %ld: %ld pixels\n", c + 1, areas[c].item<int64_t>());
       codes << name << ',' << c + 1 << ',' << encode(masks[c]) << '\n';

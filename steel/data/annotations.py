@@ -7,7 +7,7 @@ Code above this module knows neither CSV columns nor that classes count from 1 i
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data import images, rle
-from steel.data.runs import areas
-from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown
+from steel.data.runs import Offsets, Runs, areas, intersect
+from steel.data.severstal import choose_classes, join_rows, parse, read_groups, read_unknown, suggest_conversion
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError
 from steel.progress import track
@@ -38,6 +38,7 @@ class Annotations:
         runs: int32, the runs of all codes, ordered by image and then by class.
         offsets: int64 `(n * C + 1,)`. Class c on image i has the runs from `offsets[i * C + c]` to the next offset.
         unknown: The runs of the unlabelled region of an image, by its row; see `steel.data.unknown`.
+        grouped: The rows of the images whose group is known.
     """
 
     root: Path
@@ -48,6 +49,7 @@ class Annotations:
     runs: NDArray[np.int32]
     offsets: NDArray[np.int64]
     unknown: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
+    grouped: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,13 +66,38 @@ class Annotations:
 
     @cached_property
     def areas(self) -> NDArray[np.int64]:
-        """int64 `(n, C)`, the number of labelled pixels of each class on each image."""
+        """int64 `(n, C)`, the number of pixels of each class on each image."""
         return areas(self.runs, self.offsets).reshape(len(self), self.num_classes)
 
     @cached_property
     def has_unknown(self) -> NDArray[np.bool_]:
         """Bool `(n,)`, whether a part of the image is unlabelled."""
         return np.isin(np.arange(len(self)), list(self.unknown))
+
+    @cached_property
+    def is_grouped(self) -> NDArray[np.bool_]:
+        """Bool `(n,)`, whether the group of the image is known; otherwise it is its own group."""
+        return np.isin(np.arange(len(self)), self.grouped)
+
+    @cached_property
+    def hidden(self) -> NDArray[np.int64]:
+        """int64 `(n,)`, the number of unlabelled pixels of each image."""
+        regions = (self.unknown.get(i, np.empty(0, np.int32)) for i in range(len(self)))
+        return np.array([region[1::2].sum() for region in regions], np.int64)
+
+    @cached_property
+    def labelled_areas(self) -> NDArray[np.int64]:
+        """int64 `(n, C)`, `areas` without pixels in unlabelled regions."""
+        return self.count_labelled(self.runs, self.offsets)
+
+    def count_labelled(self, runs: Runs, offsets: Offsets) -> NDArray[np.int64]:
+        """Return the pixels of masks outside unlabelled regions, int64 `(n, C)`; runs are ordered as `self.runs`."""
+        pixels = areas(runs, offsets)
+        if self.unknown:
+            none = np.empty(0, np.int32)
+            regions = [self.unknown.get(i, none) for i in range(len(self)) for _ in self.classes]
+            pixels -= areas(*intersect(runs, offsets, np.concatenate(regions), np.cumsum([0, *map(len, regions)])))
+        return pixels.reshape(len(self), self.num_classes)
 
     def path(self, index: int) -> Path:
         """Return the path of an image."""
@@ -155,6 +182,18 @@ def read_annotations(root: str | Path, num_classes: int | None = None) -> Annota
     return annotations
 
 
+def list_unlabelled(paths: Sequence[Path]) -> Annotations:
+    """Return a table of images in any folder, without labels and with one unnamed class.
+
+    Raises:
+        InputError: An image is unreadable.
+    """
+    sizes = np.array([images.read_size(path) for path in paths], np.int32)
+    names, groups = np.array([path.name for path in paths]), np.arange(len(paths))
+    runs, offsets = np.zeros(0, np.int32), np.zeros(len(paths) + 1, np.int64)
+    return Annotations(paths[0].parent, names, sizes, groups, ("",), runs, offsets)
+
+
 def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     """Read the valid labels of a dataset and list all errors; otherwise like `read_annotations`.
 
@@ -168,12 +207,14 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
         )
     csv, folder = root / "train.csv", root / "train_images"
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}; put the images there")
+        raise InputError(
+            f"no folder {folder}; put the images there, or convert another layout: {suggest_conversion(root)}"
+        )
     names, sizes, findings = _read_sizes(folder)
     rows, num_rows, row_findings = parse(csv)
     largest = max((row.class_id for row in rows if row.code), default=0)
     classes, class_findings = choose_classes(root, largest, num_classes)
-    groups, group_findings = read_groups(root / "groups.csv", names)
+    groups, is_grouped, group_findings = read_groups(root / "groups.csv", names)
     unknown, unknown_findings = read_unknown(root / "unknown.csv", names, sizes, len(classes))
     findings += [*row_findings, *class_findings, *group_findings, *unknown_findings]
     if not classes:
@@ -192,7 +233,8 @@ def read_leniently(root: str | Path, num_classes: int | None = None) -> Reading:
     groups = pd.factorize(groups)[0].astype(np.int64)[is_good]
     row = np.cumsum(is_good) - 1
     unknown = {int(row[i]): region for i, region in unknown.items() if is_good[i]}
-    table = Annotations(root, names[is_good], sizes[is_good], groups, classes, runs, offsets, unknown)
+    grouped = np.flatnonzero(is_grouped[is_good])
+    table = Annotations(root, names[is_good], sizes[is_good], groups, classes, runs, offsets, unknown, grouped)
     return Reading(table, findings, num_rows, num_used)
 
 
@@ -209,7 +251,7 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             remedy = (
                 "rename the file" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1 or rename the file"
             )
-            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}rename the file"
+            message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
             findings.append(Finding(path, None, "file name", message))
         except InputError as error:
             message = f"the image {str(error).removeprefix(f'{path} ')}"

@@ -19,7 +19,7 @@ from steel.data.splits import PARTS, tabulate_parts
 from steel.data.tables import raise_first, read_table
 from steel.errors import InputError
 from steel.files import new_folder, require_new_folder, write_atomic
-from steel.intervals import wilson
+from steel.intervals import effective_size, wilson
 from steel.pages import Page
 
 NUM_PICTURES = 8  # leaks shown on the screen and as figures
@@ -171,15 +171,21 @@ def _find_twin(
 
 
 def tabulate_claims(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
-    """Tabulate Wilson's 95 % intervals of the recall that each part but the first can demonstrate."""
+    """Tabulate Wilson's 95 % intervals of the recall that each part but the first can demonstrate.
+
+    How alike the images of a group are is unknown, so each group counts as one image.
+    """
     rows = []
     for part in assignment.parts[1:]:
-        counts = annotations.labels[assignment.members[part]].sum(axis=0).tolist()
-        for name, n in zip(annotations.classes, counts, strict=True):
-            intervals = [wilson(hits, n) for hits in (n, n - 1)] if n else []
+        members = assignment.members[part]
+        for c, name in enumerate(annotations.classes):
+            groups = annotations.groups[members[annotations.labels[members, c]]]
+            n, num_groups = len(groups), len(np.unique(groups))
+            size = effective_size(np.ones(n), groups) if n else 0
+            intervals = [wilson(hits / n * size, size) for hits in (n, n - 1)] if n else []
             cells = [f"recall {interval.low:.3f} to {interval.high:.3f}" for interval in intervals] or ["nothing"] * 2
-            rows.append([part, name, n, *cells])
-    return pd.DataFrame(rows, columns=["part", "class", "images", "if all are found", "if one is missed"])
+            rows.append([part, name, n, num_groups, *cells])
+    return pd.DataFrame(rows, columns=["part", "class", "images", "groups", "if all are found", "if one is missed"])
 
 
 def tabulate_sets(assignment: Assignment, annotations: Annotations) -> pd.DataFrame:
@@ -266,7 +272,7 @@ def _write_report(
     page.add_table(tabulate_shares(assignment, annotations), caption)
     page.add_table(tabulate_sets(assignment, annotations), "Images with each set of classes")
     page.add_heading("Recall that can be demonstrated")
-    caption = "95 % confidence intervals of the best possible results; the fewer images, the wider the interval"
+    caption = "95 % confidence intervals of the best possible results; the fewer groups, the wider the interval"
     page.add_table(tabulate_claims(assignment, annotations), caption)
     if leaks:
         page.add_heading("Leaks")

@@ -1,7 +1,7 @@
 """`SteelDataModule`: the train, val and test loaders of a dataset, the same for both tasks."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from steel.data.annotations import Annotations, read_annotations
+from steel.data.annotations import Annotations, list_unlabelled, read_annotations
 from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.data.cache import DecodedImages, Where, open_images
+from steel.data.images import find_images, read_grey, read_size
 from steel.data.loader import Batch, Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation, Pipeline
@@ -48,6 +49,7 @@ class SteelDataModule(LightningDataModule):
         pin_memory: Whether to load into page-locked memory; by default if there is a GPU.
         cache: Where to keep all images decoded. Memory keeps them in each process; disk keeps them in ~/.cache/steel
             (or under XDG_CACHE_HOME) for all processes and later runs. By default images are decoded when needed.
+        predict: Images without labels for trainer.predict, which does not read the root: a folder, a file or a pattern.
 
     Raises:
         InputError: A value is out of range.
@@ -71,6 +73,7 @@ class SteelDataModule(LightningDataModule):
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         cache: Where | None = None,
+        predict: str | None = None,
     ) -> None:
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.num_classes": num_classes})
@@ -97,6 +100,7 @@ class SteelDataModule(LightningDataModule):
         self._num_workers = min(8, count_cores() - 1) if num_workers is None else num_workers
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._cache = cache
+        self._predict = predict
         self._decoded: DecodedImages | None = None
         self._annotations: Annotations | None = None
         self._split: Split | None = None
@@ -145,6 +149,7 @@ class SteelDataModule(LightningDataModule):
             "digest": self.annotations.digest,
             "split": self.split.digest,
             "members": self.split.members(),
+            "groups": self.split.name_groups(),
             "fold": self._fold,
             "seed": self.seed,
             "batch_size": self.batch_size,
@@ -154,8 +159,11 @@ class SteelDataModule(LightningDataModule):
         """Read the dataset and check that the parts for a stage are not empty.
 
         Raises:
-            InputError: A part is empty, or the dataset has an error.
+            InputError: A part is empty, the dataset has an error, or there is no image to predict.
         """
+        if stage == "predict":
+            assert self.predict_paths  # not empty, else it raises
+            return
         for part in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if len(self.split.indices(part)) == 0:
                 raise InputError(f"the part {part} of {self.root} has no image; add some in splits.csv")
@@ -179,6 +187,28 @@ class SteelDataModule(LightningDataModule):
     def test_dataloader(self) -> Loader:
         """Return the loader of test; see `images_dataloader`."""
         return self.part_dataloader("test")
+
+    @cached_property
+    def predict_paths(self) -> list[Path]:
+        """The images of `predict`, sorted by size and then by name; predictions are in this order.
+
+        Raises:
+            InputError: No images are given or found, or one is unreadable.
+        """
+        if self._predict is None:
+            raise InputError(
+                "there are no images to predict; give SteelDataModule(..., predict=FOLDER), or a loader, as in "
+                "trainer.predict(task, data.test_dataloader())"
+            )
+        return sorted(find_images(self._predict), key=lambda path: (read_size(path), path))
+
+    def predict_dataloader(self) -> Loader:
+        """Return the loader of `predict_paths`, whose masks are empty; a batch has one image size."""
+        paths = self.predict_paths
+        table = list_unlabelled(paths)
+        batches = build_sized_batches(np.arange(len(paths)), table.sizes, self.batch_size, self._ranks())
+        samples = Samples(table, None, self.seed, read_image=lambda i: read_grey(paths[i]))
+        return Loader(samples, batches, self._num_workers, self._pin_memory)
 
     def part_dataloader(self, part: str) -> Loader:
         """Return the loader of any part; see `images_dataloader`."""

@@ -102,10 +102,10 @@ def find_duplicates(paths: Sequence[Path], folder: Path | None = None) -> list[P
     return _renumber(pairs, order)
 
 
-def join(groups: NDArray[np.int64], pairs: Iterable[Pair]) -> NDArray[np.int64]:
+def join(groups: NDArray[np.int64], pairs: Iterable[Pair | tuple[int, int]]) -> NDArray[np.int64]:
     """Merge groups `(n,)` that pairs of images connect, directly or through others; return the new groups `(n,)`."""
     names, dense = np.unique(groups, return_inverse=True)
-    ends = dense[np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)]
+    ends = dense[np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)]
     graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))
     joined: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)[dense]
     return joined

@@ -87,9 +87,11 @@ def _show_counts(annotations: Annotations) -> Section:
     )
     num_classes, together = pd.Series(np.bincount(labels.sum(axis=1))), labels.T.astype(np.int64) @ labels
     figures = {
-        "defective_or_clean": plots.plot_bars(halves, f"{n:,} images", "images"),
-        "defects_per_image": plots.plot_bars(num_classes, "classes per image", "images"),
-        "images_per_class": plots.plot_bars(numbers, "images per class", "images", CLASS_COLOURS[: len(classes)]),
+        "defective_or_clean": plots.plot_bars(halves, f"{n:,} images", ("kind of image", "images")),
+        "defects_per_image": plots.plot_bars(num_classes, "classes per image", ("classes on the image", "images")),
+        "images_per_class": plots.plot_bars(
+            numbers, "images per class", ("class", "images"), CLASS_COLOURS[: len(classes)]
+        ),
         "together": plots.plot_together(together, classes, "images with both classes"),
     }
     return Section("Counts", [], figures)

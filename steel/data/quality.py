@@ -154,6 +154,10 @@ def _find_sizes(annotations: Annotations) -> Iterator[Finding]:
 
 
 def _find_empty_classes(annotations: Annotations) -> Iterator[Finding]:
+    if not annotations.labels.any():
+        message = "no image has a defect, so nothing can be learnt; check that the rows of all defects are there"
+        yield Finding(annotations.root / "train.csv", None, "no defect", message, is_error=False)
+        return
     for name in np.array(annotations.classes)[~annotations.labels.any(axis=0)]:
         message = f"no image has class {name}, so it cannot be learnt; fix the classes if this is a mistake"
         yield Finding(annotations.root / "train.csv", None, "empty class", message, is_error=False)

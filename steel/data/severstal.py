@@ -28,6 +28,7 @@ Sizes = NDArray[np.int32]
 MAX_CLASSES = 8  # each class is one bit of a uint8 plane
 CLASS_IDS = tuple(str(c + 1) for c in range(MAX_CLASSES))
 _NEW_FORM = ("ImageId", "ClassId", "EncodedPixels")
+_FROM_ZERO = "ids seem to start at 0, so add 1 to every id"
 _OLD_FORM = ("ImageId_ClassId", "EncodedPixels")
 
 
@@ -56,13 +57,18 @@ def parse_rows(path: Path) -> tuple[list[Row], Table]:
         if 1 <= numbers[text] < 1_000_000_000:
             rows.append(Row(line, image, numbers[text], code))
         else:
-            message = f'the class must be a whole number from 1, got "{text[:40]}"; fix the row'
+            # Mending one row by hand would leave all other classes shifted by one.
+            remedy = _FROM_ZERO if parse_whole(text) == 0 else "fix the row"
+            message = f'the class must be a whole number from 1, got "{text[:40]}"; {remedy}'
             table.findings.append(Finding(path, line, "class", message))
     return rows, table
 
 
 def parse(path: Path) -> tuple[list[Row], int, list[Finding]]:
     """Parse a train.csv like `parse_rows`; return the valid rows, the number of all rows, and findings."""
+    if not path.exists():
+        remedy = f"add it, or convert other labels: {suggest_conversion(path.parent)}"
+        return [], 0, [Finding(path, None, "missing", f"there is no such file; {remedy}")]
     rows, table = parse_rows(path)
     if table.form == _NEW_FORM:
         for row in rows:
@@ -71,6 +77,21 @@ def parse(path: Path) -> tuple[list[Row], int, list[Finding]]:
                 table.findings.append(Finding(path, row.line, "empty code", message))
         rows = [row for row in rows if row.code]
     return rows, table.num_rows, table.findings
+
+
+def suggest_conversion(root: Path) -> str:
+    """Return the command that converts a folder to this layout, with the format that its subfolders look like."""
+    layouts = {
+        "masks": "masks",
+        "index": "index",
+        "SegmentationClass": "index",
+        "labels": "yolo",
+        "annotations": "coco",
+    }
+    has_masks = any("mask" in path.name.lower() for path in root.iterdir() if path.is_dir())
+    other = "masks" if has_masks else "FORMAT"
+    form = next((form for folder, form in layouts.items() if (root / folder).is_dir()), other)
+    return f"steel convert {root} NEW_FOLDER --from {form} --to severstal"
 
 
 def join_rows(
@@ -139,7 +160,8 @@ def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> 
     table = read_table(path, ("ClassId", "name")) if path.is_file() else Table((), 0, [], {}, [])
     ids, names, message = table.columns.get("ClassId", []), table.columns.get("name", []), ""
     if [parse_whole(text) for text in ids] != [c + 1 for c in range(len(ids))]:
-        names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; sort them"
+        remedy = f"{_FROM_ZERO}, also in train.csv" if "0" in ids else "sort them"
+        names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; {remedy}"
     elif len(ids) > MAX_CLASSES:
         names, message = [], f"it names {len(ids)} classes, but at most {MAX_CLASSES} are possible; merge some"
     elif num_classes and len(names) > num_classes:
@@ -163,13 +185,15 @@ def require_classes(folder: Path, largest: int, place: str) -> tuple[str, ...]:
     return classes
 
 
-def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table, list[int], list[Finding]]:
-    """Read a file with the column ImageId and one of `columns`, a value for each image, such as splits.csv.
+def read_named(
+    path: Path, columns: Sequence[str], names: Names, optional: tuple[str, ...] = ()
+) -> tuple[Table, list[int], list[Finding]]:
+    """Read a file with ImageId, one of `columns` and any of `optional`, a value for each image, such as splits.csv.
 
     Returns:
         The table, the index in `names` for each of its rows (-1 for an unknown or repeated image), and the findings.
     """
-    table = read_table(path, *(("ImageId", column) for column in columns))
+    table = read_table(path, *(("ImageId", column) for column in columns), optional=optional)
     known = NameIndex(names.tolist())
     seen: dict[int | str, int] = {}
     positions, findings = [], list(table.findings)
@@ -187,19 +211,22 @@ def read_named(path: Path, columns: Sequence[str], names: Names) -> tuple[Table,
     return table, positions, findings
 
 
-def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], list[Finding]]:
-    """Return the index of the first listed image of each image's group, or its own index, and findings."""
-    groups = np.arange(len(names))
+def read_groups(path: Path, names: Names) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[Finding]]:
+    """Return the index of the first listed image of each image's group, or its own index if it is not listed.
+
+    Also return whether each image is listed, and the findings.
+    """
+    groups, is_listed = np.arange(len(names)), np.zeros(len(names), bool)
     if not path.is_file():
-        return groups, []
+        return groups, is_listed, []
     first: dict[str, int] = {}
     table, positions, findings = read_named(path, ("group",), names)
     for i, group, line in zip(positions, table.columns.get("group", []), table.lines, strict=True):
         if not group:
             findings.append(Finding(path, line, "empty group", "the group is empty; name it or remove the row"))
         elif i >= 0:
-            groups[i] = first.setdefault(group, i)
-    return groups, findings
+            groups[i], is_listed[i] = first.setdefault(group, i), True
+    return groups, is_listed, findings
 
 
 def read_unknown(

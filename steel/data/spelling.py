@@ -1,8 +1,9 @@
 """How files of labels may spell names, numbers and text. Every reader uses this, so that all are equally lenient.
 
-Names are found in another Unicode form, with percent codes, and behind the prefix of an upload to Label Studio. Whole
-numbers may be text, and in JSON, whose numbers are all of one kind, 64.0 is one. Text is UTF-8 with or without a
-byte-order mark. Files that macOS and Windows add to folders are no data.
+Names are found in another Unicode form, with percent codes, behind the prefix of an upload to Label Studio, and behind
+the apostrophe that keeps spreadsheets from running them as formulas. Whole numbers may be text, and in JSON, whose
+numbers are all of one kind, 64.0 is one. Text is UTF-8 with or without a byte-order mark. Files that macOS and Windows
+add to folders are no data.
 """
 
 import re
@@ -14,6 +15,7 @@ from urllib.parse import unquote
 
 from steel.errors import InputError
 
+FORMULA_STARTS = ("=", "+", "-", "@")  # of cells that spreadsheets run, unless an apostrophe is put before them
 _UPLOAD = re.compile("[0-9a-f]{8}-")  # Label Studio puts it before the name of an uploaded image
 _SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "__macosx")
 
@@ -48,7 +50,8 @@ class NameIndex:
 
 
 def _normalise(name: str) -> str:
-    return unicodedata.normalize("NFC", unquote(name))
+    plain = name[1:] if name.startswith("'") and name[1:].startswith(FORMULA_STARTS) else name
+    return unicodedata.normalize("NFC", unquote(plain))
 
 
 def parse_whole(value: object) -> int | None:

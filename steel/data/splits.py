@@ -2,6 +2,7 @@
 
 ROOT/splits.csv    ImageId,split with split in train, val, test
                 or ImageId,fold with fold in 0..K-1: fold k is test, fold k + 1 is val, the others are train
+                and optionally group: images of one coil or scene, in addition to the groups of groups.csv
 """
 
 import hashlib
@@ -28,15 +29,19 @@ DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
 
 @dataclass(frozen=True)
 class Split:
-    """The part that each image of a dataset belongs to.
+    """The part and the group that each image of a dataset belongs to.
 
     Attributes:
         names: `(n,)`, the dataset's file names, sorted.
         parts: `(n,)`, "train", "val", "test", or "" for an image that is in no part.
+        groups: int64 `(n,)`, numbers of the groups, those of groups.csv joined with those of the split.
+        is_grouped: bool `(n,)`, whether the group of an image is known; otherwise the image is its own group.
     """
 
     names: NDArray[np.str_]
     parts: NDArray[np.str_]
+    groups: NDArray[np.int64]
+    is_grouped: NDArray[np.bool_]
 
     def indices(self, part: str) -> NDArray[np.int64]:
         """Return the rows of the table that belong to a part."""
@@ -45,6 +50,20 @@ class Split:
     def members(self) -> dict[str, list[str]]:
         """Return the file names in each part, to be stored in a checkpoint."""
         return {part: self.names[self.indices(part)].tolist() for part in PARTS}
+
+    def name_groups(self) -> dict[str, str]:
+        """Return the first file name of the group of each image whose group is known, by file name."""
+        first = pd.Series(self.names).groupby(self.groups).transform("first").to_numpy()
+        return dict(zip(self.names[self.is_grouped].tolist(), first[self.is_grouped].tolist(), strict=True))
+
+    def join_groups(self, group_of: Mapping[str, str]) -> "Split":
+        """Return the split with the groups joined whose images share a value in `group_of`, which is by file name."""
+        rows = np.flatnonzero(np.isin(self.names, list(group_of)))
+        first: dict[str, int] = {}
+        pairs = [(first.setdefault(group_of[str(self.names[i])], i), i) for i in rows.tolist()]
+        is_grouped = self.is_grouped.copy()
+        is_grouped[rows] = True
+        return replace(self, groups=join(self.groups, pairs), is_grouped=is_grouped)
 
     @property
     def digest(self) -> str:
@@ -72,7 +91,12 @@ def make_split(annotations: Annotations, fractions: Sequence[float] = DEFAULT_FR
     require_at_least(0, seed=seed)
     if shares.shape != (3,) or not (shares >= 0).all() or not abs(shares.sum() - 1) <= 1e-6:
         raise InputError(f"fractions must be three shares (train, val, test) that sum to 1, got {list(fractions)}")
-    return Split(annotations.names, np.array(PARTS)[_assign(annotations, shares, seed)])
+    return _build_split(annotations, np.array(PARTS)[_assign(annotations, shares, seed)])
+
+
+def _build_split(annotations: Annotations, parts: NDArray[np.str_]) -> Split:
+    """Build a split with the groups of the dataset."""
+    return Split(annotations.names, parts, annotations.groups, annotations.is_grouped)
 
 
 def make_folds(annotations: Annotations, num_folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -134,13 +158,13 @@ def read_split(path: Path, annotations: Annotations, fold: int | None = None) ->
     Raises:
         InputError: The file has an error or divides a group, or `fold` does not fit the file.
     """
-    parts, is_folds, findings = read_parts(path, annotations)
+    split, is_folds, findings = read_parts(path, annotations)
     raise_first(findings)
     if not is_folds:
         if fold is not None:
             raise InputError(f"data.fold is {fold}, but {path} has parts and no folds; remove data.fold")
-        return Split(annotations.names, parts)
-    folds = np.where(parts == "", "-1", parts).astype(int)
+        return split
+    folds = np.where(split.parts == "", "-1", split.parts).astype(int)
     num_folds = len(np.unique(folds[folds >= 0]))
     if num_folds < 3 or folds.max() + 1 != num_folds:
         raise InputError(f"{path} must have at least 3 folds, numbered 0, 1, 2, ...; write it with steel split --folds")
@@ -148,16 +172,16 @@ def read_split(path: Path, annotations: Annotations, fold: int | None = None) ->
         raise InputError(f"data.fold must be 0 to {num_folds - 1} for the folds of {path}, got {fold}")
     part_of_fold = np.full(num_folds, "train", dtype="<U5")
     part_of_fold[[fold, (fold + 1) % num_folds]] = "test", "val"
-    return Split(annotations.names, np.where(folds < 0, "", part_of_fold[folds]))
+    return replace(split, parts=np.where(folds < 0, "", part_of_fold[folds]))
 
 
-def read_parts(path: Path, annotations: Annotations) -> tuple[NDArray[np.str_], bool, list[Finding]]:
+def read_parts(path: Path, annotations: Annotations) -> tuple[Split, bool, list[Finding]]:
     """Read a `splits.csv` leniently.
 
     Returns:
-        The part or fold of each image `(n,)`, "" for none; whether these are folds; and the errors in the file.
+        The split, whether its parts are folds, and the errors in the file.
     """
-    table, positions, findings = read_named(path, ("split", "fold"), annotations.names)
+    table, positions, findings = read_named(path, ("split", "fold"), annotations.names, optional=("group",))
     is_folds = "fold" in table.form
     expected = "fold must be 0, 1, 2, ..." if is_folds else f"split must be one of {', '.join(PARTS)}"
     parts = np.full(len(annotations), "", dtype="<U9")
@@ -169,16 +193,19 @@ def read_parts(path: Path, annotations: Annotations) -> tuple[NDArray[np.str_], 
             findings.append(Finding(path, line, "split", f'{expected}, got "{value}"; fix the row'))
         elif i >= 0:
             parts[i] = value if number is None else str(number)
-    return parts, is_folds, [*findings, *_find_divided_groups(path, parts, annotations)]
+    groups = zip(positions, table.columns.get("group", [""] * len(positions)), strict=True)
+    group_of = {str(annotations.names[i]): group for i, group in groups if i >= 0 and group}
+    split = _build_split(annotations, parts).join_groups(group_of)
+    return split, is_folds, [*findings, *_find_divided_groups(path, split)]
 
 
-def _find_divided_groups(path: Path, parts: NDArray[np.str_], annotations: Annotations) -> Iterator[Finding]:
-    table = pd.DataFrame({"group": annotations.groups, "name": annotations.names, "part": parts})[parts != ""]
+def _find_divided_groups(path: Path, split: Split) -> Iterator[Finding]:
+    table = pd.DataFrame({"group": split.groups, "name": split.names, "part": split.parts})[split.parts != ""]
     firsts = table.drop_duplicates(["group", "part"])
     for _, rows in firsts[firsts.duplicated("group", keep=False)].groupby("group"):
         (name, part), (other_name, other_part), *_ = zip(rows["name"], rows["part"], strict=True)
         where = f"{name} is in {part}, {other_name} in {other_part}"
-        message = f"a group of groups.csv is divided: {where}; put all its images into one part"
+        message = f"a group of groups.csv or of this file is divided: {where}; put all its images into one part"
         yield Finding(path, None, "divided group", message)
 
 
@@ -187,7 +214,8 @@ def recall_split(annotations: Annotations, data: Mapping[str, Any], source: Path
 
     Args:
         annotations: The dataset to evaluate on.
-        data: The checkpoint's description of its data, with "digest", "split" (the digest of its split) and "members".
+        data: The checkpoint's description of its data, with "digest", "split" (the digest of its split), "members" and
+            possibly "groups".
         source: The checkpoint, for error messages.
         fold: The fold to test on, if `splits.csv` has folds; by default the checkpoint's.
 
@@ -204,7 +232,7 @@ def recall_split(annotations: Annotations, data: Mapping[str, Any], source: Path
         parts = np.full(len(annotations), "", dtype="<U5")
         for part, names in data["members"].items():
             parts[np.isin(annotations.names, names)] = part
-        split = Split(annotations.names, parts)
+        split = replace(given or _build_split(annotations, parts), parts=parts).join_groups(data.get("groups", {}))
         if given and given.digest != split.digest:
             raise InputError(
                 f"{source} was trained with split {data['split']}, but {path} is split {given.digest}; "
@@ -238,8 +266,13 @@ def choose_split(annotations: Annotations, fractions: Sequence[float], seed: int
 
 
 def write_split(split: Split, path: Path, column: str = "split") -> None:
-    """Write a `splits.csv`, sorted by file name; `column` is "fold" if the parts are folds."""
+    """Write a `splits.csv`, sorted by file name; `column` is "fold" if the parts are folds.
+
+    If groups are known it has a column group, so that they are used wherever the split is.
+    """
     table = pd.DataFrame({"ImageId": split.names, column: split.parts})
+    if split.is_grouped.any():
+        table["group"] = table["ImageId"].map(split.name_groups()).fillna("")
     write_atomic(path, table[split.parts != ""].to_csv(index=False, lineterminator="\n"))
 
 
@@ -293,7 +326,7 @@ def split(
         description = f"split {result.digest}"
     else:
         fold_of = make_folds(grouped, folds, seed)
-        write_split(Split(annotations.names, fold_of.astype(str)), path, "fold")
+        write_split(_build_split(grouped, fold_of.astype(str)), path, "fold")
         members = {f"fold {k}": np.flatnonzero(fold_of == k) for k in range(folds)}
         description = f"{folds} folds (select one with --data.fold)"
     print(tabulate_parts(members, grouped).to_string(index=False))
@@ -309,4 +342,4 @@ def join_near_duplicates(annotations: Annotations) -> Annotations:
     print(
         f"{len(pairs):,} pairs of images show the same scene; groups (single images included): {before:,} -> {after:,}"
     )
-    return replace(annotations, groups=groups)
+    return replace(annotations, groups=groups, grouped=np.arange(len(annotations)))

@@ -77,10 +77,11 @@ class Table:
     findings: list[Finding]
 
 
-def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
+def read_table(path: Path, *forms: tuple[str, ...], optional: tuple[str, ...] = ()) -> Table:
     """Read the first of several forms, sets of columns, that a CSV file has; every problem becomes a finding.
 
-    A byte-order mark, Windows line ends, quotes, blank lines and additional columns are accepted.
+    Columns in `optional` are read as well if the file has them. A byte-order mark, Windows line ends, quotes, blank
+    lines and additional columns are accepted.
     """
     findings: list[Finding] = []
 
@@ -105,6 +106,7 @@ def read_table(path: Path, *forms: tuple[str, ...]) -> Table:
     form = next((form for form in forms if set(form) <= set(names)), ())
     if not form:
         return reject(*_describe_header(header[1], names, forms), sum(1 for _ in rows))
+    form += tuple(name for name in optional if name in names)
     places = [names.index(name) for name in form]
     lines: list[int] = []
     columns: list[list[str]] = [[] for _ in form]

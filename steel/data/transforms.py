@@ -201,14 +201,20 @@ def pad_to(array: Plane, size: tuple[int, int]) -> Plane:
 def _crop(
     image: Plane, plane: Plane, crop: tuple[int, int], targets: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Plane, Plane]:
-    """Cut a random window that holds one of the target pixels, if there are any."""
+    """Cut a random window that holds one of the target pixels, if there are any.
+
+    A window that would leave the image is moved inside, so windows often end at an edge of the image. If the position
+    were uniform over all windows inside, edges would be seen with defects only, and clean edges taken for defects.
+    """
     size = max(image.shape[0], crop[0]), max(image.shape[1], crop[1])
-    first, last = [0, 0], [size[0] - crop[0], size[1] - crop[1]]
+    first, last = [-(side // 2) for side in crop], [end - side // 2 - 1 for end, side in zip(size, crop, strict=True)]
     if len(targets):
         pixel = divmod(int(targets[rng.integers(len(targets))]), plane.shape[1])
-        first = [max(0, at - side + 1) for at, side in zip(pixel, crop, strict=True)]
-        last = [min(end, at) for end, at in zip(last, pixel, strict=True)]
-    y, x = (int(rng.integers(low, high + 1)) for low, high in zip(first, last, strict=True))
+        first, last = [at - side + 1 for at, side in zip(pixel, crop, strict=True)], list(pixel)
+    y, x = (
+        min(max(0, int(rng.integers(low, high + 1))), end - side)
+        for low, high, end, side in zip(first, last, size, crop, strict=True)
+    )
     window = slice(y, y + crop[0]), slice(x, x + crop[1])
     return pad_to(image, size)[window], pad_to(plane, size)[window]
 

@@ -1,10 +1,11 @@
-"""The rule for unlabelled regions: they count in no loss and in no score.
+"""The rule for unlabelled regions: their pixels count in no loss and in no score, even if a class is drawn on them.
 
-Bit `UNKNOWN_BIT` of a bit plane marks unlabelled pixels, so datasets of 8 classes have none. A class that is visible on
-an image is known to be present. A class that is not visible is known to be absent only if the whole image is labelled.
+Bit `UNKNOWN_BIT` of a bit plane marks unlabelled pixels, so datasets of 8 classes have none. A class with a labelled
+pixel on an image is known to be present. Another class is known to be absent only if the whole image is labelled, so an
+image with an unlabelled region is never known to be clean.
 """
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
@@ -26,11 +27,34 @@ def find_unknown(plane: Array, num_classes: int) -> Array:
     return plane != plane if num_classes > UNKNOWN_BIT else plane >= 1 << UNKNOWN_BIT
 
 
-def find_known_labels(labels: Array, has_unknown: Array) -> Array:
-    """Return which labels of images are known, bool `(n, C)`, NumPy or torch.
+def hide_unknown(plane: Array, num_classes: int) -> Array:
+    """Return bit planes without classes on unlabelled pixels; see `find_unknown` for the arguments."""
+    return plane * ~find_unknown(plane, num_classes)  # type: ignore[no-any-return]
+
+
+class Labels(NamedTuple, Generic[Array]):
+    """What is known about the C classes on n images, NumPy or torch.
+
+    Attributes:
+        present: bool `(n, C)`, whether the class is known to be on the image.
+        known: bool `(n, C)`, whether it is known if the class is on the image.
+    """
+
+    present: Array
+    known: Array
+
+    @property
+    def clean(self) -> Array:
+        """Bool `(n,)`, whether the image is known to have no class."""
+        return ~(self.present | ~self.known).any(1)  # type: ignore[no-any-return]
+
+
+def find_labels(labelled_pixels: Array, has_unknown: Array) -> Labels[Array]:
+    """Apply the rule to images.
 
     Args:
-        labels: bool `(n, C)`, whether the class is visible on the image.
+        labelled_pixels: `(n, C)`, number of pixels of the class outside unlabelled regions, or whether there is one.
         has_unknown: bool `(n,)`, whether a part of the image is unlabelled.
     """
-    return labels | ~has_unknown[:, None]  # type: ignore[no-any-return]
+    present = labelled_pixels > 0
+    return Labels(present, present | ~has_unknown[:, None])

@@ -42,7 +42,7 @@ class TrainedNetwork:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "TrainedNetwork":
         """Rebuild from a checkpoint's entry `steel` or from JSON types; the folder and the image names are dropped."""
-        data = {key: value for key, value in plain["data"].items() if key not in ("members", "root")}
+        data = {key: value for key, value in plain["data"].items() if key not in ("members", "groups", "root")}
         return from_plain(cls, {**plain, "data": data})
 
 
@@ -62,6 +62,8 @@ class About:
         precision: fp32, bf16 or fp16.
         versions: Versions of the packages that exported it.
         license: Licence of the file.
+        sha256: Digest of the exported file that they were read from, in hexadecimal; None if from elsewhere.
+        description: The steel and the camera that the file is for, in its owner's words.
     """
 
     classes: tuple[str, ...]
@@ -75,6 +77,8 @@ class About:
     precision: str = "fp32"
     versions: Mapping[str, str | None] = field(default_factory=dict)
     license: str = ""
+    sha256: str | None = None
+    description: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""

@@ -4,18 +4,20 @@
 of the class probabilities are watched. The logits show what the network sees, at no extra cost.
 
 A window of images is compared once, when it is full, so `level` is the rate of false warnings per window over all
-quantities together. The rate holds if windows vary like the groups of the reference. If the reference does not name the
-coils, ordinary differences between coils look like drift.
+quantities together. `steel.decision.chart` watches for small lasting changes. Both promise a rate of false warnings if
+the line continues with groups of images (coils) like those of the reference. If the groups are not known, ordinary
+differences between coils look like drift, and nothing is promised.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steel.decision.measures import MEASURES, Array, Counts, compare, count_at_most, join, measure
+from steel.decision.chart import RUN_LENGTH, Chart, build_charts, score
+from steel.decision.measures import MEASURES, Array, Counts, compare, count_at_most, join
 from steel.decision.plain import from_plain, to_plain
 
 WINDOW, LEVEL = 200, 0.01  # images of a window, and rate of windows with a false warning
@@ -24,14 +26,9 @@ FEWEST_IMAGES, FEWEST_GROUPS = 50, 20
 
 _NUM_CUTS = 50
 _NUM_WINDOWS = 3000
-
-# For each measure: lower, higher, and the remedy.
-_WORDS = {
-    "brightness": ("darker", "brighter", "check lamp, lens and exposure"),
-    "contrast": ("lower in contrast", "higher in contrast", "check lamp and lens"),
-    "margin": ("filled more by the strip", "filled less by the strip", "check whether camera or strip have moved"),
-    "sharpness": ("less sharp", "sharper or noisier", "clean the lens and check focus and gain"),
-}
+# All windows of a line are compared with the same reference, so its error is theirs. With 1,200 images, some references
+# cause five times as many false warnings as the average.
+_SAFETY = 3
 
 
 @dataclass(frozen=True)
@@ -58,18 +55,31 @@ class Reference:
     Attributes:
         num_images: Number of reference images.
         window: Number of images in a window.
-        level: Share of windows without drift that cause a warning.
+        level: Largest share of windows without drift that cause a warning; NaN if nothing is promised.
         sketches: One for each of `MEASURES`, then one for the logit of each of the C class probabilities.
+        charts: One for the contrast, then one for each class; empty in files of earlier versions.
+        run_length: Smallest mean number of images until a false warning of the charts; NaN if nothing is promised.
     """
 
     num_images: int
     window: int
     level: float
     sketches: tuple[Sketch, ...]
+    charts: tuple[Chart, ...] = ()
+    run_length: float = np.nan
+
+    @property
+    def promise(self) -> str:
+        """Sentence on false warnings."""
+        if np.isnan(self.level):
+            return "nothing is promised about false drift warnings, because the groups of the images are not known"
+        charts = f", and a chart after {self.run_length:,.0f} images on average" if self.charts else ""
+        return f"without drift, at most {self.level:.0%} of the windows of {self.window} images warn{charts}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON and YAML types."""
-        return dict(to_plain(self))
+        """Convert to JSON and YAML types. A reference of an earlier version stays as it was read."""
+        plain = dict(to_plain(self))
+        return plain if self.charts else {key: plain[key] for key in plain if key not in ("charts", "run_length")}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Reference":
@@ -84,43 +94,74 @@ class Reference:
 
 
 def build_reference(
-    measured: Array, class_probabilities: NDArray[np.floating[Any]], groups: NDArray[np.int64]
+    measured: Array,
+    class_probabilities: NDArray[np.floating[Any]],
+    groups: NDArray[np.int64],
+    *,
+    are_groups_known: bool = True,
 ) -> Reference | None:
-    """Summarise images without drift, and find the limits for windows of such images by simulation.
-
-    The limit of each quantity is a multiple of the value that one window in twenty exceeds. The multiple is the same
-    for all, chosen so that `LEVEL` of all windows exceed at least one limit.
-    Source: Westfall and Young 1993, Resampling-based multiple testing.
+    """Summarise images without drift, and find limits that windows of such images rarely exceed.
 
     Args:
         measured: `(n, 4)`, from `measure`. Images of a group must be in the order in which they were taken.
         class_probabilities: `(n, C)`, calibrated, as in `Inspection`.
         groups: `(n,)`, group numbers.
+        are_groups_known: Whether all images that belong together share a group. If not, nothing is promised.
 
     Returns:
         The reference; None if there are too few images or groups to tell drift from chance.
     """
-    n = len(groups)
-    if n < FEWEST_IMAGES or len(np.unique(groups)) < FEWEST_GROUPS:
+    n, num_groups = len(groups), len(np.unique(groups))
+    if n < FEWEST_IMAGES or num_groups < FEWEST_GROUPS:
         return None
     values = join(measured, class_probabilities)
     shares = (np.arange(_NUM_CUTS) + 0.5) / _NUM_CUTS
     quantiles = np.quantile(values, shares, axis=0, method="inverted_cdf")
     cuts = [np.unique([_shorten(cut) for cut in column]) for column in quantiles.T]
-    found = _simulate(values, cuts, groups)
-    # A quantity that never varies needs a limit too: 1.96.
-    scales = np.maximum(np.quantile(found, 0.95, axis=0), 1.96)
-    multiple = np.quantile((found / scales).max(axis=1), 1 - LEVEL, method="higher")
+    counts = [count_at_most(column, column_cuts) for column, column_cuts in zip(values.T, cuts, strict=True)]
+    limits = _find_limits(_simulate(values, cuts, groups), num_groups)
+    limits[len(MEASURES) :] = np.maximum(
+        limits[len(MEASURES) :], [_expect_bursts(at_most, groups) for at_most in counts[len(MEASURES) :]]
+    )
     sketches = [
-        Sketch(
-            _shorten(np.median(column)),
-            round(float(scale * multiple), 3),
-            tuple(column_cuts.tolist()),
-            tuple(count_at_most(column, column_cuts).tolist()),
-        )
-        for column, column_cuts, scale in zip(values.T, cuts, scales, strict=True)
+        Sketch(_shorten(np.median(column)), round(float(limit), 3), *(tuple(numbers.tolist()) for numbers in pair))
+        for column, limit, *pair in zip(values.T, limits, cuts, counts, strict=True)
     ]
-    return Reference(n, WINDOW, LEVEL, tuple(sketches))
+    charts = build_charts(score(measured, class_probabilities, cuts[MEASURES.index("contrast")]), groups)
+    level, run_length = (LEVEL, float(RUN_LENGTH)) if are_groups_known else (np.nan, np.nan)
+    return Reference(n, WINDOW, level, tuple(sketches), charts, run_length)
+
+
+def _find_limits(found: Array, num_groups: int) -> Array:
+    """Return the limits `(K,)` for simulated windows `(W, K)`.
+
+    Each quantity exceeds its limit equally often, and all together in `LEVEL` / `_SAFETY` of the windows (Bonferroni).
+    The limits are widened like a t interval, because the differences between groups are known from few groups.
+    """
+    from scipy import stats
+
+    level = LEVEL / found.shape[1]
+    normal = stats.norm.ppf(1 - level / 2)
+    widen = stats.t.ppf(1 - level / _SAFETY / 2, num_groups - 1) / normal
+    # A quantity that never varies needs a limit too.
+    limits: Array = np.maximum(np.quantile(found, 1 - level, axis=0, method="higher"), normal)
+    limits *= widen
+    return limits
+
+
+def _expect_bursts(at_most: Counts, groups: NDArray[np.int64]) -> float:
+    """Return `compare` for a window in which a class fills as many groups as chance may bring.
+
+    A class can be on all images of a group even if no known group is like that. One in G + 1 groups exceeds G known
+    ones, so a window has more such groups than the binomial quantile in `LEVEL` of the cases at most.
+    """
+    from scipy import stats
+
+    n, sizes = len(groups), np.unique(groups, return_counts=True)[1]
+    size = float(np.square(sizes).sum() / n)  # of the group of an image
+    num_filled = float(stats.binom.ppf(1 - LEVEL, int(np.ceil(WINDOW / size)) + 1, 1 / (len(sizes) + 1)))
+    others = (WINDOW - min(WINDOW, num_filled * size)) * at_most / n
+    return float(compare(others, WINDOW, at_most, n).max())
 
 
 def _shorten(value: float) -> float:
@@ -129,159 +170,46 @@ def _shorten(value: float) -> float:
 
 
 def _simulate(values: Array, cuts: Sequence[Array], groups: NDArray[np.int64]) -> Array:
-    """Draw windows without drift, and return the maximum of `compare` per quantity, `(_NUM_WINDOWS, K)`."""
+    """Compare windows without drift with the other groups; return the maximum of `compare`, `(_NUM_WINDOWS, K)`.
+
+    A window consists of reference images. Its groups are left out of the reference that it is compared with, because
+    the groups of a new window are not in the reference either.
+    """
     n, num_quantities = values.shape
-    most = max(map(len, cuts))
+    most = max(map(len, cuts)) + 1
     # The first cut that each value does not exceed; the bins of all quantities lie side by side in one row.
     bins = np.stack([np.searchsorted(some, column) for some, column in zip(cuts, values.T, strict=True)], axis=1)
-    bins += np.arange(num_quantities) * (most + 1)
+    bins += np.arange(num_quantities) * most
 
     def count(rows: NDArray[np.int64]) -> Counts:
-        counted = np.bincount(bins[rows].ravel(), minlength=num_quantities * (most + 1))
-        counts: Counts = counted.reshape(num_quantities, most + 1).cumsum(axis=1)[:, :most]
+        counted = np.bincount(bins[rows].ravel(), minlength=num_quantities * most)
+        counts: Counts = counted.reshape(num_quantities, most).cumsum(axis=1)[:, :-1]
         return counts
 
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(0)
-    reference = count(np.arange(n))
+    total, length = count(np.arange(n)), min(WINDOW, n // 2)
     found = np.empty((_NUM_WINDOWS, num_quantities))
     for i in range(_NUM_WINDOWS):
-        found[i] = compare(count(_draw_window(members, sizes, rng)), WINDOW, reference, n).max(axis=1)
+        rows, start = _draw_groups(members, sizes, length, rng)
+        others = total - count(rows)
+        found[i] = compare(count(rows[start : start + length]), length, others, n - len(rows)).max(axis=1)
     return found
 
 
-def _draw_window(
-    members: Sequence[NDArray[np.int64]], sizes: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Draw the rows of one window as they would follow each other on a strip: group by group, in random order.
+def _draw_groups(
+    members: Sequence[NDArray[np.int64]], sizes: NDArray[np.int64], length: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], int]:
+    """Draw groups for a window of `length` images, as they would follow each other on a strip.
 
-    Each window draws new frequencies of the groups (Rubin 1981, The Bayesian bootstrap), so the limits are wider if
-    there are few groups.
+    Returns:
+        The rows of all images of the groups, and the position at which the window starts among them.
     """
-    # The Bayesian bootstrap has exponential weights. These have twice their variance, because a few groups say little
-    # about how often rare ones occur: with 60 groups of real tiles, 3 % of the windows warned without it.
-    weights = rng.gamma(0.5, size=len(sizes))
     # A window can start anywhere on the strip, so its first group is a long one more often.
-    drawn = np.concatenate([_draw(weights * sizes, 1, rng), _draw(weights, WINDOW, rng)])
-    start = int(rng.integers(sizes[drawn[0]]))
-    num_touched = np.searchsorted(sizes[drawn].cumsum(), start + WINDOW) + 1
-    return np.concatenate([members[g] for g in drawn[:num_touched]])[start : start + WINDOW]
-
-
-def _draw(weights: Array, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw `num` indices with replacement, with probabilities proportional to the weights."""
-    edges = weights.cumsum()
-    drawn: NDArray[np.int64] = np.searchsorted(edges, rng.random(num) * edges[-1], side="right")
-    return drawn
-
-
-class Change(NamedTuple):
-    """A quantity that has drifted.
-
-    Attributes:
-        name: One of `MEASURES`, or the class.
-        excess: The highest value of `compare`, divided by the limit.
-        cut: The value at which window and reference differ most; a probability for a class.
-        above: Share of the images that exceed the cut, in the window and in the reference.
-        median: Median of the window and of the reference.
-    """
-
-    name: str
-    excess: float
-    cut: float
-    above: tuple[float, float]
-    median: tuple[float, float]
-
-    @property
-    def sentence(self) -> str:
-        """Describe what has changed, by how much, and what to do."""
-        now, before = self.above
-        rises = now > before
-        if self.name in _WORDS:
-            lower, higher, remedy = _WORDS[self.name]
-            change = f"images are {higher if rises else lower} than those that the thresholds were chosen on"
-            quantity = self.name
-        else:
-            change = (
-                f"{self.name} is predicted {'more' if rises else 'less'} often than when the thresholds were chosen"
-            )
-            quantity, remedy = "its probability", "have someone check some of these images"
-        side, shares = ("above", (now, before)) if rises else ("at most", (1 - now, 1 - before))
-        return (
-            f"{change}: {quantity} is {side} {self.cut:.3g} on {shares[0]:.0%} of them (reference {shares[1]:.0%}), "
-            f"median {self.median[0]:.3g} (reference {self.median[1]:.3g}); {remedy}, or tune again with current images"
-        )
-
-
-class Drift(NamedTuple):
-    """A window that differs from the reference.
-
-    Attributes:
-        first: Number of its first image, starting at 1.
-        last: Number of its last image.
-        changes: The quantities that changed, at least one; image measures come before classes.
-    """
-
-    first: int
-    last: int
-    changes: tuple[Change, ...]
-
-    @property
-    def sentence(self) -> str:
-        """Describe the drift for the operators of the line."""
-        main, *others = self.changes
-        also = f" (also changed: {', '.join(change.name for change in others)})" if others else ""
-        return f"images {self.first:,} to {self.last:,}: {main.sentence}{also}"
-
-
-class Window:
-    """A window of recent images, compared with the reference whenever it is full. Memory and time are constant.
-
-    Args:
-        reference: The reference, with sketches for C classes.
-        classes: Names of the C classes.
-
-    Attributes:
-        latest: Result for the last full window; None if it had no drift.
-    """
-
-    def __init__(self, reference: Reference, classes: Sequence[str]) -> None:
-        self._reference = reference
-        self._names = [*MEASURES, *(f"class {c} {name}" for c, name in enumerate(classes, 1))]
-        self._values = np.empty((reference.window, len(self._names)))
-        self._num_seen = 0
-        self.latest: Drift | None = None
-
-    def add(self, image: NDArray[np.uint8], class_probabilities: NDArray[np.floating[Any]]) -> Drift | None:
-        """Add an image and its class probabilities; return the drift, if any, whenever the window is full.
-
-        Args:
-            image: uint8 `(H, W)`.
-            class_probabilities: `(C,)`, calibrated.
-        """
-        size = len(self._values)
-        self._values[self._num_seen % size] = join(measure(image), class_probabilities)
-        self._num_seen += 1
-        if self._num_seen % size:
-            return None
-        self.latest = self._compare()
-        return self.latest
-
-    def _compare(self) -> Drift | None:
-        columns = zip(self._names, self._values.T, self._reference.sketches, strict=True)
-        changes = [change for column in columns if (change := self._find_change(*column))]
-        changes.sort(key=lambda change: (change.name not in MEASURES, -change.excess))
-        return Drift(self._num_seen - len(self._values) + 1, self._num_seen, tuple(changes)) if changes else None
-
-    def _find_change(self, name: str, column: Array, sketch: Sketch) -> Change | None:
-        n, size = self._reference.num_images, len(column)
-        counts, expected = count_at_most(column, np.array(sketch.cuts)), np.array(sketch.at_most)
-        found = compare(counts, size, expected, n)
-        worst = int(found.argmax())
-        if not found[worst] > sketch.limit:
-            return None
-        numbers = np.array([sketch.cuts[worst], np.median(column), sketch.median])
-        cut, *medians = (numbers if name in MEASURES else 1 / (1 + np.exp(-numbers))).tolist()
-        above = float(1 - counts[worst] / size), float(1 - expected[worst] / n)
-        return Change(name, float(found[worst] / sketch.limit), cut, above, (medians[0], medians[1]))
+    first = int(np.searchsorted(sizes.cumsum(), rng.integers(sizes.sum()), side="right"))
+    start = int(rng.integers(sizes[first]))
+    drawn = np.concatenate([[first], (others := rng.permutation(len(sizes)))[others != first]])
+    num_touched = int(np.searchsorted(sizes[drawn].cumsum(), start + length)) + 1
+    rows = np.concatenate([members[g] for g in drawn[:num_touched].tolist()])
+    return rows, min(start, len(rows) - length)

@@ -87,6 +87,7 @@ class Inspector(nn.Module):
     temperature: Tensor
     knots: Tensor
     values: Tensor
+    shift: Tensor
 
     def __init__(self, classifier: nn.Module, segmenter: nn.Module, point: OperatingPoint, flips: bool = False) -> None:
         super().__init__()
@@ -108,7 +109,8 @@ class Inspector(nn.Module):
         grey = self._to_grey(images)
         classes = self._classify(grey)
         point = self.point()
-        is_defective = calibrate(classes, point.temperature, point.knots, point.values).amax(1) >= point.gate
+        calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
+        is_defective = calibrated.amax(1) >= point.gate
         passed = torch.nonzero(is_defective).squeeze(1)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
         pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
@@ -120,7 +122,7 @@ class Inspector(nn.Module):
     def point(self) -> Point:
         """Return the current operating point: the buffers themselves, not copies."""
         sizes = self.smallest_spot, self.smallest_area
-        return Point(self.gate, self.label, self.pixel, *sizes, self.temperature, self.knots, self.values)
+        return Point(self.gate, self.label, self.pixel, *sizes, self.temperature, self.knots, self.values, self.shift)
 
     @torch.jit.export
     def probabilities(self, images: Tensor) -> Probabilities:
@@ -131,7 +133,7 @@ class Inspector(nn.Module):
     @torch.jit.export
     def decide(self, probabilities: Probabilities, point: Point) -> Inspection:
         """Apply an operating point, such as `point()`, to the outputs of the networks."""
-        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values)
+        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values, point.shift)
         gate = classes.amax(1)
         is_called = (gate >= point.gate)[:, None] & (classes >= point.label)
         masks = (probabilities.pixels >= point.pixel[:, None, None]) & is_called[:, :, None, None]

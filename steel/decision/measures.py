@@ -57,7 +57,7 @@ def count_at_most(values: Array, cuts: Array) -> Counts:
     return counts
 
 
-def compare(window: Counts, num_window: Counts | int, reference: Counts, num_reference: Counts | int) -> Array:
+def compare(window: Counts | Array, num_window: Counts | int, reference: Counts, num_reference: Counts | int) -> Array:
     """Test whether two shares of images are equal: the square root of twice the log likelihood ratio.
 
     For a single share, it is distributed like the absolute value of a standard normal variable, even if few images

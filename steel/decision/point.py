@@ -33,8 +33,9 @@ class OperatingPoint:
         pixel: A pixel belongs to a class if its probability is at least this, 0 to 1.
         smallest_spot: Spots of fewer pixels are dropped.
         smallest_area: A class whose remaining mask has fewer pixels on an image is dropped.
-        temperature: Calibration, first step: the logit of the class probability is divided by this; above 0.
-        curve: Calibration, second step: map of the class probability, at least two points.
+        temperature: Calibration, second step: the shifted logit is divided by this; above 0.
+        curve: Calibration, third step: map of the class probability, at least two points.
+        shift: Calibration, first step: this is subtracted from the logit of the class probability; finite.
     """
 
     gate: float
@@ -44,12 +45,13 @@ class OperatingPoint:
     smallest_area: tuple[int, ...]
     temperature: tuple[float, ...]
     curve: tuple[Curve, ...]
+    shift: tuple[float, ...]
 
     @classmethod
     def untuned(cls, num_classes: int) -> "OperatingPoint":
         """Return the default point: gate and pixel thresholds of 0.5, no calibration, nothing dropped."""
         n = num_classes
-        return cls(0.5, (0.0,) * n, (0.5,) * n, (0,) * n, (0,) * n, (1.0,) * n, (STRAIGHT,) * n)
+        return cls(0.5, (0.0,) * n, (0.5,) * n, (0,) * n, (0,) * n, (1.0,) * n, (STRAIGHT,) * n, (0.0,) * n)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON and YAML types."""
@@ -65,13 +67,14 @@ class OperatingPoint:
         """
         if unknown := plain.keys() - {entry.name for entry in fields(cls)}:
             raise TypeError(f"unknown key {', '.join(sorted(unknown))}")
-        point = from_plain(cls, plain)
+        # Earlier versions wrote no shift.
+        point = from_plain(cls, {"shift": [0.0] * len(plain.get("label", ()))} | dict(plain))
         point._check()
         return point
 
     def _check(self) -> None:
         thresholds = dict.fromkeys(("gate", "label", "pixel"), ("in [0, 1]", 0, 1))
-        sizes = dict.fromkeys(("smallest_spot", "smallest_area"), ("at least 0 pixels", 0, np.inf))
+        sizes = dict.fromkeys(("smallest_spot", "smallest_area"), ("in [0, 1e15] pixels", 0, 1e15))
         for name, (expected, low, high) in (thresholds | sizes).items():
             for value in np.ravel(getattr(self, name)).tolist():
                 if not low <= value <= high:
@@ -79,6 +82,9 @@ class OperatingPoint:
         for temperature in self.temperature:
             if not 0 < temperature < np.inf:
                 raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+        for shift in self.shift:
+            if not np.isfinite(shift):
+                raise ValueError(f"shift must be finite, got {shift}")
         for curve in self.curve:
             x, y = np.array(curve, np.float32).reshape(-1, 2).T  # as in the exported file
             if len(x) < 2 or (x[0], x[-1]) != (0, 1) or not (np.diff(x) > 0).all() or y.min() < 0 or y.max() > 1:
@@ -89,10 +95,10 @@ class OperatingPoint:
 
     def to_tensors(self) -> "Point":
         """Convert to the tensors that `Inspector.decide` takes."""
-        numbers = (self.gate, self.label, self.pixel, self.temperature)
-        gate, label, pixel, temperature = (torch.tensor(number, dtype=torch.float32) for number in numbers)
+        numbers = (self.gate, self.label, self.pixel, self.temperature, self.shift)
+        gate, label, pixel, temperature, shift = (torch.tensor(number, dtype=torch.float32) for number in numbers)
         spot, area = (torch.tensor(size, dtype=torch.int64) for size in (self.smallest_spot, self.smallest_area))
-        return Point(gate, label, pixel, spot, area, temperature, *tabulate_curves(self.curve))
+        return Point(gate, label, pixel, spot, area, temperature, *tabulate_curves(self.curve), shift)
 
     @classmethod
     def from_tensors(cls, point: "Point") -> "OperatingPoint":
@@ -118,6 +124,7 @@ class Point(NamedTuple):
     temperature: Tensor
     knots: Tensor
     values: Tensor
+    shift: Tensor
 
 
 def tabulate_curves(curves: Sequence[Curve]) -> tuple[Tensor, Tensor]:
@@ -132,19 +139,21 @@ def tabulate_curves(curves: Sequence[Curve]) -> tuple[Tensor, Tensor]:
     return knots.contiguous(), values.contiguous()
 
 
-def calibrate(classes: Tensor, temperature: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Calibrate class probabilities: scale by temperature, then interpolate the curves.
+def calibrate(classes: Tensor, temperature: Tensor, knots: Tensor, values: Tensor, shift: Tensor) -> Tensor:
+    """Calibrate class probabilities: shift the logits, scale them by temperature, then interpolate the curves.
 
     Args:
         classes: Probabilities of the classifier, float32 `(N, C)`.
         temperature: float `(C,)`; see `OperatingPoint`.
         knots: x of the curves' points, float `(C, K)`.
         values: y of the curves' points, float `(C, K)`.
+        shift: float `(C,)`; see `OperatingPoint`.
 
     Returns:
         float32 `(N, C)`. Without calibration, the probabilities are returned bit for bit.
     """
-    scaled = torch.where(temperature == 1, classes, torch.sigmoid(torch.logit(classes) / temperature))
+    is_same = (temperature == 1) & (shift == 0)
+    scaled = torch.where(is_same, classes, torch.sigmoid((torch.logit(classes) - shift) / temperature))
     scaled = scaled.t().contiguous()
     # Equivalent to searchsorted, which ONNX does not have.
     right = (scaled[:, :, None] >= knots[:, None]).sum(2).clamp(1, knots.shape[1] - 1)

@@ -3,6 +3,7 @@
 The names of attributes are the keys of a file format, so they must stay as they are.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,12 +20,13 @@ class Aim(NamedTuple):
     Attributes:
         name: "cost" minimises the total cost. "recall" finds at least a given share of the defects of every class, at a
             given confidence, with the fewest false alarms. "false_alarms" marks at most a given share of the clean
-            images and, within that limit, maximises defects found minus false alarms on the other images.
+            images, at a given confidence, and within that limit maximises defects found minus false alarms on the other
+            images.
             "kaggle_dice" maximises the Kaggle Dice.
         miss_cost: `(C,)`, cost of a missed defect.
         alarm_cost: `(C,)`, cost of calling a class on an image without it.
         share: The lowest recall or the highest false-alarm rate, 0 to 1.
-        confidence: Confidence of the claimed recall, 0 to 1.
+        confidence: One-sided confidence of the claimed recall or limit of false alarms, 0.5 to 1.
     """
 
     name: AimName
@@ -59,6 +61,12 @@ class Promise(NamedTuple):
     interval: Interval
     prediction: Interval
     num_new: int
+
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether the prediction interval covers every possible value, so that no new images can break the promise."""
+        # Intervals end at the largest possible value: 1, or infinity for a cost.
+        return self.prediction.low <= 0 and self.prediction.high in (1, math.inf)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Promise":

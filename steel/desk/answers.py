@@ -11,6 +11,7 @@ from steel import overlays
 from steel.data import rle
 from steel.data.spots import list_spots
 from steel.decision.about import About
+from steel.decision.tuning import Tuning
 from steel.desk.batching import Thresholds
 from steel.inspection.pipeline import Decision
 from steel.versions import read_version
@@ -18,14 +19,16 @@ from steel.versions import read_version
 Verdict = Literal["agree", "missed", "false_alarm"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file, in hexadecimal.")]
-_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Length = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+# Control characters, and those that change the direction of text, so that it looks different from what it is.
+_MISLEADING = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_UNSAFE = rf"/\\{_MISLEADING}"  # and separators of folders
 _Marks = Annotated[
     dict[str, str], Field(description="Run-length codes of missed defects, outlined by the inspector, by class.")
 ]
-Inspector = Annotated[_Text, Field(max_length=80, examples=["K. L."])]
-Comment = Annotated[_Text, Field(max_length=500, examples=["Oil stain from the roller"])]
+Inspector = Annotated[str, Field(max_length=80, pattern=rf"^[^{_UNSAFE}]*$", examples=["K. L."])]
+Comment = Annotated[str, Field(max_length=500, pattern=rf"^[^{_MISLEADING}]*$", examples=["Oil stain, not a scratch"])]
 Revision = Annotated[int, Field(ge=0, le=1 << 53, description="Number that grows with every change of a verdict.")]
-_Length = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[tuple[_Length, _Length], Field(description="Height and width in pixels.")]
 Codes = Annotated[
     dict[str, str],
@@ -62,7 +65,7 @@ class ImageAnswer(BaseModel):
     size: Size = Field(examples=[[256, 1600]])
     gate_probability: Probability = Field(description="The largest class probability.", examples=[0.97])
     class_probabilities: dict[str, float] = Field(examples=[{"1": 0.01, "2": 0.0, "3": 0.97, "4": 0.02}])
-    defective: bool = Field(description="Whether `gate_probability` is at least the gate.")
+    defective: bool = Field(description="Whether `gate_probability` is at least the gate, in single precision.")
     codes: Codes
     spots: list[SpotAnswer]
 
@@ -96,6 +99,7 @@ class ModelAnswer(BaseModel):
     tuned: dict[str, Any] | None = Field(
         description="How `steel tune` chose the operating point, and the performance it expects; null if not tuned."
     )
+    digest: str | None = Field(description="SHA-256 of the exported file, as `sha256sum` prints it.")
     versions: dict[str, str | None] = Field(
         description="Packages that exported the model.", examples=[{"torch": "2.11.0"}]
     )
@@ -110,14 +114,18 @@ class VerdictQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: str = Field(
-        pattern=r"^[^/\\\x00-\x1f\x7f]+$", max_length=255, description="File name, unique.", examples=["0002cc93b.jpg"]
+        # Not dots alone, which are folders.
+        pattern=rf"^[^{_UNSAFE}]*[^.{_UNSAFE}][^{_UNSAFE}]*$",
+        max_length=255,
+        description="File name, unique.",
+        examples=["0002cc93b.jpg"],
     )
     size: Size = Field(examples=[[256, 1600]])
     verdict: Verdict
     class_name: str | None = Field(
         default=None, validation_alias="class", description="The class that was missed or falsely found; null for all."
     )
-    defective: bool = Field(description="The decision of the service.")
+    defective: bool = Field(strict=True, description="The decision of the service.")
     codes: Codes
     marks: _Marks = Field(default={})
     inspector: Inspector = ""
@@ -170,15 +178,22 @@ def describe_model(about: About, thresholds: Thresholds, mm_per_pixel: float | N
         ],
         gate=thresholds.gate,
         operating_point=about.operating_point.to_dict(),
-        tuned=about.tuned.to_dict() if about.tuned else None,
+        tuned=_describe_tuning(about.tuned) if about.tuned else None,
+        digest=about.sha256,
         versions=dict(about.versions),
         service=read_version(),
         mm_per_pixel=mm_per_pixel,
     )
 
 
+def _describe_tuning(tuned: Tuning) -> dict[str, Any]:
+    # Without the path of the dataset, which belongs to the machine that chose the operating point.
+    plain = tuned.to_dict()
+    return plain | {"chosen_on": {key: value for key, value in plain["chosen_on"].items() if key != "root"}}
+
+
 def describe_decision(
-    name: str, data: bytes, decision: Decision, gate: float, *, classes: Sequence[str], mm_per_pixel: float | None
+    name: str, data: bytes, decision: Decision, *, classes: Sequence[str], mm_per_pixel: float | None
 ) -> ImageAnswer:
     """Return the answer for one image.
 
@@ -186,7 +201,6 @@ def describe_decision(
         name: Name that the client gave the image.
         data: Content of the image file.
         decision: The decision.
-        gate: Gate used for this request.
         classes: Names of the C classes.
         mm_per_pixel: Side of a pixel in mm; None if unknown.
     """
@@ -205,7 +219,7 @@ def describe_decision(
         size=(height, width),
         gate_probability=decision.gate_probability,
         class_probabilities=dict(zip(classes, decision.class_probabilities.tolist(), strict=True)),
-        defective=decision.gate_probability >= gate,
+        defective=decision.is_defective,
         codes={name: rle.encode(mask) for name, mask in zip(classes, decision.masks, strict=True)},
         spots=spots,
     )

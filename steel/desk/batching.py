@@ -4,9 +4,10 @@ One thread runs the inspector, so that thresholds set for one request never affe
 """
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,10 +25,15 @@ _log = logging.getLogger(__name__)
 
 
 class Thresholds(NamedTuple):
-    """The thresholds that a request may override; see `OperatingPoint`."""
+    """The thresholds that a request may override, in single precision, as the module compares them."""
 
     gate: float
     label: tuple[float, ...]
+
+    @classmethod
+    def round(cls, gate: float, label: Sequence[float]) -> "Thresholds":
+        """Round thresholds to single precision; see `OperatingPoint`."""
+        return cls(float(np.float32(gate)), tuple(np.asarray(label, np.float32).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,7 @@ class Batcher:
         queue_size: Largest number of images waiting or being inspected.
 
     Attributes:
-        thresholds: Thresholds of the operating point, rounded to single precision as the module compares them.
+        thresholds: Thresholds of the operating point.
         num_reserved: Number of reserved places in the queue.
         on_batch: Called with the number of images of every batch.
     """
@@ -68,6 +74,7 @@ class Batcher:
         self.thresholds = Thresholds(float(module.gate), tuple(module.label.tolist()))  # type: ignore[arg-type, operator]
         self._module_thresholds = self.thresholds
         self._jobs: list[_Job] = []
+        self._batch_started_at = math.inf
         self.num_reserved = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -78,6 +85,11 @@ class Batcher:
     def is_ready(self) -> bool:
         """True if the thread is running and the queue has a free place."""
         return self._thread.is_alive() and not self._is_closed and self.num_reserved < self._queue_size
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds since the batch in progress was started; 0 if there is none."""
+        return max(0.0, time.monotonic() - self._batch_started_at)
 
     @contextmanager
     def reserve(self, num_images: int) -> Iterator[None]:
@@ -99,7 +111,7 @@ class Batcher:
     def submit(self, image: NDArray[np.uint8], thresholds: Thresholds | None = None) -> "Future[Decision]":
         """Queue an image for which a place is reserved, and return the future of its decision or InspectorError.
 
-        If the future is cancelled before its batch starts, the image is skipped.
+        If the future is cancelled before its batch starts, the image leaves the queue.
 
         Args:
             image: uint8 `(H, W)`.
@@ -114,7 +126,14 @@ class Batcher:
                 raise QueueFullError
             self._jobs.append(job)
             self._changed.notify()
+        job.future.add_done_callback(lambda _: self._forget(job))
         return job.future
+
+    def _forget(self, job: _Job) -> None:
+        """Remove a cancelled image from the queue, so that the images of clients that hang up do not pile up."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
 
     def close(self) -> None:
         """Refuse new images, and block until all queued images are inspected."""
@@ -128,7 +147,9 @@ class Batcher:
             jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if jobs:
                 self.on_batch(len(jobs))
+                self._batch_started_at = time.monotonic()
                 self._resolve(jobs)
+                self._batch_started_at = math.inf
 
     def _take_batch(self) -> list[_Job]:
         """Remove the jobs of the next batch from the queue, oldest first; empty once closed and drained."""

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,16 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.decision.about import About
-from steel.decision.drift import Window
-from steel.desk.answers import ImageAnswer, ModelAnswer, describe_decision, describe_model
+from steel.decision.monitor import Monitor
+from steel.desk.answers import (
+    ImageAnswer,
+    ModelAnswer,
+    VerdictAnswer,
+    VerdictQuestion,
+    describe_decision,
+    describe_model,
+)
 from steel.desk.batching import Batcher, Thresholds
-from steel.desk.errors import DeskError, InspectorError, InvalidRequestError
+from steel.desk.decoders import Decoders
+from steel.desk.errors import DeskError, InspectorError, InvalidRequestError, NotInspectedError
 from steel.desk.metrics import Metrics
-from steel.desk.uploads import read_upload
 from steel.desk.verdicts import Verdicts
 from steel.inspection.pipeline import Decision
 
 _log = logging.getLogger(__name__)
+
+# Inspected images that verdicts may be given on; a day of a fast line. They take 60 MB.
+_NUM_REMEMBERED = 300_000
 
 
 class Limits(NamedTuple):
@@ -30,12 +41,14 @@ class Limits(NamedTuple):
         max_pixels: Pixels per image.
         max_bytes: Bytes per request.
         timeout: Seconds within which the request must arrive, and again until its answer.
+        decode_seconds: Seconds after which decoding an image is abandoned.
     """
 
     max_images: int = 16
     max_pixels: int = 4_000_000
     max_bytes: int = 32_000_000
     timeout: float = 30.0
+    decode_seconds: float = 5.0
 
 
 class Upload(NamedTuple):
@@ -62,6 +75,7 @@ class Desk:
         verdicts: Storage of the verdicts; closed together with the desk.
         limits: Limits of a single request.
         mm_per_pixel: Side of a pixel in mm; None if unknown.
+        card: Model card of the exported file, an HTML page.
 
     Attributes:
         classes: Names of the C classes.
@@ -69,25 +83,40 @@ class Desk:
     """
 
     def __init__(
-        self, batcher: Batcher, about: About, verdicts: Verdicts, limits: Limits, *, mm_per_pixel: float | None = None
+        self,
+        batcher: Batcher,
+        about: About,
+        verdicts: Verdicts,
+        limits: Limits,
+        *,
+        mm_per_pixel: float | None = None,
+        card: str = "",
     ) -> None:
-        self.batcher, self.verdicts, self.limits = batcher, verdicts, limits
+        self.batcher, self.verdicts, self.limits, self.card = batcher, verdicts, limits, card
+        self._decoders = Decoders(limits.max_pixels, limits.decode_seconds)
         self.classes = list(about.classes)
         self.metrics = Metrics(lambda: batcher.num_reserved)
         batcher.on_batch = self.metrics.batches.observe
         self._describe = functools.partial(describe_decision, classes=self.classes, mm_per_pixel=mm_per_pixel)
         self._model = describe_model(about, self.batcher.thresholds, mm_per_pixel)
-        self._window = Window(about.reference, about.classes) if about.reference else None
+        self._monitor = Monitor(about.reference, about.classes) if about.reference else None
+        self._sizes: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # of inspected images, oldest first
 
     @property
     def model(self) -> ModelAnswer:
         """Description of the model, with the latest drift warning."""
-        drift = self._window.latest if self._window else None
+        drift = self._monitor.latest if self._monitor else None
         return self._model.model_copy(update={"drift": drift.sentence if drift else None})
+
+    @property
+    def is_ready(self) -> bool:
+        """True if an image that arrives now would be inspected in time."""
+        return self._decoders.is_ready and self.batcher.is_ready and self.batcher.busy_seconds < self.limits.timeout
 
     def close(self) -> None:
         """Finish the queued images, then close the verdicts."""
         self.batcher.close()
+        self._decoders.close()
         self.verdicts.close()
 
     def choose_thresholds(self, gate: float | None, label: Sequence[float]) -> Thresholds:
@@ -99,7 +128,18 @@ class Desk:
         tuned = self.batcher.thresholds
         if label and len(label) != len(self.classes):
             raise InvalidRequestError(f"label must have {len(self.classes)} values, one per class, got {len(label)}")
-        return Thresholds(tuned.gate if gate is None else gate, tuple(label) or tuned.label)
+        return Thresholds.round(tuned.gate if gate is None else gate, label or tuned.label)
+
+    def save_verdict(self, digest: str, question: VerdictQuestion, replaces: int | None = None) -> VerdictAnswer:
+        """Save a verdict on an image that this desk has inspected; for the arguments see `Verdicts.save`.
+
+        Raises:
+            NotInspectedError: It has not, or the size is another one.
+            DeskError: See `Verdicts.save`.
+        """
+        if self._sizes.get(bytes.fromhex(digest)) != question.size:
+            raise NotInspectedError
+        return self.verdicts.save(digest, question, replaces)
 
     async def inspect(self, uploads: Sequence[Upload], thresholds: Thresholds) -> list[Inspected | DeskError]:
         """Inspect images independently of each other; an image that fails yields its error.
@@ -114,7 +154,7 @@ class Desk:
 
     async def _inspect(self, upload: Upload, thresholds: Thresholds) -> Inspected | DeskError:
         try:
-            image = await asyncio.to_thread(read_upload, upload.data, self.limits.max_pixels)
+            image = await self._decoders.decode(upload.data)
         except DeskError as error:
             self.metrics.images.labels("refused").inc()
             return error
@@ -122,14 +162,22 @@ class Desk:
             decision = await asyncio.wrap_future(self.batcher.submit(image, thresholds))
         except InspectorError as error:
             return error
-        answer = await asyncio.to_thread(self._describe, *upload, decision, thresholds.gate)
+        answer = await asyncio.to_thread(self._describe, *upload, decision)
+        self._remember(answer)
         if thresholds == self.batcher.thresholds:
             self._record(image, decision, answer.defective)
         return Inspected(image, decision, answer)
 
+    def _remember(self, answer: ImageAnswer) -> None:
+        digest = bytes.fromhex(answer.digest)
+        self._sizes[digest] = answer.size
+        self._sizes.move_to_end(digest)
+        if len(self._sizes) > _NUM_REMEMBERED:
+            self._sizes.popitem(last=False)
+
     def _record(self, image: NDArray[np.uint8], decision: Decision, is_defective: bool) -> None:
         """Count a decision at the operating point and check for drift; decisions at other thresholds do not count."""
         self.metrics.images.labels("defective" if is_defective else "clean").inc()
-        if self._window and (drift := self._window.add(image, decision.class_probabilities)) is not None:
+        for drift in self._monitor.add(image, decision.class_probabilities) if self._monitor else ():
             self.metrics.drifts.inc()
             _log.warning(drift.sentence)

@@ -28,11 +28,18 @@ class VerdictChangedError(DeskError):
         super().__init__("the verdict on this image has changed; read it at /v1/verdicts/DIGEST and decide again")
 
 
-class QueueFullError(DeskError):
-    """No places are left in the queue, or the service is stopping."""
+class NotInspectedError(DeskError):
+    """The image of a verdict has not been inspected, or had another size."""
 
     def __init__(self) -> None:
-        super().__init__("the queue is full or the service is stopping; try again in a second")
+        super().__init__("the service has not inspected this image since it was started; inspect it first")
+
+
+class QueueFullError(DeskError):
+    """No places are left in the queue, or the service is stopping or occupied by slow images."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is full, stopping, or busy with slow images; try again in a second")
 
 
 class InspectorError(DeskError):

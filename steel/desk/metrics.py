@@ -27,7 +27,7 @@ class Metrics:
         self.images = Counter("steel_images", "Images by decision.", ["decision"], registry=registry)
         for decision in ("clean", "defective", "refused"):
             self.images.labels(decision)  # export zeros instead of omitting the series
-        self.drifts = Counter("steel_drift_warnings", "Windows that differ from the reference.", registry=registry)
+        self.drifts = Counter("steel_drift_warnings", "Drift warnings of windows and charts.", registry=registry)
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self.batches = Histogram("steel_batch_images", "Images per batch.", buckets=sizes, registry=registry)
         queue = Gauge("steel_queue_images", "Images waiting or being inspected.", registry=registry)

@@ -3,11 +3,12 @@
 import os
 import socket
 from dataclasses import replace
-from ipaddress import ip_address
+from pathlib import Path
 
 from steel.decision import bundle
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least, require_positive
+from steel.inspection.card import format_card
 from steel.inspection.records import unique_class_names
 
 try:
@@ -16,6 +17,7 @@ try:
 
     from steel.desk.batching import Batcher
     from steel.desk.desk import Desk, Limits
+    from steel.desk.guard import is_loopback
     from steel.desk.service import build_app
     from steel.desk.verdicts import Verdicts
 except ModuleNotFoundError as missing:
@@ -38,9 +40,11 @@ def serve(
     wait_ms: float = 5,
     batch_size: int = 8,
     device: str = "auto",
+    digest: str | None = None,
 ) -> None:
     """Serve an exported file over HTTP, with a web page for the inspectors at the line.
 
+    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
     The page is at /, and the documentation of the HTTP API at /docs. If the environment variable STEEL_TOKEN is set,
     clients must send it. SIGTERM or Ctrl-C stops the service after it has answered all accepted requests.
 
@@ -59,6 +63,7 @@ def serve(
         wait_ms: Longest time in milliseconds that an image waits to share a batch with others.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
+        digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
 
     Raises:
         InputError: An option is invalid, a file cannot be used, or the address cannot be listened on.
@@ -72,22 +77,24 @@ def serve(
     require_positive(timeout=timeout, mm_per_pixel=mm_per_pixel)
     if not 0 <= wait_ms <= 1000 * timeout:
         raise InputError(f"wait_ms must be between 0 and the timeout ({1000 * timeout:g} ms), got {wait_ms}")
-    token = os.environ.get("STEEL_TOKEN") or None
-    is_loopback = _is_loopback(host)
-    if not (is_loopback or token or insecure):
+    token = _read_token()
+    is_local = is_loopback(host)
+    if not (is_local or token or insecure):
         raise InputError(f"anyone could connect to {host}; set the environment variable STEEL_TOKEN or give --insecure")
     torch_device = choose_device(device)
     prepare_process(torch_device)
-    module, about = bundle.read(model, torch_device)
+    module, about = bundle.read(model, torch_device, digest)
     about = replace(about, classes=tuple(unique_class_names(about.classes)))
     with _listen(host, port) as listener:
         kept = Verdicts(verdicts, about.classes)
         batcher = Batcher(module, device=torch_device, batch_size=batch_size, max_wait=wait_ms / 1000, queue_size=queue)
         limits = Limits(max_images, int(max_megapixels * 1e6), int(max_megabytes * 1e6), timeout)
-        desk = Desk(batcher, about, kept, limits, mm_per_pixel=mm_per_pixel)
-        app = build_app(desk, token, is_local=is_loopback and token is None and not insecure)
+        card = format_card(Path(model), about)
+        desk = Desk(batcher, about, kept, limits, mm_per_pixel=mm_per_pixel, card=card)
+        app = build_app(desk, token, is_local=is_local and token is None and not insecure)
         address = f"[{host}]" if ":" in host else host
-        print(f"inspection desk at http://{address}:{listener.getsockname()[1]}; press Ctrl-C to stop", flush=True)
+        print(f"inspection desk at http://{address}:{listener.getsockname()[1]}; press Ctrl-C to stop")
+        print(f"{model}: SHA-256 {about.sha256}", flush=True)
         build_server(app, timeout).run(sockets=[listener])
 
 
@@ -114,11 +121,13 @@ def build_server(app: ASGIApp, timeout: float) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _read_token() -> str | None:
+    """Return the token in the environment, without the blanks at its ends, which HTTP does not transmit."""
+    if (value := os.environ.get("STEEL_TOKEN")) is None or not value:
+        return None
+    if not (token := value.strip()) or not token.isprintable():
+        raise InputError("STEEL_TOKEN must be printable characters, got blanks or control characters; set another one")
+    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,16 +2,16 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import cv2
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import UploadFile
@@ -19,11 +19,14 @@ from starlette.types import ASGIApp
 
 from steel.desk import answers, errors
 from steel.desk.desk import Desk, Inspected, Upload
-from steel.desk.guard import Guard
+from steel.desk.guard import Guard, hung_up
 from steel.inspection.pipeline import draw_decision
+from steel.pages import POLICY
 from steel.versions import read_version
 
+_Result = TypeVar("_Result")
 _STATUSES: dict[type[errors.DeskError], int] = {
+    errors.NotInspectedError: 404,
     errors.NameTakenError: 409,
     errors.VerdictChangedError: 412,
     errors.ImageTooLargeError: 413,
@@ -36,7 +39,7 @@ _STATUS_TEXTS = {
     400: "The request is malformed.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another site.",
-    404: "There is no verdict for this image.",
+    404: "There is no verdict for this image, or it has not been inspected.",
     408: "The request did not arrive in time.",
     409: "Another image with the same name has a verdict.",
     412: "The image has another verdict than `replaces`.",
@@ -89,9 +92,31 @@ async def _read_uploads(request: Request, name: str, max_images: int) -> list[Up
         return [Upload((file.filename or name)[:255], await file.read()) for file in files]
 
 
+async def _unless_client_hangs_up(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Return the result of a coroutine, which is cancelled if the client hangs up.
+
+    Raises:
+        HTTPException: The client hung up.
+    """
+
+    async def wait_for_hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = working, hang_up = asyncio.create_task(work), asyncio.create_task(wait_for_hang_up())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise hung_up()
+        return await working
+    finally:
+        working.cancel()
+        hang_up.cancel()
+
+
 def _draw(inspected: Inspected, classes: Sequence[str]) -> Response:
     image, decision, answer = inspected
-    picture = draw_decision(answer.name, image, decision, classes=classes, defective=answer.defective)
+    picture = draw_decision(answer.name, image, decision, classes=classes)
     png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     return Response(png, media_type="image/png")
 
@@ -131,7 +156,7 @@ def _route_inspection(desk: Desk) -> APIRouter:
                 raise errors.InvalidRequestError(f"overlay=png draws a single image, got {len(uploads)}; send only one")
             places.enter_context(desk.batcher.reserve(len(uploads) - 1))
             async with asyncio.timeout(desk.limits.timeout):
-                results = await desk.inspect(uploads, thresholds)
+                results = await _unless_client_hangs_up(request, desk.inspect(uploads, thresholds))
             if overlay and isinstance(results[0], Inspected):
                 return await asyncio.to_thread(_draw, results[0], desk.classes)
             return answers.InspectionAnswer(images=list(map(_describe, uploads, results)))
@@ -139,6 +164,16 @@ def _route_inspection(desk: Desk) -> APIRouter:
     @router.get("/model", summary="Describe the model and its operating point", responses=_problems())
     def model() -> answers.ModelAnswer:
         return desk.model
+
+    @router.get(
+        "/card",
+        summary="Read the model card",
+        response_class=HTMLResponse,
+        responses={200: {"content": {"text/html": {}}}, **_problems()},
+    )
+    def card() -> HTMLResponse:
+        # The page has its style inside, which the policy of the service would block.
+        return HTMLResponse(desk.card, headers={"Content-Security-Policy": POLICY})
 
     return router
 
@@ -157,11 +192,15 @@ def _route_verdicts(desk: Desk) -> APIRouter:
     def list_history(digest: answers.Digest) -> answers.History:
         return answers.History(entries=desk.verdicts.list_history(digest))
 
-    @router.put("/verdicts/{digest}", summary="Save a verdict", responses=_problems(400, 408, 409, 412, 413, 422, 503))
+    @router.put(
+        "/verdicts/{digest}",
+        summary="Save a verdict",
+        responses=_problems(400, 404, 408, 409, 412, 413, 422, 503),
+    )
     def save(
         digest: answers.Digest, question: answers.VerdictQuestion, replaces: _Replaces = None
     ) -> answers.VerdictAnswer:
-        return desk.verdicts.save(digest, question, replaces)
+        return desk.save_verdict(digest, question, replaces)
 
     @router.delete(
         "/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=_problems(404, 412, 422, 503)
@@ -211,7 +250,7 @@ def _route_operation(desk: Desk) -> APIRouter:
 
     @router.get("/readyz", summary="Check that images are accepted", responses={503: {"model": answers.Problem}})
     def readyz() -> dict[str, str]:
-        if not desk.batcher.is_ready:
+        if not desk.is_ready:
             raise errors.QueueFullError
         return {"status": "ready"}
 

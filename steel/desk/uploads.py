@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from steel.data import containers
 from steel.data.images import decode_grey
 from steel.desk.errors import DeskError, ImageTooLargeError, InvalidRequestError, UnsupportedImageError
 from steel.errors import InputError
@@ -46,6 +47,7 @@ def read_upload(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _decode(data: bytes, kind: str, max_pixels: int) -> NDArray[np.uint8]:
+    containers.read_orientation(BytesIO(data))  # refuses millions of segments, for which Pillow would take minutes
     with Image.open(BytesIO(data), formats=(kind,)) as header:
         width, height = header.size
     if height * width > max_pixels:

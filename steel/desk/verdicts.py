@@ -6,10 +6,11 @@ The labels are the `train.csv` of a dataset in the older form, in which a clean 
 
 import csv
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 from steel.data import rle, runs
 from steel.data.formats.submission import head_submission, list_codes
+from steel.data.spelling import FORMULA_STARTS
 from steel.desk.answers import HistoryEntry, Shift, Verdict, VerdictAnswer, VerdictQuestion
 from steel.desk.errors import InvalidRequestError, NameTakenError, VerdictChangedError
 from steel.errors import InputError
@@ -55,6 +57,10 @@ _INSERT = """
 INSERT INTO history (digest, image, verdict, class, defective, inspector, comment, at, codes, marks)
 VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :comment, :at, :codes, :marks)
 """
+# SQLite needs space even to delete. This file gives it back while the disk is full.
+_RESERVE, _RESERVE_BYTES = "-reserve", 1 << 20
+# All codes of a verdict together. A mask with a run on every tenth pixel of 256 x 1600 takes half of it.
+_MAX_CODE_LENGTH = 1_000_000
 _CSV_COLUMNS = ("image", "defective", "verdict", "class", "inspector", "at", "digest", "comment")
 
 
@@ -93,6 +99,8 @@ class Verdicts:
             kind = self._db.execute("SELECT type FROM sqlite_master WHERE name = 'verdicts'").fetchone()
             self._db.executescript(_MIGRATION if kind and kind["type"] == "table" else _SCHEMA)
             self._require_classes(path)
+            self._reserve = path.with_name(path.name + _RESERVE)
+            self._keep_reserve()
         except BaseException:
             self._db.close()
             raise
@@ -125,7 +133,8 @@ class Verdicts:
             replaces: Revision of the verdict that it may replace, 0 for none; None replaces any verdict.
 
         Raises:
-            InvalidRequestError: A class is unknown, or a code is invalid for the size of the image.
+            InvalidRequestError: A class is unknown, a code is invalid for the size of the image, the codes are too
+                long, or a clean image has codes.
             NameTakenError: Another image with the same name has a verdict.
             VerdictChangedError: The image has another verdict than `replaces`.
         """
@@ -140,10 +149,13 @@ class Verdicts:
             if self._db.execute(query, (question.image, digest)).fetchone():
                 raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them")
             revision = self._db.execute(_INSERT, row | {"digest": digest, "at": _format_now()}).lastrowid
+            self._keep_reserve()
         return self._build_entry(self._select("SELECT * FROM history WHERE revision = ?", revision)[0], VerdictAnswer)
 
     def delete(self, digest: str, inspector: str = "", replaces: int | None = None) -> bool:
-        """Delete the verdict on an image and return whether there was one; it stays in the history.
+        """Delete the verdict on an image, also while the disk is full, and return whether there was one.
+
+        The verdict stays in the history.
 
         Args:
             digest: SHA-256 of the image file.
@@ -153,18 +165,30 @@ class Verdicts:
         Raises:
             VerdictChangedError: The image has another verdict than `replaces`.
         """
+        try:
+            return self._add_deletion(digest, inspector, replaces)
+        except sqlite3.OperationalError:
+            self._reserve.unlink(missing_ok=True)
+            return self._add_deletion(digest, inspector, replaces)
+
+    def _add_deletion(self, digest: str, inspector: str, replaces: int | None) -> bool:
         with self._write():
             row = self._db.execute("SELECT *, class AS class_name FROM verdicts WHERE digest = ?", (digest,)).fetchone()
             if row is not None:
                 self._require_current(digest, replaces)
-                changes = {"verdict": None, "inspector": inspector, "comment": "", "at": _format_now()}
-                self._db.execute(_INSERT, dict(row) | changes)
+                changes = {"verdict": None, "inspector": inspector, "comment": "", "codes": "[]", "marks": "[]"}
+                self._db.execute(_INSERT, dict(row) | changes | {"at": _format_now()})
         return row is not None
 
     def list_history(self, digest: str) -> list[HistoryEntry]:
         """Return all verdicts on an image, and their deletions, newest first."""
         rows = self._select("SELECT * FROM history WHERE digest = ? ORDER BY revision DESC", digest)
         return [self._build_entry(row, HistoryEntry) for row in rows]
+
+    def _keep_reserve(self) -> None:
+        if not self._reserve.exists():
+            with suppress(OSError):  # the disk is nearly full; verdicts can still be saved
+                self._reserve.write_bytes(os.urandom(_RESERVE_BYTES))  # random, so that no file system compresses it
 
     def list_since(self, start: datetime) -> Shift:
         """Return the verdicts saved since `start`, a time with a time zone; newest first."""
@@ -177,7 +201,7 @@ class Verdicts:
     def format_csv(self) -> str:
         """Return all verdicts as CSV with the columns of `_CSV_COLUMNS`."""
         rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY at, image")
-        return _format_table([_CSV_COLUMNS, *([_escape_formula(cell) for cell in row] for row in rows)])
+        return _format_table([_CSV_COLUMNS, *map(_escape_formulas, rows)])
 
     def pack_labels(self) -> bytes:
         """Return all verdicts as labels: a ZIP archive of train.csv, to_label.csv and classes.csv."""
@@ -201,7 +225,7 @@ class Verdicts:
         file = BytesIO()
         with ZipFile(file, "w", ZIP_DEFLATED) as archive:
             for member, rows in (("train.csv", codes), ("to_label.csv", to_label), ("classes.csv", classes)):
-                archive.writestr(member, _format_table(rows))
+                archive.writestr(member, _format_table(map(_escape_formulas, rows)))
         return file.getvalue()
 
     def _select(self, query: str, *values: str | int | None) -> list[sqlite3.Row]:
@@ -232,6 +256,12 @@ class Verdicts:
             raise InvalidRequestError(
                 f"class must be one of {', '.join(self._classes)}, got {min(unknown)[:80]!r}; /v1/model lists the names"
             )
+        length = sum(map(len, (*question.codes.values(), *question.marks.values())))
+        if length > _MAX_CODE_LENGTH:
+            found = f"{_MAX_CODE_LENGTH:,} characters together, got {length:,}"
+            raise InvalidRequestError(f"codes must have at most {found}; leave them out")
+        if any(question.codes.values()) and not question.defective:
+            raise InvalidRequestError("codes must be empty if defective is false; send the answer of /v1/inspect")
         for name, code in (*question.codes.items(), *question.marks.items()):
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)
@@ -255,6 +285,6 @@ def _format_table(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _escape_formula(cell: Any) -> Any:
-    """Prefix text that a spreadsheet would run as a formula with an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+def _escape_formulas(row: Sequence[Any]) -> list[Any]:
+    """Prefix cells that a spreadsheet would run as formulas with an apostrophe; the readers of labels remove it."""
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell for cell in row]

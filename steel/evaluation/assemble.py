@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +16,7 @@ from steel.decision.inspector import Ensemble, Inspector
 from steel.decision.point import OperatingPoint, PointFile, read_point
 from steel.decision.tuning import NetworkHashes, Tuning
 from steel.errors import InputError
-from steel.training.checkpoints import load_task
+from steel.training.checkpoints import find_checkpoint, load_task, require_data
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 from steel.versions import describe_versions
 
@@ -47,6 +48,12 @@ class Assembly(NamedTuple):
     def checkpoints(self) -> Checkpoints:
         """The metadata of all checkpoints by path, classifiers first."""
         return self.classifiers | self.segmenters
+
+    @property
+    def logit_shift(self) -> tuple[float, ...]:
+        """Shift of the classifiers' logits `(C,)` by the weights of their loss; 0 for checkpoints without it."""
+        shifts = [about.get("logit_shift") or [0.0] * len(self.classes) for about in self.classifiers.values()]
+        return tuple(np.mean(shifts, axis=0).tolist())
 
     def take(self, classifiers: Sequence[int], segmenters: Sequence[int]) -> Inspector:
         """Return an inspector of some of the networks, given by their positions in the order of the checkpoints."""
@@ -92,8 +99,9 @@ def assemble(
     """Load checkpoints as an inspector.
 
     Args:
-        classifier: Checkpoint of a DefectClassifier; the probabilities of several are averaged.
-        segmenter: Checkpoint of a DefectSegmenter; the probabilities of several are averaged.
+        classifier: Checkpoint of a DefectClassifier, or last or best for that of the newest run in lightning_logs; the
+            probabilities of several are averaged.
+        segmenter: Checkpoint of a DefectSegmenter, or last or best; the probabilities of several are averaged.
         flips: Average the probabilities over flips; see `Inspector`.
         operating_point: File written by `steel tune`; None for the untuned operating point.
 
@@ -150,13 +158,15 @@ def _load(checkpoints: str | Sequence[str], task: type[Task]) -> tuple[nn.Module
     """Return the network of one stage, and the metadata of its checkpoints by path."""
     if isinstance(checkpoints, str) and "," in checkpoints and not Path(checkpoints).is_file():
         raise InputError(f"no checkpoint {checkpoints}; write several in brackets, as [{checkpoints}]")
-    paths = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
+    names = [checkpoints] if isinstance(checkpoints, str) else checkpoints
+    paths = [str(find_checkpoint(name, Path("lightning_logs"), task.name)) for name in names]
     if not paths or len(set(paths)) < len(paths):
         raise InputError(
             f"--{task.name} must be one or more different checkpoints, got [{','.join(paths)}]; name each one once"
         )
     loaded = {path: load_task(path, task) for path in paths}
-    for path, (trained, _) in loaded.items():
+    for path, (trained, about) in loaded.items():
+        require_data(about, path)
         require_finite_weights(trained.network, f"the training of {path} diverged, so choose another checkpoint")
     return _average([trained.network for trained, _ in loaded.values()]), {p: about for p, (_, about) in loaded.items()}
 

@@ -18,8 +18,9 @@ from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble
 from steel.evaluation.judging import Decisions, judge_part
 from steel.evaluation.parts import open_part
-from steel.evaluation.report import tabulate_scores, write_report
+from steel.evaluation.report import write_report
 from steel.evaluation.summary import EvaluatedOn, summarise
+from steel.evaluation.verdict import format_results, reach_verdict
 from steel.files import require_writable, write_atomic
 from steel.pages import clear_pictures
 from steel.versions import describe_versions
@@ -43,11 +44,12 @@ def evaluate(
 ) -> None:
     """Evaluate both stages together, or an exported file (--model), on images that the networks have not seen.
 
-    Writes index.html (the report), evaluation.json, submission.csv and the pictures of the report.
+    Writes index.html (the report, which begins with a verdict), evaluation.json, submission.csv and pictures.
 
     Args:
-        classifier: Checkpoint of the classifier; the probabilities of several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter; the probabilities of several, as [C.ckpt,D.ckpt], are averaged.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; the
+            probabilities of several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5. An exported file has its own.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         model: File written by `steel export`, instead of checkpoints.
@@ -64,7 +66,7 @@ def evaluate(
         InputError: The options contradict each other, a file cannot be read, or the dataset does not fit the networks.
 
     Example:
-        steel evaluate --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml --root data
+        steel evaluate --classifier best --segmenter best --operating_point point.yaml --root data
         steel evaluate --model inspector.pt --root data
     """
     require_at_least(0, tolerance=tolerance, num_pictures=num_pictures)
@@ -86,7 +88,7 @@ def evaluate(
         raise InputError("--classifier and --segmenter, or --model, must be given")
     data = open_part(root, split, networks, batch_size=batch_size, num_workers=num_workers)
     decisions = judge_part(inspector, data, split, where, tolerance=tolerance)
-    summary = summarise(decisions, about)
+    summary = summarise(decisions, about, int((~data.split.is_grouped[decisions.indices]).sum()))
     table = data.annotations
     on = EvaluatedOn(
         part=split, root=str(data.root), data=table.digest, split=data.split.digest, device=str(where),
@@ -96,11 +98,13 @@ def evaluate(
     folder = Path(out)
     clear_pictures(folder)
     write_atomic(folder / "submission.csv", _format_submission(decisions, table))
-    write_report(folder, decisions, summary, about, on=on, annotations=table, num_pictures=num_pictures)
-    content = to_plain(summary.to_dict() | about.to_dict() | on.to_dict())
+    verdict = reach_verdict(decisions, summary, about, split)
+    write_report(folder, decisions, summary, about, verdict, on=on, annotations=table, num_pictures=num_pictures)
+    content = to_plain(summary.to_dict() | about.to_dict() | on.to_dict() | {"verdict": verdict._asdict()})
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
 
-    print(tabulate_scores(summary).to_string(index=False))
+    print(f"{summary.num_images:,} images in {summary.num_groups:,} groups ({split})")
+    print(format_results(content))
     for warning in summary.warnings:
         print(f"warning: {warning}")
     print(f"wrote {folder / 'index.html'}, evaluation.json, submission.csv, pictures/")

@@ -20,7 +20,7 @@ from steel.data.datamodule import SteelDataModule
 from steel.data.severstal import MAX_CLASSES
 from steel.data.spots import label_spots
 from steel.data.tables import Finding, Table, raise_first, read_table
-from steel.data.unknown import find_known_labels, find_unknown
+from steel.data.unknown import Labels, find_labels, find_unknown
 from steel.decision.inspector import Probabilities
 from steel.decision.measures import measure
 from steel.evaluation.parts import run_networks
@@ -63,13 +63,16 @@ class Evidence(NamedTuple):
         names: `(n,)`, names of the images.
         groups: int64 `(n,)`, numbers of the groups; images of one group are not independent.
         classes: float32 `(n, C)`, class probabilities, not calibrated.
-        truth: int64 `(n, C)`, true pixels.
-        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
+        truth: int64 `(n, C)`, true pixels outside unlabelled regions.
+        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_labels`.
         areas: int32 `(n, C, T, S)`, pixels that would be predicted.
         predicted: int32 `(n, C, T, S)`, `areas` without unlabelled pixels.
         hits: int32 `(n, C, T, S)`, predicted pixels that are true.
         grid: The T thresholds, the S smallest spots, and the candidates for the smallest area.
         measured: float64 `(n, 4)`, from `measure`; None for scores without images.
+        is_grouped: bool `(n,)`, whether the group of an image is known; None if no group is. An image without a known
+            group is its own group.
+        logit_shift: `(C,)`, known shift of the logits of `classes`, where calibration starts; empty for none.
     """
 
     names: NDArray[np.str_]
@@ -82,6 +85,13 @@ class Evidence(NamedTuple):
     hits: NDArray[np.int32]
     grid: Grid
     measured: NDArray[np.float64] | None = None
+    is_grouped: NDArray[np.bool_] | None = None
+    logit_shift: tuple[float, ...] = ()
+
+    @property
+    def num_ungrouped(self) -> int:
+        """Number of images whose group is not known."""
+        return len(self.names) - (0 if self.is_grouped is None else int(self.is_grouped.sum()))
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -91,8 +101,7 @@ class Evidence(NamedTuple):
     @property
     def clean(self) -> NDArray[np.bool_]:
         """Bool `(n,)`, true if the image is known to be clean."""
-        clean: NDArray[np.bool_] = (self.known & ~self.labels).min(axis=1)
-        return clean
+        return Labels(self.labels, self.known).clean
 
     def take(self, rows: NDArray[np.int64]) -> "Evidence":
         """Return the evidence of some of the images, by position."""
@@ -108,8 +117,8 @@ def gather(
     Raises:
         InputError: An image cannot be read.
     """
-    annotations = data.annotations
-    grid = Grid.for_images(annotations.sizes[data.split.indices(part)].astype(np.int64))
+    annotations, split = data.annotations, data.split
+    grid = Grid.for_images(annotations.sizes[split.indices(part)].astype(np.int64))
     images: list[tuple[int, NDArray[np.float32], NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.int32]]]] = []
     with ThreadPoolExecutor() as pool:
         for output in run_networks(probabilities, data.part_dataloader(part), device):
@@ -122,10 +131,11 @@ def gather(
     index = np.array(rows)
     truth = np.stack([true for true, _ in all_counts])
     areas, predicted, hits = np.stack([counts for _, counts in all_counts], axis=1)
-    known = find_known_labels(truth > 0, annotations.has_unknown[index])
+    known = find_labels(truth, annotations.has_unknown[index]).known
     return Evidence(
-        names=annotations.names[index], groups=annotations.groups[index], classes=np.stack(all_classes), truth=truth,
+        names=annotations.names[index], groups=split.groups[index], classes=np.stack(all_classes), truth=truth,
         known=known, areas=areas, predicted=predicted, hits=hits, grid=grid, measured=np.stack(all_measured),
+        is_grouped=split.is_grouped[index],
     )  # fmt: skip
 
 
@@ -188,12 +198,16 @@ def read_scores(path: Path) -> tuple[Evidence, tuple[str, ...]]:
         probabilities[:, c], other = _read_column(path, table, f"probability{c + 1}")
         findings += [*more, *other]
     raise_first(findings)
-    groups = pd.factorize(np.array(table.columns.get("group", names)))[0].astype(np.int64)
+    group_of = table.columns.get("group", [""] * len(names))
+    is_grouped = np.array([group != "" for group in group_of], bool)
+    # A tuple is never equal to the name of a group.
+    groups = pd.factorize(pd.Series([group or (name,) for group, name in zip(group_of, names, strict=True)]))[0]
     truth, known = labels.astype(np.int64), np.ones(labels.shape, bool)
     one = np.ones((*labels.shape, 1, 1), np.int32)
     evidence = Evidence(
-        names=np.array(names), groups=groups, classes=probabilities.astype(np.float32), truth=truth, known=known,
-        areas=one, predicted=one, hits=one * (labels > 0)[..., None, None], grid=Grid(),
+        names=np.array(names), groups=groups.astype(np.int64), classes=probabilities.astype(np.float32), truth=truth,
+        known=known, areas=one, predicted=one, hits=one * (labels > 0)[..., None, None], grid=Grid(),
+        is_grouped=is_grouped,
     )  # fmt: skip
     return evidence, tuple(str(c + 1) for c in range(num_classes))
 

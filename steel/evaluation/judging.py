@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steel.data import rle
 from steel.data.datamodule import SteelDataModule
-from steel.data.unknown import find_known_labels, find_unknown
+from steel.data.unknown import find_unknown
 from steel.decision.inspector import Probabilities
 from steel.decision.point import Point
 from steel.evaluation.outlines import count_boundaries, match_spots
@@ -36,7 +36,7 @@ class Decisions(NamedTuple):
         overlaps: bool `(n, C, C)`, whether a mask of the first class overlaps a true defect of the second.
         probabilities: `(n, C)`, calibrated class probabilities.
         labels: bool `(n, C)`, whether the class is on the image.
-        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_known_labels`.
+        known: bool `(n, C)`, whether it is known if the class is on the image; see `find_labels`.
         passed: bool `(n,)`, whether the image passes the gate.
         allowed: bool `(n, C)`, whether the class also reaches its label threshold.
         codes: Run-length codes of each image's C predicted masks.
@@ -83,7 +83,7 @@ def judge_part(
     """
     run: Callable[[Tensor], Probabilities] = inspector.probabilities  # type: ignore[assignment]
     outputs = run_networks(run, data.part_dataloader(part), device, "inspecting")
-    return _join([_judge(inspector, output, data.annotations.groups[output.rows], tolerance) for output in outputs])
+    return _join([_judge(inspector, output, data.split.groups[output.rows], tolerance) for output in outputs])
 
 
 def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], tolerance: int) -> Decisions:
@@ -97,29 +97,23 @@ def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], toler
 
     visible = unpack(output.planes, drawn.shape[1])
     unknown = find_unknown(output.planes, drawn.shape[1])
-    known, num_unknown = ~unknown[:, None], unknown.flatten(1).sum(1)
-    labels = visible.flatten(2).any(2)
-    truth, masks = visible & known, drawn & known
-    with_background = torch.cat([~truth.any(1, keepdim=True), truth], 1) & known
-    one_each = exclusive(output.probabilities.pixels.cpu()) & known
-    counts, alone, background = (
-        counts._replace(pixels=counts.pixels - num_unknown)
-        for counts in (count(masks, truth), count(ungated & known, truth), count(one_each, with_background))
-    )
+    truth, masks = (pixels & ~unknown[:, None] for pixels in (visible, drawn))
+    counts = count(masks, truth, unknown)
+    with_background = torch.cat([~truth.any(1, keepdim=True), truth], 1)
     passed = inspection.gate_probability >= point.gate
     pairs = list(zip(masks.numpy(), truth.numpy(), strict=True))
     return Decisions(
         indices=np.array(output.rows),
         groups=groups,
         counts=counts,
-        ungated=alone,
-        exclusive=background,
+        ungated=count(ungated, truth, unknown),
+        exclusive=count(exclusive(output.probabilities.pixels.cpu()), with_background, unknown),
         boundaries=np.stack([count_boundaries(*pair, tolerance) for pair in pairs]),
         spots=pd.concat([match_spots(*pair) for pair in pairs]),
         overlaps=np.stack([_overlap(*pair) for pair in pairs]),
         probabilities=inspection.class_probabilities.float().cpu(),
-        labels=labels,
-        known=find_known_labels(labels, num_unknown > 0),
+        labels=counts.labels.present,
+        known=counts.labels.known,
         passed=passed.cpu(),
         allowed=(passed[:, None] & (inspection.class_probabilities >= point.label)).cpu(),
         codes=[[rle.encode(mask) for mask in of_image] for of_image in drawn.numpy()],

@@ -1,6 +1,5 @@
 """Scores of single spots (8-connected components) and of outlines, counted per image."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import cv2
@@ -9,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data.spots import label_spots
+from steel.intervals import Ratio, mean_ratio
 
 Masks = NDArray[np.bool_]
 
@@ -117,7 +117,12 @@ def _outline(mask: Masks) -> Masks:
 
 
 def score_boundaries(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Return the Dice of outlines within a tolerance.
+    """Return the Dice of outlines within a tolerance; see `list_boundary_ratios`."""
+    return {name: mean_ratio(ratios) for name, ratios in list_boundary_ratios(counts).items()}
+
+
+def list_boundary_ratios(counts: NDArray[np.int64]) -> dict[str, tuple[Ratio, ...]]:
+    """Return the Dice of outlines within a tolerance as ratios.
 
     Source: Nikolov et al. 2018, Deep learning to achieve clinically applicable segmentation of head and neck anatomy
     for radiotherapy ("surface Dice"), here for pixels.
@@ -130,13 +135,9 @@ def score_boundaries(counts: NDArray[np.int64]) -> dict[str, float]:
         boundary_dice_class_<id>: The same for one class (ids from 1).
     """
     near, outline = counts[..., 0] + counts[..., 2], counts[..., 1] + counts[..., 3]
-    dice = near / np.maximum(outline, 1)
-    present = counts[..., 3] > 0
-    scores = {"boundary_dice": _mean(dice[present])}
+    present = (counts[..., 3] > 0).astype(np.float64)
+    dice = present * near / np.maximum(outline, 1)
+    ratios: dict[str, tuple[Ratio, ...]] = {"boundary_dice": (Ratio(dice.sum(axis=1), present.sum(axis=1)),)}
     for c in range(counts.shape[1]):
-        scores[f"boundary_dice_class_{c + 1}"] = _mean(dice[present[:, c], c])
-    return scores
-
-
-def _mean(values: NDArray[np.float64] | Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+        ratios[f"boundary_dice_class_{c + 1}"] = (Ratio(dice[:, c], present[:, c]),)
+    return ratios

@@ -58,6 +58,17 @@ def run_networks(
         yield BatchOutput(batch["index"].tolist(), batch["image"], batch["mask"], found, started)
 
 
+def warn_of_groups(num_images: int, num_ungrouped: int) -> list[str]:
+    """Return a warning if the group of some images is not known: intervals would be too narrow."""
+    if num_ungrouped == 0:
+        return []
+    which = "no group of images is known" if num_ungrouped == num_images else f"{num_ungrouped:,} images have no group"
+    return [
+        f"{which}, so each of {num_ungrouped:,} images counts as independent of all others; if several show one coil "
+        f"or scene, all intervals are too narrow: name the coils in groups.csv, or run steel split --near_duplicates"
+    ]
+
+
 def open_part(
     root: str, part: str, networks: Assembly | About, *, batch_size: int, num_workers: int | None
 ) -> SteelDataModule:

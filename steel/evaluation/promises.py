@@ -11,7 +11,16 @@ from steel.decision.tuning import Aim, Promise
 from steel.evaluation.calibration import split_folds
 from steel.evaluation.evidence import Evidence
 from steel.evaluation.search import Outcome, choose, judge
-from steel.intervals import Interval, bootstrap, effective_size, predict_mean, predict_rate, wilson
+from steel.intervals import (
+    Interval,
+    bootstrap,
+    design_effect,
+    effective_size,
+    predict_mean,
+    predict_rate,
+    wilson,
+)
+from steel.progress import track
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -59,42 +68,55 @@ def measure(
 
 
 class _HeldOut(NamedTuple):
-    """A measure on the held-out images of all folds, and its optimism: how much higher it was on the other images."""
+    """A measure on the held-out images of all folds.
+
+    Attributes:
+        values: `(n,)`, its values.
+        groups: `(n,)`, the group of each value.
+        optimism: How much higher it was on the images that the points of the folds were chosen on.
+        variance: Variance of the optimism, since another sample would have led to other points.
+    """
 
     values: Array
     groups: Groups
     optimism: float
+    variance: float
 
 
-def _cross_validate(evidence: Evidence, aim: Aim, classes: Sequence[str]) -> dict[str, _HeldOut]:
+def _cross_validate(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str]) -> dict[str, _HeldOut]:
     """Choose a point on each fold's training part, and compare its measures there with those on the held-out part.
 
     The difference corrects the measures of the point chosen on all images. The mean over the held-out images would be
-    biased: with few defects, the points of the folds differ from that point.
+    biased: with few defects, the points of the folds differ from that point. The images on which they differ tell how
+    unsure the difference is.
     Source: Efron 1983, Estimating the error rate of a prediction rule.
     """
-    folds: dict[str, list[tuple[Array, Groups, float]]] = {}
-    for rows in split_folds(evidence.groups):
+    folds: dict[str, list[tuple[Array, Groups, Array, float]]] = {}
+    splits = list(split_folds(evidence.groups))
+    for rows in track(splits, "estimating promises", len(splits)):
         train, held_out = map(evidence.take, rows)
         point = choose(train, aim)
-        seen, unseen = (
-            measure(part.labels, part.clean, part.groups, judge(part, point), aim, classes)
-            for part in (train, held_out)
+        final = outcome.take(rows[1])
+        seen, unseen, chosen = (
+            measure(part.labels, part.clean, part.groups, decisions, aim, classes)
+            for part, decisions in ((train, judge(train, point)), (held_out, judge(held_out, point)), (held_out, final))
         )
         for name, (values, groups) in unseen.items():
             if len(values) and len(seen[name][0]):
                 gap = seen[name][0].mean() - values.mean()
-                folds.setdefault(name, []).append((values, groups, gap * len(values)))
+                changes = values.astype(float) - chosen[name][0]
+                folds.setdefault(name, []).append((values, groups, changes, gap * len(values)))
     results = {}
     for name, parts in folds.items():
-        values, groups = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
-        results[name] = _HeldOut(values, groups, float(sum(gap for *_, gap in parts) / len(values)))
+        values, groups, changes = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
+        variance = float(changes.var()) * design_effect(changes, groups) / len(changes)
+        results[name] = _HeldOut(values, groups, float(sum(gap for *_, gap in parts) / len(values)), variance)
     return results
 
 
 def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[str], num_new: int) -> list[Promise]:
     """Return the estimate of every measure, with confidence intervals and prediction intervals for `num_new` images."""
-    held_out = _cross_validate(evidence, aim, classes)
+    held_out = _cross_validate(evidence, outcome, aim, classes)
     promises = []
     measures = measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
     for name, (chosen, groups) in measures.items():
@@ -102,7 +124,7 @@ def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[st
             unknown = Interval(0.0, 1.0)
             promises.append(Promise(name, 0, np.nan, np.nan, unknown, unknown, 0))
             continue
-        unseen = held_out.get(name, _HeldOut(chosen, groups, 0.0))
+        unseen = held_out.get(name, _HeldOut(chosen, groups, 0.0, 0.0))
         m = max(1, round(len(unseen.values) * num_new / len(evidence.names)))
         as_chosen, largest = float(chosen.mean()), np.inf if name == _COST else 1.0
         value = float(np.clip(as_chosen - unseen.optimism, 0, largest))
@@ -117,7 +139,12 @@ def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[st
 def _predict_rate(unseen: _HeldOut, value: float, num_new: int) -> tuple[Interval, Interval]:
     """Return the confidence interval of a rate, and its prediction interval on new images."""
     n, size = len(unseen.values), effective_size(unseen.values, unseen.groups)
-    return wilson(size * value, size), predict_rate(n * value, n, num_new, effective=size / n)
+    smoothed = (n * value + 1) / (n + 2)
+    variance = smoothed * (1 - smoothed) / size
+    # The unsure optimism counts as a smaller sample, but not the new images.
+    known = size * variance / (variance + unseen.variance)
+    prediction = predict_rate(n * value, n, max(1, round(num_new * size / known)), effective=known / n)
+    return wilson(known * value, known), prediction
 
 
 def _predict_mean(unseen: _HeldOut, value: float, num_new: int) -> tuple[Interval, Interval]:
@@ -127,7 +154,23 @@ def _predict_mean(unseen: _HeldOut, value: float, num_new: int) -> tuple[Interva
     ends = bootstrap(lambda rows: np.array([values[rows].mean()]), len(values), unseen.groups)[0]
     # The bootstrap gives NaN for a single group; the interval is then unbounded.
     interval = Interval(*np.where(np.isnan(ends), (0.0, np.inf), ends).tolist())
-    return interval, predict_mean(values, num_new, unseen.groups)
+    n = len(values)
+    variance = float(values.var()) * design_effect(values, unseen.groups) / n
+    # The optimism adds its variance to that of the mean, and to that of the means of both samples.
+    return (
+        _stretch(interval, value, 1 + unseen.variance / max(variance, 1e-12)),
+        _stretch(
+            predict_mean(values, num_new, unseen.groups),
+            value,
+            1 + unseen.variance / max(variance * (1 + n / num_new), 1e-12),
+        ),
+    )
+
+
+def _stretch(interval: Interval, value: float, factor: float) -> Interval:
+    """Return an interval around a value, for a variance that is `factor` times as large."""
+    low, high = (value + (end - value) * float(np.sqrt(factor)) for end in interval)
+    return Interval(low, high)
 
 
 def tabulate_promises(promises: Sequence[Promise]) -> pd.DataFrame:

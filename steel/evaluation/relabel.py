@@ -13,7 +13,7 @@ from steel import plots
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
-from steel.data.unknown import find_known_labels
+from steel.data.unknown import find_labels
 from steel.devices import choose_device, prepare_process
 from steel.errors import require_at_least
 from steel.evaluation.assemble import assemble
@@ -47,8 +47,9 @@ def relabel(
 
     Args:
         root: Folder with train.csv and train_images.
-        classifier: Checkpoint of the classifier, or several, as [A.ckpt,B.ckpt], for instance of all folds.
-        segmenter: Checkpoint of the segmenter, or several, as [C.ckpt,D.ckpt].
+        classifier: Checkpoint of the classifier, or several, as [A.ckpt,B.ckpt], for instance of all folds; best or
+            last for that of the newest run in lightning_logs.
+        segmenter: Checkpoint of the segmenter, in the same way.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         num_pictures: Largest number of images to show on the page.
         out: Folder for page, list and pictures; earlier ones there are replaced.
@@ -74,8 +75,8 @@ def relabel(
     annotations = data.annotations
     is_used, is_learnt = choose_networks(assembly, annotations.names)
     predictions = predict(assembly, data, is_used, where)
-    known = find_known_labels(annotations.labels, annotations.has_unknown)
-    suspects = find_suspects(predictions, annotations.labels, known, assembly.classes)
+    labels = find_labels(annotations.labelled_areas, annotations.has_unknown)
+    suspects = find_suspects(predictions, labels.present, labels.known, assembly.classes)
     table = _tabulate(suspects, annotations, is_learnt)
     warnings = []
     if num_learnt := int(is_learnt.sum()):

@@ -1,5 +1,6 @@
 """The HTML report of `steel evaluate`, written for the quality engineer who signs it."""
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,17 +20,29 @@ from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import reliability
 from steel.evaluation.summary import EvaluatedOn, Summary, format_score
 from steel.evaluation.tune import tabulate_point
+from steel.evaluation.verdict import Level, Verdict
 from steel.pages import Page
 from steel.progress import track
 from steel.training.metrics import dice, unpack
 
-_VERDICTS = ("clean", "defective")
+_DECISIONS = ("clean", "defective")
+_COLOURS: dict[Level, str] = {
+    "ready": "#1a7f37",
+    "not ready": "#bf8700",
+    "too few images": "#6e7781",
+    "do not use": "#cf222e",
+}
+_STYLE = """
+.verdict { border-left: .6rem solid var(--colour); padding: .6rem 1rem; margin: 1rem 0; }
+.verdict { background: color-mix(in srgb, var(--colour) 12%, transparent); }
+.verdict p { margin: .2rem 0; } .verdict p:first-child { font-size: 1.2rem; font-weight: 600; }
+"""
 
 _HEADLINES = {
     "dice_on_defects": "Dice on defects",
     "kaggle_dice": "Kaggle Dice",
     "iou": "mean IoU of the classes",
-    "false_alarm_rate": "clean images with a false alarm",
+    "false_alarm_rate": "clean images with a false alarm (a mask)",
     "accuracy": "accuracy (clean or defective)",
     "balanced_accuracy": "balanced accuracy",
     "recall": "defective images detected (recall)",
@@ -52,8 +65,7 @@ _BY_CLASS = {
     "area_error_class_": "relative area error",
 }
 _PROMISE_COLUMNS = (
-    "", "expected (95 % interval)", "95 % prediction interval for new images", "observed", "number observed",
-    "within the prediction interval",
+    "", "expected (95 % interval)", "95 % prediction interval for new images", "observed", "number observed", "held",
 )  # fmt: skip
 _SPOT_COLUMNS = {
     "size": "size in pixels",
@@ -94,7 +106,9 @@ def tabulate_classes(summary: Summary, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def choose_pictures(decisions: Decisions, limit: int) -> list[tuple[int, str]]:
-    """Choose at most `limit` images to show: the worst of each cause in turn, and the best of each class.
+    """Choose at most `limit` images to show: a typical one, the worst of each cause in turn, the best of each class.
+
+    The typical image is the one with the median Dice of the defective images.
 
     Returns:
         The position of each image in `decisions`, and why it was chosen.
@@ -107,6 +121,12 @@ def choose_pictures(decisions: Decisions, limit: int) -> list[tuple[int, str]]:
         ranked = members[scores[members, c].argsort(descending=True)].tolist()
         queues.append([(row, "best of its class") for row in ranked[:1]])
     chosen: dict[int, str] = {}
+    present = decisions.counts.truth > 0
+    defective = torch.nonzero(present.any(1)).squeeze(1)
+    if limit and len(defective):
+        means = (scores * present).sum(1)[defective] / present.sum(1)[defective]
+        typical = int(defective[means.argsort()[len(means) // 2]])
+        chosen[typical] = "Typical: half of the defective images are outlined better"
     while len(chosen) < limit and any(queues):
         for queue in queues:
             while queue and queue[0][0] in chosen:
@@ -122,6 +142,7 @@ def write_report(
     decisions: Decisions,
     summary: Summary,
     about: About,
+    verdict: Verdict,
     *,
     on: EvaluatedOn,
     annotations: Annotations,
@@ -129,28 +150,49 @@ def write_report(
 ) -> None:
     """Write index.html, with at most `num_pictures` images of the dataset, and its pictures.
 
+    The page begins with the verdict and a typical image; tables and the other images follow.
+
     Raises:
         InputError: An image cannot be read.
     """
     page = Page(f"Evaluation of the inspector on {on.part} of {on.root}", folder)
-    _add_origin(page, summary, about, on)
-    _add_point(page, summary, about)
-    _add_scores(page, summary, about.classes)
-    _add_gate(page, decisions, summary, about)
-    _add_errors(page, summary)
-    page.add_heading("Pictures: truth in green, prediction in red")
-    chosen = choose_pictures(decisions, num_pictures)
-    for row, why in track(chosen, "drawing", len(chosen)):
+
+    def add_image(row: int, why: str) -> None:
         name = str(annotations.names[decisions.indices[row]])
         page.add_picture(f"pictures/{name}", _draw(decisions, row, annotations, about), f"{why}: {name}")
-    page.write()
+
+    _add_verdict(page, verdict, summary)
+    chosen = choose_pictures(decisions, num_pictures)
+    typical, others = chosen[:1], chosen[1:]
+    for row, why in typical:
+        add_image(row, why)
+    _add_scores(page, summary, about.classes)
+    _add_gate(page, decisions, summary, about)
+    _add_errors(page, summary, about.classes)
+    _add_point(page, summary, about)
+    _add_origin(page, summary, about, on)
+    if others:
+        page.add_heading("Pictures: truth in green, prediction in red")
+    for row, why in track(others, "drawing", len(others)):
+        add_image(row, why)
+    page.write(style=_STYLE)
+
+
+def _add_verdict(page: Page, verdict: Verdict, summary: Summary) -> None:
+    limits = "".join(f"<li>{html.escape(limit[0].upper() + limit[1:])}.</li>" for limit in verdict.limits)
+    page.add_markup(
+        f'<section class="verdict" style="--colour: {_COLOURS[verdict.level]}"><p>{html.escape(verdict.sentence)}</p>'
+        f"{f'<p>What limits it:</p><ul>{limits}</ul>' if limits else ''}"
+        f"<p>Measured on {summary.num_images:,} images in {summary.num_groups:,} groups, of which "
+        f"{summary.num_defective:,} are defective.</p></section>"
+    )
 
 
 def _add_origin(page: Page, summary: Summary, about: About, on: EvaluatedOn) -> None:
+    page.add_heading("Data and software")
     page.add_text(
-        f"{summary.num_images:,} images in {summary.num_groups:,} groups; {summary.num_defective:,} images are "
-        f"defective. Data {on.data}, split {on.split}, steel {on.versions['steel']} at commit "
-        f"{on.versions['commit']}, torch {on.versions['torch']}."
+        f"Data {on.data}, split {on.split}, steel {on.versions['steel']} at commit {on.versions['commit']}, torch "
+        f"{on.versions['torch']}."
     )
     page.add_text(
         f"Initial weights of the encoders: classifier {_name_weights(about.classifiers)}; "
@@ -160,8 +202,6 @@ def _add_origin(page: Page, summary: Summary, about: About, on: EvaluatedOn) -> 
         f"{'Probabilities are averaged over four flips of each image. ' if about.flips else ''}"
         f"{summary.images_per_second:.1f} images per second on {on.device}, with both networks on every image."
     )
-    for warning in summary.warnings:
-        page.add_text(f"Warning: {warning}.")
 
 
 def _name_weights(networks: Sequence[TrainedNetwork]) -> str:
@@ -204,9 +244,10 @@ def _add_scores(page: Page, summary: Summary, classes: Sequence[str]) -> None:
 
 def _add_gate(page: Page, decisions: Decisions, summary: Summary, about: About) -> None:
     gate = about.operating_point.gate
-    page.add_heading("Clean or defective")
-    confusion = plots.plot_confusion(np.array(summary.confusion), _VERDICTS, f"gate threshold {gate:.3f}")
-    page.add_picture("confusion", confusion, "Confusion matrix: truth in rows, decision in columns")
+    page.add_heading("Clean or defective: the gate")
+    page.add_text(_compare_alarms(decisions, summary))
+    confusion = plots.plot_confusion(np.array(summary.confusion), _DECISIONS, f"gate threshold {gate:.3f}")
+    page.add_picture("confusion", confusion, "Confusion matrix of the gate: truth in rows, decision in columns")
     if (curves := _draw_curves(decisions, gate)) is not None:
         page.add_picture("curves", curves, "Other gate thresholds")
     probabilities, labels = decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]
@@ -214,6 +255,18 @@ def _add_gate(page: Page, decisions: Decisions, summary: Summary, about: About) 
     brier, ece = summary.calibration["brier"], summary.calibration["ece"]
     caption = f"Calibration: Brier score {brier:.4f}, expected calibration error {ece:.4f}"
     page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, about.classes), caption)
+
+
+def _compare_alarms(decisions: Decisions, summary: Summary) -> str:
+    """Say how the gate's false calls and the false alarms of the other tables differ."""
+    (true_clean, false_calls), _ = summary.confusion
+    clean = ~(decisions.counts.truth > 0).any(1)
+    marked = int((decisions.counts.predicted[clean] > 0).any(1).sum())
+    return (
+        f"The gate calls {false_calls:,} of {true_clean + false_calls:,} clean images defective, so that the segmenter "
+        f"looks at them. A false alarm is a mask on a clean image: {marked:,} of {int(clean.sum()):,} have one after "
+        f"pixel thresholds and smallest sizes. Accuracy, recall and precision of images count the gate's calls."
+    )
 
 
 def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
@@ -232,20 +285,21 @@ def _draw_curves(decisions: Decisions, gate: float) -> Figure | None:
         ("clean images called defective", "defective images missed"): (
             false_alarms, 1 - detected, chosen_alarms, 1 - chosen_recall,
         ),
-        ("defective images detected (recall)", "images called defective that are defective (precision)"): (
+        ("recall of defective images", "precision of the call defective"): (
             recall, precision, chosen_recall, hits / max(1, called.sum()),
         ),
     }  # fmt: skip
     return plots.plot_curves(curves, f"all gate thresholds; the chosen one, {gate:.3f}, is marked")
 
 
-def _add_errors(page: Page, summary: Summary) -> None:
+def _add_errors(page: Page, summary: Summary, classes: Sequence[str]) -> None:
     page.add_heading("Errors")
     if summary.errors:
         rows = [(row["cause"], row["pairs"], f"{row['loss']:.2f}", f"{row['share']:.1%}") for row in summary.errors]
         table = pd.DataFrame(rows, columns=["cause", "pairs of image and class", "loss (1 - Dice)", "share of loss"])
         page.add_table(table, "Losses of Kaggle Dice; each pair has one cause, so the losses add up to the total")
-    spots = pd.DataFrame([row | {"class": row["class"] or "all"} for row in summary.spots])
+    names = ["all", *name_classes(classes)]
+    spots = pd.DataFrame([row | {"class": names[int(row["class"])]} for row in summary.spots])
     for column in spots.columns.intersection(["found", "touched", "false"]):
         spots[column] = spots[column].map(format_score)
     page.add_table(spots.rename(columns=_SPOT_COLUMNS), "Spots (connected areas) by class and size")
@@ -264,7 +318,7 @@ def _draw(decisions: Decisions, row: int, annotations: Annotations, about: About
         for name, score, true, found in zip(classes, scores, truth, predicted, strict=True)
         if true.any() or found.any()
     ]
-    verdict = _VERDICTS[probability >= about.operating_point.gate]
+    verdict = _DECISIONS[probability >= about.operating_point.gate]
     title = f"{annotations.names[i]}: called {verdict} (p = {probability:.2f})  {'  '.join(details)}"
     captions = f"truth: {list_areas(truth, classes)}", f"prediction: {list_areas(predicted, classes)}"
     return plots.plot_comparison(image, truth, predicted, title, captions)

@@ -1,5 +1,6 @@
 """Scores of a submission file from any source, counted on the run-length codes without drawing masks."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
-from steel.data.runs import Offsets, Runs, areas, intersect
+from steel.data.runs import intersect
 from steel.data.severstal import join_rows, parse
 from steel.data.tables import raise_first
 from steel.errors import InputError
+from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.scores import predict_everything, predict_nothing
-from steel.intervals import bootstrap
-from steel.training.metrics import Counts, score_masks
+from steel.intervals import bootstrap, score_interval
+from steel.training.metrics import Counts, list_mask_ratios, score_masks
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
@@ -27,68 +29,76 @@ def count_submission(path: Path, annotations: Annotations) -> Counts:
     Raises:
         InputError: A row names an unknown image or class, or a code is invalid; the message has the line number.
     """
-    shape = len(annotations), annotations.num_classes
     rows, _, findings = parse(path)
     runs, offsets, _, more = join_rows(path, rows, annotations.names, annotations.sizes, annotations.num_classes)
     # An empty code is an error in train.csv, but in a submission it means that nothing was found.
     raise_first([*(finding for finding in findings if finding.kind != "empty code"), *more])
-    predicted, truth, unknown = (runs, offsets), (annotations.runs, annotations.offsets), _list_unknown(annotations)
-
-    def count_known(runs: Runs, offsets: Offsets) -> torch.Tensor:
-        pixels = areas(runs, offsets)
-        if annotations.unknown:
-            pixels -= areas(*intersect(runs, offsets, *unknown))
-        return torch.from_numpy(pixels.reshape(shape))
-
-    num_pixels = annotations.sizes.astype(np.int64).prod(axis=1)
-    for row, region in annotations.unknown.items():
-        num_pixels[row] -= region[1::2].sum()
-    hits = intersect(*predicted, *truth)
-    return Counts(count_known(*hits), count_known(*predicted), count_known(*truth), torch.from_numpy(num_pixels))
+    hits, hidden = intersect(runs, offsets, annotations.runs, annotations.offsets), annotations.hidden
+    labelled = annotations.count_labelled(*hits), annotations.count_labelled(runs, offsets), annotations.labelled_areas
+    num_pixels = annotations.sizes.astype(np.int64).prod(axis=1) - hidden
+    return Counts(*map(torch.from_numpy, (*labelled, num_pixels, hidden)))
 
 
-def _list_unknown(annotations: Annotations) -> tuple[Runs, Offsets]:
-    """Return the runs and offsets of the unlabelled pixels, repeated for each class of an image."""
-    none = np.zeros(0, np.int32)
-    by_image = [annotations.unknown.get(i, none) for i in range(len(annotations))]
-    regions = [region for region in by_image for _ in range(annotations.num_classes)]
-    offsets: NDArray[np.int64] = np.cumsum([0, *map(len, regions)])
-    return np.concatenate([none, *regions]), offsets
-
-
-def score(submission: str, root: str, *, split: Literal["all", "train", "val", "test"] = "all") -> None:
+def score(
+    submission: str,
+    root: str,
+    *,
+    split: Literal["all", "train", "val", "test"] = "all",
+    fold: int | None = None,
+    against: str | None = None,
+) -> None:
     """Score a submission.csv from any source against the labels of a dataset. No image is decoded.
 
     Args:
         submission: CSV in either format of the contest. An image without a row has no predicted defect.
         root: Folder with train.csv and train_images.
         split: Part of splits.csv to score; all scores every image.
+        fold: The fold that is the test split, if splits.csv has folds.
+        against: Another submission for the same images, to compare with. The difference of each score (first minus
+            second) has a 95 % interval from the same resampled images.
 
     Raises:
-        InputError: The submission or the dataset is invalid, or the split has no images.
+        InputError: A submission or the dataset is invalid, or the split has no images.
 
     Example:
         steel score inspected/submission.csv data
-        steel score submission.csv data --split test
+        steel score submission.csv data --split test --against other.csv
     """
-    path = Path(submission)
-    if not path.is_file():
-        raise InputError(f"no file {path}; `steel inspect` and `steel evaluate` write a submission.csv")
-    data = SteelDataModule(root)
+    data = SteelDataModule(root, fold=fold)
     table = data.annotations
     rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
     if len(rows) == 0:
         raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
-    counts, groups = count_submission(path, table).take(rows), table.groups[rows]
-    columns = {
-        "submission": score_masks(counts),
-        "predict nothing": score_masks(predict_nothing(counts)),
-        "predict everything": score_masks(predict_everything(counts)),
-    }
-    ends = bootstrap(lambda sample: np.array(list(score_masks(counts.take(sample)).values())), len(rows), groups)
-    limits = ["-" if np.isnan(low) else f"{max(0, low):.4f} to {high:.4f}" for low, high in ends]
-    scores = pd.DataFrame(columns)
-    scores.insert(1, "95 % interval", limits)
+    counts, groups = _count_file(submission, table).take(rows), data.split.groups[rows]
+    limits = [score_interval(ratios, groups) for ratios in list_mask_ratios(counts).values()]
+    columns = {"submission": _score(counts), "95 % interval": _format(limits)}
+    if against is None:
+        columns["predict nothing"] = _score(predict_nothing(counts))
+        columns["predict everything"] = _score(predict_everything(counts))
+    else:
+        other = _count_file(against, table).take(rows)
+        differences = bootstrap(lambda i: _score(counts.take(i)) - _score(other.take(i)), len(rows), groups)
+        columns["against"] = _score(other)
+        columns["difference"] = _score(counts) - _score(other)
+        columns["95 % of difference"] = _format(differences)
+    scores = pd.DataFrame(columns, index=list(score_masks(counts)))
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
     num_groups = len(np.unique(groups))
     print(f"{len(rows):,} images in {num_groups:,} groups ({split}); data {table.digest}, split {data.split.digest}")
+    for warning in warn_of_groups(len(rows), int((~data.split.is_grouped[rows]).sum())):
+        print(f"warning: {warning}")
+
+
+def _count_file(submission: str, annotations: Annotations) -> Counts:
+    path = Path(submission)
+    if not path.is_file():
+        raise InputError(f"no file {path}; `steel inspect` and `steel evaluate` write a submission.csv")
+    return count_submission(path, annotations)
+
+
+def _score(counts: Counts) -> NDArray[np.float64]:
+    return np.array(list(score_masks(counts).values()))
+
+
+def _format(limits: Iterable[Sequence[float]]) -> list[str]:
+    return ["-" if np.isnan(low) else f"{low:.4f} to {high:.4f}" for low, high in limits]

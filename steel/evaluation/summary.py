@@ -14,12 +14,13 @@ from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
-from steel.evaluation.outlines import score_boundaries, score_spots
+from steel.evaluation.outlines import list_boundary_ratios, score_spots
+from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.promises import measure
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
 from steel.evaluation.search import Outcome
-from steel.intervals import Interval, bootstrap, rate
-from steel.training.metrics import confusion, dice, score_labels, score_masks
+from steel.intervals import Interval, Ratio, mean_ratio, score_interval
+from steel.training.metrics import confusion, dice, list_label_ratios, list_mask_ratios, score_masks
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,22 @@ class PromiseCheck:
     observed: float
     num: int
 
+    @property
+    def held(self) -> str:
+        """Whether the observed value is within the prediction interval: "yes", "no", "-" or "too wide to tell"."""
+        low, high = self.promise.prediction
+        if math.isnan(self.observed):
+            return "-"
+        if self.promise.is_too_wide:
+            return "too wide to tell"
+        return "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
+
     def to_row(self) -> list[Any]:
         """Return table cells: name, expected, 95 % prediction interval, observed, number, and whether it is within."""
         name, (low, high) = self.promise.name, self.promise.prediction
         expected = format_score(self.promise.value, self.promise.interval)
-        within = "yes" if low - 1e-9 <= self.observed <= high + 1e-9 else "no"
-        return [
-            name, expected, f"{low:.3f} to {high:.3f} (of {self.promise.num_new})", format_score(self.observed),
-            self.num, "-" if math.isnan(self.observed) else within,
-        ]  # fmt: skip
+        prediction = f"{low:.3f} to {high:.3f} (of {self.promise.num_new})"
+        return [name, expected, prediction, format_score(self.observed), self.num, self.held]
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,11 @@ class Summary:
     Attributes:
         num_images: Number of images.
         num_groups: Number of groups.
+        num_ungrouped: Number of images whose group is not known; each counts as its own group.
         num_defective: Number of images with a defect.
         num_defects: Number of images with each class.
-        scores: Scores of both stages together, from `score_masks`, `score_labels` and `score_boundaries`.
+        scores: Scores of both stages together, from `list_mask_ratios`, `list_label_ratios` and
+            `list_boundary_ratios`.
         intervals: 95 % confidence interval of each score.
         predict_nothing: Scores of a model that predicts no pixel.
         predict_everything: Scores of a model that predicts every class at every pixel.
@@ -73,6 +83,7 @@ class Summary:
 
     num_images: int
     num_groups: int
+    num_ungrouped: int
     num_defective: int
     num_defects: list[int]
     scores: Mapping[str, float]
@@ -91,8 +102,8 @@ class Summary:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about scores that are no better than those of a baseline that ignores the image."""
-        warnings = []
+        """Warnings about unknown groups, and scores no better than those of a baseline that ignores the image."""
+        warnings = warn_of_groups(self.num_images, self.num_ungrouped)
         for name, text in (("kaggle_dice", "Kaggle Dice"), ("dice_on_defects", "Dice on defects")):
             for blind, other in (("nothing", self.predict_nothing), ("everything", self.predict_everything)):
                 if self.scores[name] < other[name]:
@@ -147,17 +158,22 @@ class EvaluatedOn:
         return {"part": self.part, "root": self.root, "data": data, "device": self.device, "versions": self.versions}
 
 
-def summarise(decisions: Decisions, about: About) -> Summary:
-    """Compute the numbers of a report; `about` provides classes, operating point and promises."""
+def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Summary:
+    """Compute the numbers of a report; `about` provides classes, operating point and promises.
+
+    `num_ungrouped` is the number of images whose group is not known.
+    """
     point, decided = about.operating_point, decisions.decided
     called, defective = decisions.probabilities[decided].amax(1) >= point.gate, decisions.labels[decided].any(1)
+    ratios_of_scores = _list_ratios(decisions, point)
     return Summary(
         num_images=len(decisions.indices),
         num_groups=len(np.unique(decisions.groups)),
+        num_ungrouped=num_ungrouped,
         num_defective=int(defective.sum()),
         num_defects=decisions.labels.sum(0).tolist(),
-        scores=_score(decisions, point, np.arange(len(decisions.indices))),
-        intervals=_find_intervals(decisions, point),
+        scores={name: mean_ratio(ratios) for name, (ratios, _) in ratios_of_scores.items()},
+        intervals={name: score_interval(*pair) for name, pair in ratios_of_scores.items()},
         predict_nothing=score_masks(predict_nothing(decisions.counts)),
         predict_everything=score_masks(predict_everything(decisions.counts)),
         segmenter_alone=score_masks(decisions.ungated) | score_miou(decisions.exclusive),
@@ -172,52 +188,27 @@ def summarise(decisions: Decisions, about: About) -> Summary:
     )
 
 
-def _score(decisions: Decisions, point: OperatingPoint, rows: NDArray[np.int64]) -> dict[str, float]:
-    """Return all scores for some of the images."""
-    decided = torch.from_numpy(rows)[decisions.decided[rows]]
+def _list_ratios(decisions: Decisions, point: OperatingPoint) -> dict[str, tuple[tuple[Ratio, ...], NDArray[np.int64]]]:
+    """Return every score as a mean of ratios over images, and the groups of these images."""
+    decided, groups = decisions.decided, decisions.groups
     probabilities, labels, known = (
         tensor[decided] for tensor in (decisions.probabilities, decisions.labels, decisions.known)
     )
     label_thresholds = torch.tensor([value or point.gate for value in point.label])
-    return (
-        score_masks(decisions.counts.take(rows))
-        | score_labels(probabilities, labels, point.gate, known, label_thresholds)
-        | score_boundaries(decisions.boundaries[rows])
+    of_labels = list_label_ratios(probabilities, labels, point.gate, known, label_thresholds)
+    parts = (
+        (list_mask_ratios(decisions.counts), groups),
+        (of_labels, groups[decided.numpy()]),
+        (list_boundary_ratios(decisions.boundaries), groups),
     )
-
-
-def _find_intervals(decisions: Decisions, point: OperatingPoint) -> dict[str, Interval]:
-    """Return Wilson intervals for rates, with a design effect for groups, and bootstrap intervals for other scores."""
-    every = np.arange(len(decisions.indices))
-    ends = bootstrap(lambda rows: np.array(list(_score(decisions, point, rows).values())), len(every), decisions.groups)
-    # The ends are clipped to the range of the score; only area errors have no upper bound.
-    intervals = {
-        name: Interval(*np.clip(pair, 0, np.inf if name.startswith("area_error") else 1).tolist())
-        for name, pair in zip(_score(decisions, point, every), ends, strict=True)
-    }
-    called = decisions.probabilities.amax(1) >= point.gate
-    drawn, clean = decisions.counts.predicted > 0, ~(decisions.counts.truth > 0).any(1)
-    defective, decided = decisions.labels.any(1), decisions.decided
-    rates = {
-        "accuracy": (called == defective, decided),
-        "recall": (called, defective & decided),
-        "precision": (defective, called & decided),
-        "false_alarm_rate": (drawn.any(1), clean),
-    }
-    for c in range(drawn.shape[1]):
-        is_likely = decisions.probabilities[:, c] >= (point.label[c] or point.gate)
-        rates[f"false_alarm_rate_class_{c + 1}"] = drawn[:, c], clean
-        rates[f"recall_class_{c + 1}"] = called & is_likely, decisions.labels[:, c]
-    for name, (hits, selected) in rates.items():
-        intervals[name] = rate(hits[selected].numpy(), decisions.groups[selected.numpy()])
-    return intervals
+    return {name: (ratios, of_images) for scores, of_images in parts for name, ratios in scores.items()}
 
 
 def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str]) -> tuple[PromiseCheck, ...]:
     """Observe the promised numbers on the evaluated images."""
     hits, predicted, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
     outcome = Outcome(decisions.passed.numpy(), predicted, hits, dice(decisions.counts).numpy())
-    clean = decisions.known.all(1).numpy() & ~truth.any(1)
+    clean = decisions.counts.labels.clean.numpy()
     observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
     checks = []
     for promise in tuned.promises:
@@ -227,8 +218,17 @@ def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str])
 
 
 def format_score(value: float | None, interval: Sequence[float | None] | None = None) -> str:
-    """Format a score as "0.8123 (0.780 to 0.845)"; NaN and None as "-", an end that is None as infinity."""
+    """Format a score as "0.8123 (0.780 to 0.845)".
+
+    A score of NaN or None is "-". An end that is None is infinite. An interval of NaN is undefined, because all images
+    that count are in one group.
+    """
     if value is None or math.isnan(value):
         return "-"
-    low, high = (math.inf if end is None else end for end in interval or (math.nan, math.nan))
-    return f"{value:.4f}" if math.isnan(low) else f"{value:.4f} ({low:.3f} to {high:.3f})"
+    if interval is None:
+        return f"{value:.4f}"
+    low, high = (math.inf if end is None else end for end in interval)
+    if math.isnan(low):
+        return f"{value:.4f} (one group: no interval)"
+    digits = 3 if f"{low:.3f}" != f"{high:.3f}" else 6
+    return f"{value:.4f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -18,13 +18,13 @@ from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import Assembly, assemble, hash_networks
 from steel.evaluation.calibration import Calibration
+from steel.evaluation.claims import count_allowed, count_needed, find_alarm_bound, find_largest_claim
 from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
-from steel.evaluation.parts import open_part
+from steel.evaluation.parts import open_part, warn_of_groups
 from steel.evaluation.promises import name_classes, promise, tabulate_promises
 from steel.evaluation.scores import reliability
-from steel.evaluation.search import Outcome, calibrated, choose, count_needed, judge
+from steel.evaluation.search import Outcome, calibrated, choose, judge
 from steel.files import atomic_path, require_writable
-from steel.intervals import largest_claim
 from steel.progress import track
 from steel.versions import describe_versions
 
@@ -65,14 +65,20 @@ def list_warnings(evidence: Evidence, tuned: TunedPoint, aim: Aim, classes: Sequ
             warnings.append(f"no image has class {name}, so nothing is known about its recall")
         elif needed is None:
             warnings.append(
-                f"a recall of {aim.share:g} cannot be claimed for class {name}: finding {n} of {n} defects proves only "
-                f"a recall above {largest_claim(n, n):.3f}"
+                f"a recall of {aim.share:g} cannot be claimed for class {name} with {aim.confidence:.0%} confidence: "
+                f"finding {n} of {n} defects proves only a recall above {find_largest_claim(evidence, c, n, aim):.3f}"
             )
         elif found < needed:
             warnings.append(
                 f"a recall of {aim.share:g} is not reached for class {name}: the networks find at most {found} of {n} "
                 f"defects, and {needed} are needed to claim it"
             )
+    if aim.name == "false_alarms" and evidence.clean.any() and count_allowed(evidence, aim) is None:
+        warnings.append(
+            f"a limit of {aim.share:g} of the clean images cannot be claimed with {aim.confidence:.0%} confidence: 0 "
+            f"false alarms on {int(evidence.clean.sum())} clean images prove only that at most "
+            f"{find_alarm_bound(evidence, 0, aim.confidence):.3f} of them have one"
+        )
     untuned, labels = judge(evidence, OperatingPoint.untuned(len(classes))), evidence.labels
     # With scores alone (an empty grid) every class that is called has a Dice of 1.
     if labels.any() and evidence.grid != Grid():
@@ -85,6 +91,16 @@ def list_warnings(evidence: Evidence, tuned: TunedPoint, aim: Aim, classes: Sequ
                 f"{on_defects[1]:.4f}"
             )
     return warnings
+
+
+def describe_limit(evidence: Evidence, tuned: TunedPoint, aim: Aim) -> str:
+    """Describe how many defects it costs to keep the limit of false alarms at the confidence of the aim."""
+    on_average = judge(evidence, choose(evidence, aim._replace(confidence=0.5)))
+    found, instead = (int(outcome.found[evidence.labels].sum()) for outcome in (tuned.outcome, on_average))
+    return (
+        f"{found} of {int(evidence.labels.sum())} defects are found with a limit of {aim.share:g} at "
+        f"{aim.confidence:.0%} confidence; {instead} with a limit that holds on average (--confidence 0.5)"
+    )
 
 
 def tune(
@@ -100,6 +116,7 @@ def tune(
     alarm_cost: float | list[float] = 1.0,
     recall: float = 0.95,
     false_alarms: float = 0.02,
+    confidence: float = 0.95,
     num_new: int | None = None,
     out: str = "operating_point.yaml",
     batch_size: int = 8,
@@ -112,20 +129,24 @@ def tune(
     With --scores, only calibration, gate and label thresholds are chosen, from the probabilities of other software.
 
     Args:
-        classifier: Checkpoint of the classifier; the probabilities of several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter; the probabilities of several, as [C.ckpt,D.ckpt], are averaged.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; the
+            probabilities of several, as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter, in the same way.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         root: Folder with train.csv and train_images.
         split: The part of the dataset to choose on. Scores on test are too optimistic if test is used here.
         scores: CSV with the columns ImageId, label1, label2, ... (0 or 1), probability1, probability2, ... and, if
             images belong together, group.
         aim: cost: the lowest sum of --miss_cost and --alarm_cost. recall: at least --recall of the defects of every
-            class, claimed with 95 % confidence, at the fewest false alarms. false_alarms: as many defects found as
-            possible with masks on at most --false_alarms of the clean images. kaggle_dice: the highest Kaggle Dice.
+            class, claimed with --confidence, at the fewest false alarms. false_alarms: as many defects found as
+            possible with masks on at most --false_alarms of the clean images, claimed with --confidence. kaggle_dice:
+            the highest Kaggle Dice.
         miss_cost: Cost of a missed defect, for all classes or for each, as [10,20,5].
         alarm_cost: Cost of a class called on an image without it, for all classes or for each, as [1,1,2].
         recall: Smallest share of each class's defects to find, for --aim recall.
         false_alarms: Largest share of clean images with a mask, for --aim false_alarms.
+        confidence: One-sided confidence of the claim, for --aim recall and --aim false_alarms; 0.5 keeps the limit of
+            false alarms only on average.
         num_new: Number of new images that the promises are for; by default the number of images chosen on.
         out: File to write.
         batch_size: Number of images that the networks process at once.
@@ -136,14 +157,14 @@ def tune(
         InputError: The options contradict each other, a file cannot be read, or the dataset does not fit the networks.
 
     Example:
-        steel tune --classifier C.ckpt --segmenter S.ckpt --root data --miss_cost 5 --out point.yaml
+        steel tune --classifier best --segmenter best --root data --miss_cost 5 --out point.yaml
         steel tune --scores scores.csv --aim recall --recall 0.98
     """
     require_at_least(1, num_new=num_new, batch_size=batch_size)
     if num_new is not None and num_new > _MOST_NEW:
         raise InputError(f"num_new must be at most {_MOST_NEW:,}, got {num_new:,}")
     require_writable(Path(out))
-    build = partial(_build_aim, aim, miss_cost, alarm_cost, recall=recall, false_alarms=false_alarms)
+    build = partial(_build_aim, aim, miss_cost, alarm_cost, recall, false_alarms, confidence)
     assembly: Assembly | None = None
     origin: dict[str, Any]
     if scores is not None:
@@ -159,37 +180,52 @@ def tune(
         data = open_part(root, split, assembly, batch_size=batch_size, num_workers=num_workers)
         origin = {"root": root, "part": split, "data": data.annotations.digest, "split": data.split.digest}
         evidence = gather(assembly.inspector.to(where).probabilities, data, split, where)
+        evidence = evidence._replace(logit_shift=assembly.logit_shift)
     else:
         raise InputError("--classifier, --segmenter and --root, or --scores, must be given")
 
     tuned = tune_on(evidence, wanted, classes, num_new)
-    warnings = list_warnings(evidence, tuned, wanted, classes)
-    reference = None
-    if evidence.measured is not None:
-        reference = build_reference(evidence.measured, calibrated(evidence, tuned.point), evidence.groups)
-        if reference is None:
-            warnings.append(
-                f"drift will not be monitored: it needs {FEWEST_IMAGES} images in {FEWEST_GROUPS} groups, got "
-                f"{len(evidence.names)} in {len(np.unique(evidence.groups))}"
-            )
+    warnings = warn_of_groups(len(evidence.names), evidence.num_ungrouped)
+    warnings += list_warnings(evidence, tuned, wanted, classes)
+    reference, more = _build_reference(evidence, tuned.point)
+    warnings += more
     networks = hash_networks(assembly.classifiers, assembly.segmenters, flips) if assembly else None
     origin |= {"num_images": len(evidence.names), "num_groups": len(np.unique(evidence.groups))}
     path = Path(out)
     pictures = _write_plots(path, evidence, tuned, classes)
     _write_point(path, tuned, wanted, classes, origin=origin, networks=networks, warnings=warnings, reference=reference)
 
-    _print_tuned(tuned, classes, assembly.describe_gate() if assembly else None)
+    limit = describe_limit(evidence, tuned, wanted) if wanted.name == "false_alarms" else None
+    print(f"chosen on {origin['num_images']:,} images in {origin['num_groups']:,} groups")
+    _print_tuned(tuned, classes, [assembly.describe_gate() if assembly else None, limit])
+    if reference:
+        print(f"drift: {reference.promise}")
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"wrote {', '.join(map(str, (path, *pictures)))}")
 
 
-def _print_tuned(tuned: TunedPoint, classes: Sequence[str], gate_cost: str | None) -> None:
+def _build_reference(evidence: Evidence, point: OperatingPoint) -> tuple[Reference | None, list[str]]:
+    """Build the reference for drift warnings, and list the reasons why there is none for images."""
+    if evidence.measured is None:
+        return None, []
+    probabilities, are_known = calibrated(evidence, point), evidence.num_ungrouped == 0
+    reference = build_reference(evidence.measured, probabilities, evidence.groups, are_groups_known=are_known)
+    if reference is not None:
+        return reference, []
+    num_images, num_groups = len(evidence.names), len(np.unique(evidence.groups))
+    return None, [
+        f"drift will not be monitored: it needs {FEWEST_IMAGES} images in {FEWEST_GROUPS} groups, got {num_images} in "
+        f"{num_groups}"
+    ]
+
+
+def _print_tuned(tuned: TunedPoint, classes: Sequence[str], notes: Sequence[str | None]) -> None:
     print("operating point, sizes in pixels:")
     print(tabulate_point(tuned.point, classes).to_string(index=False))
     print(f"gate threshold {tuned.point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
-    if gate_cost:
-        print(gate_cost)
+    for note in filter(None, notes):
+        print(note)
     print("promises for new images:")
     print(tabulate_promises(tuned.promises).to_string(index=False))
 
@@ -198,10 +234,10 @@ def _build_aim(
     name: AimName,
     miss_cost: float | list[float],
     alarm_cost: float | list[float],
-    num_classes: int,
-    *,
     recall: float,
     false_alarms: float,
+    confidence: float,
+    num_classes: int,
 ) -> Aim:
     """Check the options and build the aim; a single cost holds for all classes."""
     costs = []
@@ -215,7 +251,9 @@ def _build_aim(
     for option, share in (("recall", recall), ("false_alarms", false_alarms)):
         if not 0 <= share <= 1:
             raise InputError(f"--{option} must be in [0, 1], got {share}")
-    return Aim(name, costs[0], costs[1], recall if name == "recall" else false_alarms)
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"--confidence must be in [0.5, 1), got {confidence}")
+    return Aim(name, costs[0], costs[1], recall if name == "recall" else false_alarms, confidence)
 
 
 def _write_point(
@@ -300,7 +338,7 @@ def tabulate_point(point: OperatingPoint, classes: Sequence[str]) -> pd.DataFram
     return pd.DataFrame(
         {
             "class": list(classes),
-            "calibration": [Calibration(*fit).method for fit in zip(point.temperature, point.curve, strict=True)],
+            "calibration": [fit.method for fit in map(Calibration, point.temperature, point.curve, point.shift)],
             "label threshold": np.round(point.label, 4),
             "pixel threshold": np.round(point.pixel, 4),
             "smallest spot": point.smallest_spot,

@@ -1,6 +1,7 @@
 """`steel export`: writes an inspector as one file, and proves that it equals the trained networks."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from steel.decision.inspector import Inspector
 from steel.errors import InputError
 from steel.evaluation.assemble import assemble, require_finite_weights
 from steel.export import parity, targets
+from steel.export.parity import Parity
 from steel.export.targets import Format, Precision
-from steel.files import atomic_path
+from steel.files import atomic_path, write_atomic
+from steel.inspection.card import format_card
 
 # Allowed differences of a probability. A file as stored computes the same operations in the same order. When frozen or
 # in ONNX Runtime, the normalisation is folded into the convolutions. Measured on a CPU: 0 and 2e-6.
@@ -46,7 +49,9 @@ def export(
     format: Format = "torchscript",
     precision: Precision = "fp32",
     images: str | None = None,
+    description: str = "",
     out: str = "inspector.pt",
+    verbose: bool = False,
 ) -> None:
     """Write both networks and the operating point as one file that needs only libtorch.
 
@@ -54,22 +59,25 @@ def export(
     written.
 
     Args:
-        classifier: Checkpoint of the classifier; several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter; several, as [C.ckpt,D.ckpt], are averaged.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; several,
+            as [A.ckpt,B.ckpt], are averaged.
+        segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
             images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
         precision: Precision in which the networks compute. For bf16 and fp16, the change of the masks is printed.
         images: Folder or quoted pattern of images to compare on; by default synthetic images.
-        out: File to write.
+        description: The steel and the camera that the file is for, for the model card.
+        out: File to write; the model card is written beside it, as inspector.pt.card.html.
+        verbose: Print the differences for each batch and image size.
 
     Raises:
         InputError: A checkpoint or the operating point does not fit, an image cannot be read, packages for the format
             are missing, weights are not finite in this precision, or the file differs from the trained networks.
 
     Example:
-        steel export --classifier C.ckpt --segmenter S.ckpt --operating_point point.yaml
+        steel export --classifier best --segmenter best --operating_point point.yaml
         steel export --classifier C.ckpt --segmenter S.ckpt --format onnx --out inspector.onnx
     """
     if format == "onnx":
@@ -77,19 +85,23 @@ def export(
     assembly = assemble(classifier, segmenter, flips, operating_point)
     inspector = targets.lower(assembly.inspector, precision)
     require_finite_weights(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
-    about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE)
+    about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE, description=description)
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
     # The file gets its name only after it is proved equal.
     with atomic_path(path) as draft:
         readers = _write(inspector, about, draft, format=format, precision=precision)
-        for reader in readers:
-            _prove(reader, inspector, load_batches(), path)
+        proofs = [_prove(reader, inspector, load_batches(), path, verbose=verbose) for reader in readers]
         if precision != "fp32":
             cost = parity.describe_cost(assembly.inspector, readers[-1].read(), load_batches())
             print(f"{precision} compared with fp32: {cost}")
     print(assembly.describe_gate())
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(_describe_proof(proofs))
+    card = path.with_name(f"{path.name}.card.html")
+    write_atomic(card, format_card(path, about))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {card}; SHA-256 of the file {digest}")
 
 
 class _Reader(NamedTuple):
@@ -120,21 +132,37 @@ def _write(inspector: Inspector, about: About, path: Path, *, format: Format, pr
             return [_Reader("as stored", lambda: targets.read_pt2(path, about.operating_point), STORED)]
 
 
-def _prove(reader: _Reader, inspector: Inspector, batches: Iterable[Tensor], path: Path) -> None:
-    """Print the differences between the exported file and the trained networks; raise InputError if there are any."""
+def _prove(reader: _Reader, inspector: Inspector, batches: Iterable[Tensor], path: Path, *, verbose: bool) -> Parity:
+    """Return the differences between the exported file and the trained networks.
+
+    Raises:
+        InputError: They differ by more than the tolerance.
+    """
     by_size = parity.prove(inspector, reader.read(), batches, reader.tolerance)
     total = parity.add(by_size.values())
-    print(f"exported file, {reader.name}, compared with the trained networks (tolerance {reader.tolerance:g}):")
-    print(_tabulate(by_size, total))
+    if verbose:
+        print(f"exported file, {reader.name}, compared with the trained networks (tolerance {reader.tolerance:g}):")
+        print(_tabulate(by_size, total))
     if not total.probability <= reader.tolerance or total.unexplained:
         raise InputError(
             f"the exported file, {reader.name}, differs from the trained networks (probabilities by up to "
             f"{total.probability:.2g}, allowed {reader.tolerance:g}; {total.unexplained} mask pixels); {path} was not "
             f"written; report this with the checkpoints"
         )
+    return total
 
 
-def _tabulate(by_size: dict[str, parity.Parity], total: parity.Parity) -> str:
+def _describe_proof(proofs: Sequence[Parity]) -> str:
+    """Say in one line how close the ways to read the file are to the trained networks, on the same images."""
+    probability = max(proof.probability for proof in proofs)
+    num_differing = max(proof.differing + proof.tipped for proof in proofs)
+    return (
+        f"equal to the trained networks on {proofs[0].images:,} images: probabilities within {probability:.0e}, "
+        f"{num_differing:,} of {proofs[0].pixels:,} mask pixels differ"
+    )
+
+
+def _tabulate(by_size: dict[str, Parity], total: Parity) -> str:
     """Return a table with a row for each batch and image size; only the worst sizes if there are many."""
     table = pd.DataFrame([(size, *row) for size, row in by_size.items()], columns=_HEADINGS)
     if len(table) > _MOST_ROWS:

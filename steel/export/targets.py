@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steel.decision.about import About
-from steel.decision.bundle import METADATA
+from steel.decision.archive import METADATA
 from steel.decision.inspector import Inspection, Inspector, Probabilities
 from steel.decision.point import OperatingPoint, calibrate
 from steel.errors import InputError
@@ -69,7 +69,7 @@ class _Scorer(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         probabilities = self.inspector.probabilities(images)
         point = self.inspector.point()
-        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values)
+        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values, point.shift)
         return dict(zip(_SCORES, (classes.amax(1), *probabilities), strict=True))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from steel.data.formats.submission import SubmissionFormat
-from steel.data.images import find_images
+from steel.data.images import find_candidates
 from steel.decision import bundle
-from steel.decision.drift import Window
+from steel.decision.monitor import Monitor
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
@@ -44,8 +44,11 @@ def inspect(
     out: str = "inspected",
     batch_size: int = 8,
     device: str = "auto",
+    digest: str | None = None,
 ) -> None:
     """Inspect images with an exported file.
+
+    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
@@ -65,13 +68,14 @@ def inspect(
         watch: Inspect images as they appear in the folder, until Ctrl-C, and print the latency.
         idle_seconds: Stop watching after this many seconds without a new image.
         engine: Run in this process (local) or on a Ray cluster (ray). Ray writes results.parquet only.
-        out: Output folder.
+        out: Output folder, without results of an earlier run unless it is continued with --resume.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
+        digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
 
     Raises:
-        InputError: An option is out of range or excludes another, no image is found or readable, or the output folder
-            holds another run.
+        InputError: An option is out of range or excludes another, the model cannot be used, no image is found or
+            readable, or the output folder holds results of another run.
 
     Example:
         steel inspect inspector.pt NEW_IMAGES --report
@@ -92,19 +96,20 @@ def inspect(
     if engine == "ray":
         from steel.inspection import ray_engine
 
-        ray_engine.inspect(model, images, out, batch_size=batch_size, device=device)
+        ray_engine.inspect(model, images, out, batch_size=batch_size, device=device, digest=digest)
         return
     torch_device = choose_device(device)
     prepare_process(torch_device)
-    module, about = bundle.read(model, torch_device)
-    paths = {} if watch else name_images(find_images(images))
-    classes, folder, source = about.classes, Path(out), ModelFile.from_path(Path(model))
+    module, about = bundle.read(model, torch_device, digest)
+    paths = {} if watch else name_images(find_candidates(images))
+    classes, folder, source = about.classes, Path(out), ModelFile(Path(model).name, str(about.sha256))
     if resume or part:
         _require_same_model(folder / _MODEL_JSON, source)
+    _require_nothing_stale(folder, is_new=not (resume or part), report=report, coco=coco)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
     tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
     write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
-    drift = Window(about.reference, classes) if about.reference else None
+    drift = Monitor(about.reference, classes) if about.reference else None
     pipeline = Pipeline(
         module, classes, torch_device, batch_size=batch_size, overlays=overlays, overlay_folder=drawings, drift=drift
     )
@@ -121,7 +126,8 @@ def inspect(
 
         strip = Strip(tables.read(), mm_per_pixel, image_length)
         written.append(write_strip_report(folder, strip, source, classes, paths=paths))
-    _print_summary(tables, pipeline, written)
+    promise = about.reference.promise if about.reference else ""
+    _print_summary(source, tables, pipeline, written, promise)
 
 
 def _parse_shard(text: str | None) -> Shard | None:
@@ -138,6 +144,30 @@ def _refuse(is_refused: bool, reason: str, **options: object) -> None:
     for name, value in options.items():
         if is_refused and value not in (None, False):
             raise InputError(f"--{name} {reason}; leave it out")
+
+
+def _require_nothing_stale(folder: Path, *, is_new: bool, report: bool, coco: bool) -> None:
+    """Refuse to leave results of an earlier run beside those of this one, where they would pass for its own.
+
+    Args:
+        folder: The output folder.
+        is_new: Whether the run neither continues another one nor shares its folder.
+        report: Whether this run writes report.html.
+        coco: Whether this run writes the folder coco.
+
+    Raises:
+        InputError: The folder holds results that this run would not renew.
+    """
+    if is_new and not (folder / "results.csv.unfinished").exists():  # `Tables` reports an interrupted run
+        for name in ("results.csv", "results.parquet", "report.html", "coco", "overlays"):
+            if (folder / name).exists():
+                raise InputError(
+                    f"{folder} holds the results of an earlier run ({name}); choose another folder with --out, or add "
+                    f"to them with --resume"
+                )
+    for option, name, is_renewed in (("report", "report.html", report), ("coco", "coco", coco)):
+        if (folder / name).exists() and not is_renewed:
+            raise InputError(f"{folder / name} would lack the images of this run; add --{option}, or delete it")
 
 
 def _require_same_model(path: Path, source: ModelFile) -> None:
@@ -185,14 +215,23 @@ def _watch(pipeline: Pipeline, tables: Tables, folder: Path, *, batch_size: int,
         tables.finish()
 
 
-def _print_summary(tables: Tables, pipeline: Pipeline, written: list[Path]) -> None:
-    """Print counts, drift warnings and paths; raise an error if no image could be read."""
+def _print_summary(
+    source: ModelFile, tables: Tables, pipeline: Pipeline, written: list[Path], drift_promise: str
+) -> None:
+    """Print the model, counts, drift warnings with their promise, and paths.
+
+    Raises:
+        InputError: No image could be read.
+    """
+    print(f"{source.model}: SHA-256 {source.sha256}")
     results, num = tables.paths[0], len(tables.done)
     print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:
         print(f"the reason for each unreadable image is in the column error of {results}")
     for drift in pipeline.drifts:
         print(f"warning: {drift.sentence}")
+    if pipeline.drifts:
+        print(drift_promise)
     print(f"wrote {', '.join(map(str, written))}")
     if num and tables.num_unreadable == num:
         raise InputError(f"none of the {num:,} images could be read; see the column error of {results}")

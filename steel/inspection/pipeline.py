@@ -18,7 +18,7 @@ from steel import overlays
 from steel.data import rle
 from steel.data.images import read_grey
 from steel.data.spots import list_spots
-from steel.decision.drift import Drift, Window
+from steel.decision.monitor import Drift, Monitor
 from steel.errors import InputError
 from steel.files import write_atomic
 from steel.inspection.records import Record, Unreadable
@@ -31,8 +31,13 @@ _BATCHES = 4
 
 
 class Decision(NamedTuple):
-    """The decision on one image: the fields of `Inspection` without the batch axis, on the CPU."""
+    """The decision on one image: the fields of `Inspection` without the batch axis, on the CPU.
 
+    `is_defective` is the comparison that decides whether the image is segmented, in the same precision. Compare
+    `gate_probability` with no threshold.
+    """
+
+    is_defective: bool
     gate_probability: float
     class_probabilities: NDArray[np.float32]
     masks: NDArray[np.bool_]
@@ -50,13 +55,14 @@ def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch
         images: uint8 arrays `(H, W)`.
         device: The device of the module.
     """
-    batch = torch.from_numpy(np.stack(images)).to(device)
-    gate, *others = (tensor.cpu().numpy() for tensor in module(batch))
+    inspection = module(torch.from_numpy(np.stack(images)).to(device))
+    is_defective = inspection[0] >= module.gate
+    called, gate, *others = (tensor.cpu().numpy() for tensor in (is_defective, *inspection))
     return [
-        Decision(float(p), *row)
+        Decision(bool(is_called), float(p), *row)
         if np.isfinite(p)
         else InputError("the networks returned NaN for this image; export the model again with --precision fp32")
-        for p, *row in zip(gate, *others, strict=True)
+        for is_called, p, *row in zip(called, gate, *others, strict=True)
     ]
 
 
@@ -85,10 +91,9 @@ class Pipeline:
         batch_size: int,
         overlays: OverlayChoice = "none",
         overlay_folder: Path | None = None,
-        drift: Window | None = None,
+        drift: Monitor | None = None,
     ) -> None:
         self._module, self._classes, self._device, self._batch_size = module, classes, device, batch_size
-        self._gate = float(module.gate)  # type: ignore[arg-type]
         self._overlay_folder, self._overlays, self._drift = overlay_folder, overlays, drift
         self.drifts: list[Drift] = []
 
@@ -138,16 +143,14 @@ class Pipeline:
         for image, decision in zip(images, decisions, strict=True):
             if self._drift is None or isinstance(image, InputError) or isinstance(decision, InputError):
                 continue
-            if drift := self._drift.add(image, decision.class_probabilities):
-                self.drifts.append(drift)
+            self.drifts += self._drift.add(image, decision.class_probabilities)
 
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):
             return Unreadable(name, str(decision))
-        gate, probabilities, masks, areas = decision
-        defective = gate >= self._gate
+        defective, gate, probabilities, masks, areas = decision
         if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and defective)):
-            picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes, defective), cv2.COLOR_RGB2BGR)
+            picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes), cv2.COLOR_RGB2BGR)
             png = cv2.imencode(".png", picture)[1].tobytes()
             write_atomic(self._overlay_folder / f"{name}.png", png, durable=False)
         codes = [rle.encode(mask) for mask in masks]
@@ -155,9 +158,9 @@ class Pipeline:
         return Record(name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, list_spots(masks))
 
 
-def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str], defective: bool) -> Image:
+def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str]) -> Image:
     """Draw a decision on its image uint8 `(H, W)`, below a line of text; return RGB uint8 `(H + 24, W, 3)`."""
-    state = "defective" if defective else "clean"
+    state = "defective" if decision.is_defective else "clean"
     headline = f"{name}  {state} p={decision.gate_probability:.2f}"
     captions = [
         f"{label} p={p:.2f} {area:,} px"

@@ -28,7 +28,9 @@ from steel.inspection.records import name_images
 class _Worker:
     """An exported inspector in a process of its own; `model` refers to the file's bytes in Ray's object store."""
 
-    def __init__(self, model: Any, images: fsspec.AbstractFileSystem, batch_size: int, device: str) -> None:
+    def __init__(
+        self, model: Any, digest: str | None, images: fsspec.AbstractFileSystem, batch_size: int, device: str
+    ) -> None:
         import ray
         import torch
 
@@ -37,7 +39,7 @@ class _Worker:
         torch_device = torch.device(device)
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             Path(file.name).write_bytes(ray.get(model))
-            module, about = bundle.read(file.name, torch_device)
+            module, about = bundle.read(file.name, torch_device, digest)
         self._schema = build_schema(about.classes)
         self._read = partial(_read, images)
         self._pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size)
@@ -56,7 +58,7 @@ def _read(images: fsspec.AbstractFileSystem, path: str) -> NDArray[np.uint8]:
     return decode_grey(data, path)
 
 
-def inspect(model: str, images: str, out: str, *, batch_size: int, device: str) -> None:
+def inspect(model: str, images: str, out: str, *, batch_size: int, device: str, digest: str | None) -> None:
     """Inspect images on the Ray cluster that RAY_ADDRESS names, or else on a local one.
 
     The arguments are those of `steel inspect`; `images` and `out` may also be fsspec URLs.
@@ -66,7 +68,7 @@ def inspect(model: str, images: str, out: str, *, batch_size: int, device: str) 
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu or cuda with --engine ray, got {device}")
-    bundle.read(model)  # fails before the cluster starts
+    _, about = bundle.read(model, digest=digest)  # fails before the cluster starts
     source, paths = _find(images)
     target, folder = fsspec.url_to_fs(out)
     parquet = f"{folder}/results.parquet"
@@ -88,7 +90,7 @@ def inspect(model: str, images: str, out: str, *, batch_size: int, device: str) 
     program = ray.put(Path(model).read_bytes())
     ray.data.from_items(items, override_num_blocks=-(-len(items) // block_size)).map_batches(
         _Worker,
-        fn_constructor_args=(program, source, batch_size, "cuda" if use_gpu else "cpu"),
+        fn_constructor_args=(program, about.sha256, source, batch_size, "cuda" if use_gpu else "cpu"),
         batch_size=block_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources["GPU" if use_gpu else "CPU"]))),

@@ -1,10 +1,9 @@
 """The record of one inspected image, and its conversion to and from rows of the result tables."""
 
-import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePath
-from typing import NamedTuple, Self, TypeVar
+from pathlib import PurePath
+from typing import NamedTuple, TypeVar
 
 from steel.data.spots import Spot
 
@@ -20,11 +19,6 @@ class ModelFile(NamedTuple):
 
     model: str
     sha256: str
-
-    @classmethod
-    def from_path(cls, path: Path) -> Self:
-        """Compute the digest of a file."""
-        return cls(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 class Record(NamedTuple):

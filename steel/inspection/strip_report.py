@@ -115,7 +115,7 @@ def _add_worst(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[
         caption = html.escape(f"{record.image}: {found}, p = {record.gate_probability:.2f}")
         if picture := _draw(record, paths, _WORST_SIDE, 80):
             source = f"data:image/jpeg;base64,{picture}"
-            page.add_markup(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+            page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
 
 
 def _draw(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int, quality: int) -> str:

@@ -21,6 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
 from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
 from steel.data.tables import unlimited_fields
 from steel.errors import InputError
@@ -57,7 +59,7 @@ class Tables:
 
     Raises:
         InputError: The tables to continue have other columns, or the folder holds an interrupted run that is not to be
-            resumed, or shards of another run.
+            resumed, or shards of another run; or another process is writing the same tables.
     """
 
     def __init__(
@@ -78,10 +80,25 @@ class Tables:
                 f"{self.unfinished[0]} belongs to an interrupted run; continue it with --resume, choose another folder "
                 f"with --out, or delete the file"
             )
+        if shard and not resume and self.paths[0].exists():
+            raise InputError(
+                f"{self.paths[0]} is from an earlier run; add to it with --resume, or choose another --out"
+            )
         self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
         self.num_defective = self.num_unreadable = 0
-        self._files = self._open(self._scan() if resume else (0, 0, 0))
+        self._lock = FileLock(folder / f".results{suffix}.lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(
+                f"another steel inspect is writing to {folder}; wait until it ends, or choose another folder with --out"
+            ) from error
+        try:
+            self._files = self._open(self._scan() if resume else (0, 0, 0))
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _scan(self) -> tuple[int, ...]:
         """Recount the complete images and return the byte offset in each table where the last one ends."""
@@ -112,7 +129,7 @@ class Tables:
 
     def recover(self) -> None:
         """Truncate the tables after the last complete image, after an interrupted `write`."""
-        self.close()
+        self._close_files()
         self._files = self._open(self._scan())
 
     def _count(self, record: Record | Unreadable) -> None:
@@ -177,14 +194,18 @@ class Tables:
             yield from_rows(cells, rests[0], [code for (code,) in rests[1]]), tuple(ends)
 
     def close(self) -> None:
-        """Close the files. The run can still be resumed."""
+        """Close the files and let another process write them. The run can still be resumed."""
+        self._close_files()
+        self._lock.release()
+
+    def _close_files(self) -> None:
         for file in self._files:
             with suppress(OSError):  # writes again what a full disk has refused; `write` has raised that error
                 file.close()
 
     def finish(self) -> None:
         """Write results.parquet and rename the tables to their final names."""
-        self.close()
+        self._close_files()
         # A draft in the folder of shards would be read as one of them, so the file moves there when it is complete.
         complete = self.paths[0].with_suffix(".parquet")
         self.parquet.parent.mkdir(exist_ok=True)

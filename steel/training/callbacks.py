@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any, Literal, cast
 
@@ -26,6 +27,7 @@ from steel import overlays
 from steel.data.datamodule import SteelDataModule
 from steel.data.splits import write_split
 from steel.errors import require_at_least
+from steel.progress import format_duration
 from steel.training.history import History
 from steel.training.runs import describe_loggers
 from steel.training.tasks import Task
@@ -210,7 +212,9 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         last = self._folder / "checkpoints" / "last.ckpt"
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero and last.is_file():
-            print(f"stopped: {self._folder}; to resume, repeat the command with --ckpt_path {last}")
+            # The whole command, since another command such as `steel demo` may have started the run.
+            command = f"steel fit --config {quote(str(self._folder / 'config.yaml'))} --ckpt_path {quote(str(last))}"
+            print(f"stopped: {self._folder}; to resume: {command}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -226,7 +230,7 @@ class RunRecord(Callback):
 
 
 class Summary(Callback):
-    """Prints network, data, device and folder of the run and, if there is no progress bar, the scores of each epoch.
+    """Prints network, data, device and folder of the run, then the scores of each epoch and the estimated time left.
 
     Args:
         folder: The folder of the run.
@@ -234,6 +238,7 @@ class Summary(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._started, self._first_epoch = 0.0, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -244,7 +249,7 @@ class Summary(Callback):
         parts = ", ".join([encoder, init["decoder"]] if "decoder" in init else [encoder])
         num_parameters = sum(parameter.numel() for parameter in pl_module.parameters()) / 1e6
         weights = f"weights {init['weights']}" if init["weights"] else "random weights"
-        source = pl_module.network.weights_source  # empty in a resumed run, which loads none
+        source = getattr(pl_module.network, "weights_source", "")  # empty in a resumed run, which loads none
         weights += f" ({source})" if source else ""
         images = ", ".join(f"{len(data.split.indices(part)):,} {part}" for part in ("train", "val", "test"))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
@@ -261,10 +266,25 @@ class Summary(Callback):
             if line:
                 print(f"{name:6} {line}", flush=True)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.progress_bar_callback is None:
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items())
-            print(f"epoch {trainer.current_epoch}: {scores}", flush=True)
+        if not trainer.is_global_zero:
+            return
+        num_done, num_epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+        parts = [f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items()]
+        if num_done < num_epochs:
+            # An upper bound, since early stopping can end the run.
+            per_epoch = (time.monotonic() - self._started) / (num_done - self._first_epoch)
+            parts.append(f"up to {format_duration(per_epoch * (num_epochs - num_done))} left")
+        epoch = f"epoch {num_done} of {num_epochs}" if num_epochs > 0 else f"epoch {num_done}"
+        line = f"{epoch}: {', '.join(parts)}"
+        bar = trainer.progress_bar_callback
+        if bar is None:
+            print(line, flush=True)
+        else:
+            bar.print(line)  # above the bar
 
 
 class Compile(Callback):

@@ -1,54 +1,16 @@
-"""Find, write and read checkpoints, and rebuild tasks from them."""
+"""Find checkpoints, and rebuild tasks from them."""
 
-import io
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-
 from steel.errors import InputError
-from steel.files import atomic_path
+from steel.training.checkpoint_files import read_checkpoint
+from steel.training.rebuilding import is_checkpoint_of
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their final path and renames them, so that the previous one is there until then.
-
-    Lightning stages them in the system's temporary folder. If that is on another file system, the last step is a copy,
-    which a full disk or a kill truncates.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        for abandoned in path.parent.glob(f"{path.name}.*.part"):
-            abandoned.unlink(missing_ok=True)  # of a process that was killed
-        # In memory first, because torch reports a full disk as a RuntimeError without the file's name.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        with atomic_path(path) as draft, draft.open("wb") as file:
-            file.write(content.getbuffer())
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `steel fit` onto the CPU.
-
-    Raises:
-        InputError: The file does not exist or is not a checkpoint of `steel fit`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}; `steel fit` writes lightning_logs/<task>/version_N/checkpoints")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is not its own
-        raise InputError(f"{path} is not a checkpoint; give one that `steel fit` wrote") from error
-    if not isinstance(checkpoint, dict) or "steel" not in checkpoint or checkpoint["steel"]["task"] not in TASKS:
-        raise InputError(f"{path} is not a checkpoint of steel; give one that `steel fit` wrote")
-    return checkpoint
 
 
 def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Task, dict[str, Any]]:
@@ -56,22 +18,64 @@ def load_task(path: str | Path, expected: type[Task] | None = None) -> tuple[Tas
 
     Args:
         path: The checkpoint.
-        expected: The required task; None accepts both.
+        expected: The required task; None accepts both. A subclass of a task is imported by the path that the checkpoint
+            names, unless it is given here.
 
     Returns:
-        The task in evaluation mode, and the checkpoint's metadata ("task", "init", "data", "max_epochs", "versions").
+        The task in evaluation mode, and the checkpoint's metadata ("task", "init", "data", "max_epochs", "logit_shift",
+        "versions").
 
     Raises:
-        InputError: The file is not a checkpoint of `steel fit`, or one of the other task.
+        InputError: The file is not a checkpoint of a task of `steel`, or one of another task.
     """
     checkpoint = read_checkpoint(path)
     about = checkpoint["steel"]
-    if expected and about["task"] != expected.__name__:
-        raise InputError(f"{path} is a checkpoint of {about['task']}, but one of {expected.__name__} is expected here")
-    task = TASKS[about["task"]](**(about["init"] | {"weights": None}))
-    task.init["weights"] = about["init"]["weights"]
-    task.load_state_dict(checkpoint["state_dict"])
-    return task.eval(), about
+    if expected is None or not is_checkpoint_of(expected, about):
+        cls = import_task(about["task"], f"{path} is a checkpoint of")
+        if expected and not issubclass(cls, expected):
+            raise InputError(
+                f"{path} is a checkpoint of {about['task']}, but one of {expected.__name__} is expected here"
+            )
+        expected = cls
+    return expected.rebuild(checkpoint).eval(), about
+
+
+def import_task(name: str, source: str) -> type[Task]:
+    """Return a task by its name in checkpoints, see `steel.training.rebuilding.name_task`, or its import path.
+
+    Args:
+        name: The name.
+        source: Start of the error message, which the name follows.
+
+    Raises:
+        InputError: The class cannot be imported or is not a task.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{source} {name}, which cannot be imported ({error}); add the folder of its module to PYTHONPATH, or call "
+            f"steel.load_task(PATH, {attribute}) in Python"
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise InputError(f"{source} {name}, which is no subclass of DefectClassifier or DefectSegmenter")
+    return cls
+
+
+def require_data(about: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a checkpoint with this metadata describes its data.
+
+    Raises:
+        InputError: It was trained with other loaders than those of a `SteelDataModule`.
+    """
+    if about["data"] is None:
+        raise InputError(
+            f"{path} was not trained with a SteelDataModule, so its classes and its split are unknown; pass one to "
+            f"trainer.fit as datamodule"
+        )
 
 
 def list_versions(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -6,10 +6,9 @@ A run writes to `<default_root_dir>/lightning_logs/<task>/version_N`: config.yam
 
 import argparse
 import inspect
-import logging
 import re
+import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,34 +27,14 @@ from steel.errors import InputError
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 from steel.training import callbacks, runs
 from steel.training.callbacks import BestCheckpoint, LastCheckpoint
-from steel.training.checkpoints import TASKS, AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from steel.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
+from steel.training.checkpoints import TASKS, find_checkpoint, import_task, require_data
 from steel.training.finders import FINDERS, FoundValues, list_found
+from steel.training.help import HELP, format_help
+from steel.training.messages import explain_model, filter_messages
 from steel.training.monitors import EarlyStopping, check_monitors
+from steel.training.rebuilding import list_defaults, name_task
 from steel.training.tasks import Task
-
-# The help of each command, in the form of a docstring.
-HELP = {
-    "fit": """Train a network, or resume a run with --ckpt_path last, best or a file.
-
-    --model.help DefectClassifier and --model.help DefectSegmenter list the options of the networks. Later config files
-    override earlier ones, and options override config files; --print_config prints the result.
-
-    Example:
-        steel fit --config conf/classifier.yaml --data.root data
-        steel fit --config conf/segmenter.yaml --config conf/gpu.yaml --data.root data --model.encoder efficientnet-b3
-        steel fit --config conf/segmenter.yaml --data.root data --ckpt_path last
-    """,
-    "validate": """Score a trained network on the validation split. Model and split come from the checkpoint.
-
-    Example:
-        steel validate --config conf/segmenter.yaml --data.root data --ckpt_path best
-    """,
-    "test": """Score a trained network on the test split. Model and split come from the checkpoint.
-
-    Example:
-        steel test --config conf/segmenter.yaml --data.root data --ckpt_path best
-    """,
-}
 
 
 class SteelCLI(LightningCLI):
@@ -118,6 +97,8 @@ class SteelCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, argparse.ArgumentError) as error:
+            if sentence := explain_model(str(error)):
+                raise InputError(sentence) from error
             options = list_options(self._parser(args[0])) + [
                 f"--model.{name}" for task in TASKS.values() for name in inspect.signature(task).parameters
             ]
@@ -125,7 +106,7 @@ class SteelCLI(LightningCLI):
         command = self.config.subcommand
         config = self.config[command]
         runs.require_valid_numbers(config)
-        task = TASKS[config.model.class_path.rpartition(".")[2]]
+        task = import_task(config.model.class_path, "model is")
         self._run = runs.choose_folder(_log_dir(config) / task.name)
         if config.ckpt_path is None:
             if command != "fit":
@@ -134,9 +115,10 @@ class SteelCLI(LightningCLI):
         path = find_checkpoint(str(config.ckpt_path), _log_dir(config), task.name)
         self._checkpoint = read_checkpoint(path)
         about = self._checkpoint["steel"]
-        if about["task"] != task.__name__:
-            fault = f"{path} is a checkpoint of {about['task']}, but the config is for {task.__name__}"
+        if about["task"] != name_task(task):
+            fault = f"{path} is a checkpoint of {about['task']}, but the config is for {name_task(task)}"
             raise InputError(f"{fault}; give the other config or another checkpoint")
+        require_data(about, path)
         model = config.model.init_args
         # A resumed run restores the optimizer's state, so every argument must be the same. The other commands ignore
         # the config file's model, and only options on the command line can contradict.
@@ -145,9 +127,9 @@ class SteelCLI(LightningCLI):
             self._resume(config, path)
         runs.require_same_model(path, compared - {"weights"} - self._found, model.as_dict(), about["init"])
         # The checkpoint has all weights, so nothing is downloaded. Arguments that it does not know are newer than it.
-        defaults = {name: parameter.default for name, parameter in inspect.signature(task).parameters.items()}
-        for key, value in (defaults | about["init"] | {"weights": None}).items():
-            model[key] = value
+        for key, value in (list_defaults(task) | about["init"] | {"weights": None}).items():
+            if key in model:  # a subclass may set arguments itself
+                model[key] = value
         config.ckpt_path = str(path)
 
     def _resume(self, config: Namespace, path: Path) -> None:
@@ -182,6 +164,8 @@ class SteelCLI(LightningCLI):
             self.datamodule.setup("fit")
             monitors = [(key, self.config.fit[key].monitor) for key in ("best", "early_stopping")]
             check_monitors(monitors, self.model, self.datamodule, self.trainer)
+            if not self.datamodule.annotations.labels[self.datamodule.split.indices("train")].any():
+                print("warning: no image of train has a defect, so the network can only learn that all steel is clean")
         if self._checkpoint is None:
             return
         path = Path(str(self.config[self.subcommand].ckpt_path))
@@ -210,6 +194,16 @@ class SteelCLI(LightningCLI):
                 f"--trainer.max_epochs is {num_epochs}, but {path} has trained {num_done}; give at least that"
             )
         print(f"this run is finished: it has trained its {num_done} epochs; more need a larger --trainer.max_epochs")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; a new run that fails before its first step leaves no folder behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            is_unused = subcommand == "fit" and not self._continued and self.trainer.global_step == 0
+            if is_unused and self.trainer.is_global_zero and not list(self._run.rglob("*.ckpt")):
+                shutil.rmtree(self._run, ignore_errors=True)
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the callbacks and, unless the config has a logger, the loggers of `steel`."""
@@ -301,12 +295,17 @@ def run_cli(args: Sequence[str]) -> None:
         InputError: An option or the dataset is wrong.
     """
     names = {arg.partition("=")[0] for arg in args}
+    if names & {"--help", "-h"}:
+        if args[-1] != "all":
+            print(format_help(args[0]), end="")
+            raise SystemExit(0)
+        args = args[:-1]
     if not names & {"--config", "-c", "--model", "--model.help", "--help", "-h"}:
         raise InputError(f"steel {args[0]} needs --config conf/classifier.yaml or --config conf/segmenter.yaml")
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     prepare_process(choose_device("auto"))
-    _filter_messages()
+    filter_messages()
     try:
         SteelCLI(expand_flags(_expand_configs(args), {"--compile"}))
     except SystemExit as error:
@@ -314,34 +313,3 @@ def run_cli(args: Sequence[str]) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
-
-
-# What `Summary` and config.yaml show, and advertisements.
-_IGNORED_LOGS = "Tip:|TPU|GPU available: |Loading `train_dataloader`|`weights_only` was not set|Seed set to"
-_IGNORED_WARNINGS = (
-    r".*LeafSpec.* is deprecated",
-    "LightningCLI's args parameter is intended",
-    # Expected when a run is resumed. If the checkpoint was moved, the run gets a new folder.
-    "(Experiment logs|Checkpoint) directory .* exists and is not empty",
-    "The dirpath has changed from",
-    # Validation and test have no checkpoint callbacks.
-    "Be aware that when using `ckpt_path`, callbacks used to create",
-    # The scores are computed over all processes before they are logged.
-    r"It is recommended to use `self\.log\('(val|test)/",
-    # The loader needs no state, because the sampler asks the trainer for its position.
-    "You're resuming from a checkpoint that ended before the epoch ended",
-    "You're using the WeightAveraging callback with a model that overrides",
-)
-
-
-def _filter_messages() -> None:
-    """Suppress Lightning's warnings and log messages that require no action."""
-    for message in _IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    rank_zero, connector = "utilities.rank_zero", "trainer.connectors.checkpoint_connector"
-    for name in (f"pytorch_lightning.{rank_zero}", f"pytorch_lightning.{connector}", "lightning_fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_is_relevant)
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    return re.search(_IGNORED_LOGS, record.getMessage()) is None

@@ -53,6 +53,12 @@ class _Reduce(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
+        # Floats in 0..1 would be read as almost black images. TorchScript knows no InputError.
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 1:
+            raise ValueError(
+                "images must be uint8 (N, 1, H, W), grey values from 0 to 255; convert floats from 0 to 1 with "
+                "(255 * images).round().to(torch.uint8)"
+            )
         x = images.to(self.mean.dtype)
         height, width = x.shape[2], x.shape[3]
         size = self.input_size
@@ -81,6 +87,16 @@ def _reduce_side(pixels: int, scale: float) -> int:
     above = math.trunc(reduced)
     is_half = math.trunc(1 - (reduced - above))
     return max(1, above - is_half * (above % 2))
+
+
+def _reflect(x: Tensor, dim: int, length: int) -> Tensor:
+    """Extend one dimension of a tensor to a length by reflection, as `transforms.pad_to` extends training crops.
+
+    F.pad cannot extend a dimension by more than its own length.
+    """
+    last = x.shape[dim] - 1
+    place = torch.arange(length, device=x.device) % max(1, 2 * last)
+    return x.index_select(dim, torch.minimum(place, 2 * last - place))
 
 
 class _PooledEncoder(nn.Module):
@@ -134,6 +150,7 @@ class ClassifierNetwork(nn.Module):
         else:
             self.pooled = _PooledEncoder(name, num_classes, dropout)
             body = self.pooled.encoder
+        nn.init.zeros_(self.head().bias)
         self.weights_source = load_weights(weights, self, body, name) if weights else ""
         # Channels-last convolutions are 1.2 to 1.5 times faster, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)
@@ -144,6 +161,13 @@ class ClassifierNetwork(nn.Module):
             return [part for name, part in self.resnet.named_children() if name != "fc"]
         assert self.pooled is not None
         return [self.pooled.encoder]
+
+    def head(self) -> nn.Linear:
+        """Return the last layer, whose bias is 0 in a new network."""
+        body = self.resnet if self.resnet is not None else self.pooled
+        assert body is not None
+        layer: nn.Linear = body.fc[1]  # type: ignore[assignment]
+        return layer
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, C)` for images `(N, 1, H, W)` uint8 of any size."""
@@ -200,13 +224,18 @@ class SegmenterNetwork(nn.Module):
         """Return the modules that pretrained weights are loaded into."""
         return [self.unet.encoder]
 
+    def head(self) -> nn.Conv2d:
+        """Return the last layer, whose bias is 0 in a new network."""
+        layer: nn.Conv2d = self.unet.segmentation_head[0]
+        return layer
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, C, H, W)` for images `(N, 1, H, W)` uint8 of any size."""
         x = self.reduce(images)
         height, width = x.shape[2], x.shape[3]
         down, right = -height % 32, -width % 32
         if down > 0 or right > 0:
-            x = F.pad(x, [0, right, 0, down], mode="replicate")
+            x = _reflect(_reflect(x, 2, height + down), 3, width + right)
         logits: Tensor = self.unet(x)[:, :, :height, :width]
         if height != images.shape[2] or width != images.shape[3]:
             logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear")

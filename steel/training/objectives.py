@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steel.data.annotations import Annotations
-from steel.data.unknown import find_known_labels
+from steel.data.unknown import find_labels
 from steel.training.metrics import Counts, LabelScores, MaskScores, score_labels, score_masks
 
 # Logit of unlabelled targets. With a target of 0, every loss and its gradient are 0 there. A power of two, so float16
@@ -26,11 +26,11 @@ class LabelObjective:
 
     def find_known(self, targets: Tensor, unknown: Tensor) -> Tensor:
         """Return which targets are labelled, given the unlabelled pixels `(N, H, W)`."""
-        return find_known_labels(targets, unknown.flatten(1).any(1))
+        return find_labels(targets, unknown.flatten(1).any(1)).known
 
     def count_negatives(self, annotations: Annotations, rows: NDArray[np.int64]) -> Tensor:
         """Return the number of negatives per positive among table rows, for each class, broadcastable to the logits."""
-        positives = annotations.labels[rows].sum(axis=0).clip(1)
+        positives = (annotations.labelled_areas[rows] > 0).sum(axis=0).clip(1)
         return torch.from_numpy((len(rows) - positives).clip(1) / positives)
 
     def score_positive(self, annotations: Annotations, rows: NDArray[np.int64]) -> dict[str, float]:
@@ -38,8 +38,8 @@ class LabelObjective:
 
         A score that is NaN then is NaN for every prediction.
         """
-        has_label = annotations.labels[rows].any(axis=1) | ~annotations.has_unknown[rows]
-        labels = torch.from_numpy(annotations.labels[rows[has_label]])
+        present, known = find_labels(annotations.labelled_areas[rows], annotations.has_unknown[rows])
+        labels = torch.from_numpy(present[known.any(axis=1)])
         return score_labels(torch.ones(labels.shape), labels)
 
     def update(self, scores: LabelScores, logits: Tensor, targets: Tensor, index: Tensor) -> None:
@@ -61,14 +61,15 @@ class MaskObjective:
         return ~unknown[:, None].expand_as(targets)
 
     def count_negatives(self, annotations: Annotations, rows: NDArray[np.int64]) -> Tensor:
-        positives = annotations.areas[rows].sum(axis=0).clip(1)
+        positives = annotations.labelled_areas[rows].sum(axis=0).clip(1)
         num_pixels = annotations.sizes[rows].astype(np.int64).prod(axis=1).sum()
         return torch.from_numpy((num_pixels - positives).clip(1) / positives)[:, None, None]
 
     def score_positive(self, annotations: Annotations, rows: NDArray[np.int64]) -> dict[str, float]:
-        truth = torch.from_numpy(annotations.areas[rows])
-        pixels = torch.from_numpy(annotations.sizes[rows].astype(np.int64).prod(axis=1))
-        return score_masks(Counts(truth, pixels[:, None].expand_as(truth), truth, pixels))
+        truth, hidden = torch.from_numpy(annotations.labelled_areas[rows]), torch.from_numpy(annotations.hidden[rows])
+        pixels = torch.from_numpy(annotations.sizes[rows].astype(np.int64).prod(axis=1)) - hidden
+        return score_masks(Counts(truth, pixels[:, None].expand_as(truth), truth, pixels, hidden))
 
     def update(self, scores: MaskScores, logits: Tensor, targets: Tensor, index: Tensor) -> None:
-        scores.update(logits >= 0, targets, index)  # a probability of at least 0.5
+        unknown = (logits <= IGNORED_LOGIT).all(1)
+        scores.update(logits >= 0, targets, index, unknown)  # a probability of at least 0.5

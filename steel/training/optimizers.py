@@ -13,7 +13,14 @@ ScheduleName = Literal["cosine", "constant"]
 
 
 def build_optimizer(
-    name: OptimizerName, network: nn.Module, encoder: Sequence[nn.Module], *, lr: float, weight_decay: float, eps: float
+    name: OptimizerName,
+    network: nn.Module,
+    encoder: Sequence[nn.Module],
+    *,
+    lr: float,
+    encoder_lr_factor: float = 1.0,
+    weight_decay: float,
+    eps: float,
 ) -> Optimizer:
     """Return an optimizer with four parameter groups: encoder and rest, each with and without weight decay.
 
@@ -22,6 +29,7 @@ def build_optimizer(
         network: The network to optimize.
         encoder: The modules of its pretrained encoder.
         lr: Maximum learning rate.
+        encoder_lr_factor: Factor on the learning rate of the encoder.
         weight_decay: Weight decay of convolutions and linear layers. Decaying norms and biases only costs accuracy.
         eps: Epsilon of the algorithm.
     """
@@ -30,8 +38,9 @@ def build_optimizer(
     for is_encoder in (True, False):
         members = [p for p in network.parameters() if p.requires_grad and (id(p) in encoder_ids) == is_encoder]
         decayed, others = [p for p in members if p.ndim > 1], [p for p in members if p.ndim <= 1]
-        groups.append({"params": decayed, "weight_decay": weight_decay, "is_encoder": is_encoder})
-        groups.append({"params": others, "weight_decay": 0.0, "is_encoder": is_encoder})
+        settings = {"lr": lr * encoder_lr_factor if is_encoder else lr, "is_encoder": is_encoder}
+        groups.append({"params": decayed, "weight_decay": weight_decay} | settings)
+        groups.append({"params": others, "weight_decay": 0.0} | settings)
     algorithms: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "nadam": NAdam}
     return algorithms[name](groups, lr=lr, eps=eps)
 

@@ -26,10 +26,10 @@ _PROCESSES_PER_CORE = 4
 
 
 def require_valid_numbers(config: Namespace) -> None:
-    """Check the numbers of a parsed config that Lightning does not check.
+    """Check the numbers of a parsed config that Lightning does not check, and that there is a GPU if one is asked for.
 
     Raises:
-        InputError: A number is infinite, NaN, beyond 1e15, or too small for its option.
+        InputError: A number is infinite, NaN, beyond 1e15, or too small for its option, or there is no GPU.
     """
     options = {name.replace(".init_args.", "."): value for name, value in config.items()}
     require_numbers(options)
@@ -43,6 +43,11 @@ def require_valid_numbers(config: Namespace) -> None:
         raise InputError("--trainer.val_check_interval must be above 0, got 0")
     if (decay := options.get("ema_decay")) is not None and not 0 <= decay < 1:
         raise InputError(f"--ema_decay must be in [0, 1), got {decay}")
+    if options.get("trainer.accelerator") in ("gpu", "cuda", "mps") and not torch.accelerator.is_available():
+        raise InputError(
+            "there is no GPU that torch can use (see steel info); leave out --config conf/gpu.yaml, or set "
+            "--trainer.accelerator auto"
+        )
     devices, most = options.get("trainer.devices"), _PROCESSES_PER_CORE * count_cores()
     is_cpu = options.get("trainer.accelerator") == "cpu" or not torch.accelerator.is_available()
     if is_cpu and str(devices).isdigit() and int(str(devices)) > most:

@@ -1,48 +1,43 @@
 """The two LightningModules: a network, an objective, and an optimizer recipe.
 
-A checkpoint is self-sufficient: its key "steel" holds the task's name and arguments and describes the training data.
-Task arguments are str, int, float, bool, None and tuples of these, so `torch.load(weights_only=True)` reads them.
-`save_hyperparameters` is not used, because LightningCLI lets its values override config and command line silently.
+A checkpoint is self-sufficient; `steel.training.rebuilding` describes how.
 """
 
 import math
 from abc import ABC, abstractmethod
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from steel.data.annotations import Annotations
 from steel.data.datamodule import Batch, SteelDataModule
-from steel.data.unknown import find_unknown
+from steel.data.unknown import find_unknown, hide_unknown
 from steel.errors import InputError, require_at_least, require_positive
 from steel.training.losses import LossName, build_loss
 from steel.training.metrics import unpack
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjective
 from steel.training.optimizers import OptimizerName, ScheduleName, build_optimizer, build_schedule
-from steel.versions import describe_versions
+from steel.training.rebuilding import RebuildableModule, find_data
 
 
-class Task(LightningModule, ABC):
+class Task(RebuildableModule, ABC):
     """A network with its objective: DefectClassifier or DefectSegmenter.
+
+    Subclasses may override `loss`, `build_network` and `build_optimizer`.
 
     Attributes:
         name: Name of the folder of the task's runs.
-        init: Arguments of the constructor, as saved in checkpoints.
-        network: Network from images to logits; built once the number of classes is known.
         positive_weight: Weight of a positive in the loss, broadcastable to the logits; None for 1.
     """
 
     name: str
-    init: dict[str, Any]
-    network: ClassifierNetwork | SegmenterNetwork
     positive_weight: Tensor | None
 
     @abstractmethod  # so that the command line offers only the two tasks
@@ -66,16 +61,24 @@ class Task(LightningModule, ABC):
                 raise InputError(f"model.{name} must be in [0, 1], got {init[name]}")
         require_at_least(0, **{f"model.{name}": init[name] for name in ("freeze_epochs", "weight_decay")})
         require_at_least(1, **{"model.num_classes": init["num_classes"]})
-        require_positive(**{f"model.{name}": init[name] for name in ("lr", "eps")})
+        require_positive(**{f"model.{name}": init[name] for name in ("lr", "encoder_lr_factor", "eps")})
         self.init = {key: tuple(value) if isinstance(value, list) else value for key, value in init.items()}
         self._objective = objective
-        self._build_network = partial(network, **{key: self.init[key] for key in network_init})
+        self._network_class, self.network_arguments = network, tuple(network_init)
         self._scores = objective.build_scores()
         # Lightning's own mean is wrong if the batch sizes of the processes differ: it was off by a sixth.
         self._mean_loss = MeanMetric()
         self.register_buffer("positive_weight", None, persistent=False)
         if init["num_classes"] is not None:
-            self.network = self._build_network(num_classes=init["num_classes"])
+            self.network = self.build_network(init["num_classes"])
+
+    def build_network(self, num_classes: int) -> nn.Module:
+        """Return the network for C classes, which maps images `(N, 1, H, W)` uint8 to the logits of `forward`.
+
+        A network of another kind must be scriptable for `steel export`. Its method `encoder`, if it has one, returns
+        the modules that `freeze_epochs` freezes.
+        """
+        return self._network_class(num_classes, **{key: self.init[key] for key in self.network_arguments})
 
     @property
     def lr(self) -> float:
@@ -87,43 +90,74 @@ class Task(LightningModule, ABC):
     def lr(self, rate: float) -> None:
         self.init["lr"] = float(rate)
 
+    @property
+    def logit_shift(self) -> list[float] | None:
+        """Shift of each class's logits by the weights of the loss; None if they are not weighted.
+
+        Positives that weigh w times as much raise the logits of the best network by log(w).
+        """
+        return None if self.positive_weight is None else self.positive_weight.log().flatten().tolist()
+
     def configure_model(self) -> None:
         """Build the network for the dataset's classes, and weight positives by the balance of the training split.
 
         Raises:
-            InputError: The network has another number of classes than the dataset.
+            InputError: The network has another number of classes than the dataset, or a checkpoint cannot hold an
+                argument of a subclass.
         """
-        if (data := self._find_data()) is None:
+        self.require_plain_arguments()
+        if (data := find_data(self)) is None or getattr(self._trainer, "predicting", False):
             return
         own, count = self.init["num_classes"], data.annotations.num_classes
         if own is None:
             self.init["num_classes"] = count
-            self.network = self._build_network(num_classes=count)
+            self.network = self.build_network(count)
+            self._start_from_frequencies(data)
         elif own != count:
             raise InputError(
                 f"the network has {own} classes, but {data.root} has {count}; set --data.num_classes or train a new one"
             )
         self.positive_weight = None
         if self.init["balance"]:
-            ratio = self._objective.count_negatives(data.annotations, data.split.indices("train"))
+            ratio = self._count_negatives(data)
             self.positive_weight = (ratio ** self.init["balance"]).float().to(self.device)
 
-    def _find_data(self) -> SteelDataModule | None:
-        data = getattr(self._trainer, "datamodule", None) if self._trainer else None
-        return data if isinstance(data, SteelDataModule) else None
+    def _start_from_frequencies(self, data: SteelDataModule) -> None:
+        """Set the bias of a new head so that all features zero give the best constant probabilities.
+
+        With a bias of 0, a class of few pixels needs features for all the others, and short runs never predict it.
+        Source: Lin et al. 2017, Focal loss for dense object detection.
+        """
+        bias = self.network.head().bias if hasattr(self.network, "head") else None
+        if bias is not None and not bias.any():  # weights of an earlier run may have included a head
+            prior = (self.init["balance"] - 1) * self._count_negatives(data).log()
+            bias.data = prior.flatten().to(bias)
+
+    def _count_negatives(self, data: SteelDataModule) -> Tensor:
+        return self._objective.count_negatives(data.annotations, data.split.indices("train"))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of images `(N, 1, H, W)` uint8: `(N, C)` for labels, `(N, C, H, W)` for masks."""
+        """Return the logits of images `(N, 1, H, W)` uint8: `(N, C)` for labels, `(N, C, H, W)` for masks.
+
+        Raises:
+            InputError: The number of classes is not known yet.
+        """
+        if self.init["num_classes"] is None:
+            raise InputError(
+                f"the number of classes is unknown, so there is no network yet; build {type(self).__name__} with "
+                f"num_classes, fit it with a SteelDataModule, or use load_from_checkpoint"
+            )
         logits: Tensor = self.network(images)
         return logits
 
     def find_targets(self, batch: Batch) -> Tensor:
         """Return the targets of a batch, bool and shaped like the logits."""
-        return self._objective.find_targets(unpack(batch["mask"], self.init["num_classes"]))
+        plane, num_classes = batch["mask"], self.init["num_classes"]
+        return self._objective.find_targets(unpack(hide_unknown(plane, num_classes), num_classes))
 
     def ignore_unknown(self, logits: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits and targets of a batch such that unlabelled targets affect neither losses nor scores."""
-        data = self._find_data()
+        data = find_data(self)
         if data is None or not data.annotations.unknown:
             return logits, targets
         known = self._objective.find_known(targets, find_unknown(batch["mask"], self.init["num_classes"]))
@@ -157,6 +191,17 @@ class Task(LightningModule, ABC):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    def predict_step(self, batch: Batch | Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
+        """Return the probabilities of a batch, float32: `(N, C)` for labels, `(N, C, H, W)` for masks.
+
+        Args:
+            batch: A batch of `SteelDataModule`, or of another loader: images `(N, 1, H, W)` uint8, alone, as the first
+                item of a list, or as the key "image" of a dictionary.
+            batch_idx: Number of the batch.
+        """
+        images = batch["image"] if isinstance(batch, dict) else batch if isinstance(batch, Tensor) else batch[0]
+        return self(images).float().sigmoid()  # type: ignore[no-any-return]
+
     def list_scores(self, annotations: Annotations, rows: NDArray[np.int64]) -> dict[str, bool]:
         """Return the names of the validation scores, and whether images of the table can give them at all."""
         scores = self._objective.score_positive(annotations, rows) if len(rows) else {}
@@ -164,8 +209,12 @@ class Task(LightningModule, ABC):
 
     def build_optimizer(self) -> Optimizer:
         """Return the optimizer; see `steel.training.optimizers.build_optimizer`."""
-        rates = {key: self.init[key] for key in ("lr", "weight_decay", "eps")}
-        return build_optimizer(self.init["optimizer"], self.network, self.network.encoder(), **rates)
+        rates = {key: self.init[key] for key in ("lr", "encoder_lr_factor", "weight_decay", "eps")}
+        return build_optimizer(self.init["optimizer"], self.network, self._list_encoder(), **rates)
+
+    def _list_encoder(self) -> Sequence[nn.Module]:
+        modules: Sequence[nn.Module] = self.network.encoder() if hasattr(self.network, "encoder") else ()
+        return modules
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer, trainer = self.build_optimizer(), self.trainer
@@ -179,22 +228,15 @@ class Task(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Keep the batch-norm statistics of a frozen encoder unchanged."""
-        for module in self.network.encoder():
+        for module in self._list_encoder():
             module.train(self.current_epoch >= self.init["freeze_epochs"])
 
     # A run that resumes in mid-epoch has no `on_train_epoch_start`.
     on_train_start = on_train_epoch_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the task without a config, and a description of the training data."""
-        data = self._find_data()
-        checkpoint["steel"] = {
-            "task": type(self).__name__,
-            "init": self.init,
-            "data": data.describe() if data else None,
-            "max_epochs": self.trainer.max_epochs,
-            "versions": describe_versions(),
-        }
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["steel"]["logit_shift"] = self.logit_shift
 
 
 class DefectClassifier(Task):
@@ -217,6 +259,7 @@ class DefectClassifier(Task):
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 3e-4,
+        encoder_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         eps: float = 1e-8,
         warmup: float = 0.05,
@@ -238,6 +281,7 @@ class DefectClassifier(Task):
             freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
             lr: Maximum learning rate.
+            encoder_lr_factor: Factor by which the learning rate of the encoder differs from that of the rest.
             weight_decay: Weight decay; not applied to norms and biases.
             eps: Epsilon of the optimizer.
             warmup: Fraction of the run, in [0, 1), over which the learning rate rises linearly.
@@ -250,8 +294,8 @@ class DefectClassifier(Task):
         network = {"backbone": backbone, "weights": weights, "scale": scale, "input_size": input_size,
                    "dropout": dropout, "encoder": encoder}  # fmt: skip
         training = {"balance": balance, "freeze_epochs": freeze_epochs, "optimizer": optimizer, "lr": lr,
-                    "weight_decay": weight_decay, "eps": eps, "warmup": warmup, "schedule": schedule,
-                    "num_classes": num_classes}  # fmt: skip
+                    "encoder_lr_factor": encoder_lr_factor, "weight_decay": weight_decay, "eps": eps,
+                    "warmup": warmup, "schedule": schedule, "num_classes": num_classes}  # fmt: skip
         super().__init__(LabelObjective(), ClassifierNetwork, network, training)
 
 
@@ -273,6 +317,7 @@ class DefectSegmenter(Task):
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
+        encoder_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         eps: float = 1e-8,
         warmup: float = 0.05,
@@ -295,6 +340,7 @@ class DefectSegmenter(Task):
             freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.
             lr: Maximum learning rate.
+            encoder_lr_factor: Factor by which the learning rate of the encoder differs from that of the rest.
             weight_decay: Weight decay; not applied to norms and biases.
             eps: Epsilon of the optimizer.
             warmup: Fraction of the run, in [0, 1), over which the learning rate rises linearly.
@@ -307,6 +353,6 @@ class DefectSegmenter(Task):
         network = {"encoder": encoder, "weights": weights, "decoder": decoder, "decoder_channels": decoder_channels,
                    "scale": scale, "input_size": input_size}  # fmt: skip
         training = {"loss": loss, "balance": balance, "freeze_epochs": freeze_epochs, "optimizer": optimizer, "lr": lr,
-                    "weight_decay": weight_decay, "eps": eps, "warmup": warmup, "schedule": schedule,
-                    "num_classes": num_classes}  # fmt: skip
+                    "encoder_lr_factor": encoder_lr_factor, "weight_decay": weight_decay, "eps": eps,
+                    "warmup": warmup, "schedule": schedule, "num_classes": num_classes}  # fmt: skip
         super().__init__(MaskObjective(), SegmenterNetwork, network, training)

@@ -80,12 +80,17 @@ def test_checkpoints_and_operating_point_give_the_old_results(old: Path, images:
     assembly = assemble(str(old / "classifier.ckpt"), str(old / "segmenter.ckpt"), operating_point=str(point))
     with torch.inference_mode():
         require_old_results(assembly.inspector(images), old)
+    assert assembly.logit_shift == (0.0,) * len(CLASSES)  # earlier checkpoints do not have it
 
 
 @pytest.mark.parametrize(("name", "task"), [("classifier", DefectClassifier), ("segmenter", DefectSegmenter)])
 def test_a_checkpoint_rebuilds_its_task_and_describes_its_data(old: Path, name: str, task: type) -> None:
     loaded, about = load_task(old / f"{name}.ckpt", task)
     assert isinstance(loaded, task)
+    by_lightning = task.load_from_checkpoint(old / f"{name}.ckpt", num_classes=4)  # type: ignore[attr-defined]
+    assert by_lightning.init == loaded.init
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(by_lightning.state_dict()[key], value)
     assert about["data"]["classes"] == list(CLASSES)
     assert [len(members) for members in about["data"]["members"].values()] == [35, 60, 25]
 
@@ -107,7 +112,7 @@ def test_an_operating_point_is_read_whole(old: Path) -> None:
     path = old / "operating_point.yaml"
     file = read_point(path, CLASSES)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert file.point.to_dict() == content["operating_point"]
+    assert file.point.to_dict() == content["operating_point"] | {"shift": [0.0] * len(CLASSES)}
     assert file.tuned is not None
     assert file.reference is not None
     assert file.reference.to_dict() == content["reference"]

@@ -1,6 +1,7 @@
 """The table of labels, compared with the files that it was read from."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -287,6 +288,22 @@ def test_a_missing_train_csv_is_an_error_even_if_classes_are_named(tmp_path: Pat
     reading = read_leniently(root)
     assert describe(reading.findings, root) == [("train.csv", None, "missing", True)]
     with pytest.raises(InputError, match="there is no such file"):
+        read_annotations(root)
+
+
+@pytest.mark.parametrize(
+    ("folder", "form"), [("masks", "masks"), ("labels", "yolo"), ("png_masks", "masks"), ("x", "FORMAT")]
+)
+def test_labels_in_another_layout_name_the_command_that_converts_them(tmp_path: Path, folder: str, form: str) -> None:
+    root = write_set(tmp_path, None)
+    (root / folder).mkdir()
+    command = f"steel convert {root} NEW_FOLDER --from {form} --to severstal"
+    with pytest.raises(
+        InputError, match=re.escape(f"there is no such file; add it, or convert other labels: {command}")
+    ):
+        read_annotations(root)
+    (root / "train_images").rename(root / "images")
+    with pytest.raises(InputError, match=re.escape(command)):
         read_annotations(root)
 
 

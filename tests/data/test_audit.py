@@ -203,6 +203,15 @@ def test_claims_are_wilsons_intervals() -> None:
             assert text == (f"recall {low:.3f} to {high:.3f}" if n else "nothing")
 
 
+def test_claims_count_groups_and_not_their_images() -> None:
+    groups = np.arange(80) // 10
+    table = tabulate_claims(assign(train=[], test=range(80)), build_table(groups, np.ones((80, 1), bool)))
+    assert table[["images", "groups"]].to_numpy().tolist() == [[80, 8]]
+    all_found, one_missed = (table[column][0].split()[1] for column in ("if all are found", "if one is missed"))
+    # Eight groups of which all are found prove no more than eight images.
+    assert float(one_missed) < float(all_found) <= round(wilson(8, 8)[0], 3)
+
+
 def test_balance_is_counted() -> None:
     labels = np.array([[1, 0], [1, 1], [1, 0], [1, 0], [0, 0], [1, 1]], bool)
     table, assignment = build_table([0, 0, 1, 2, 3, 4], labels), assign(train=[0, 1, 2, 3], test=[4, 5])

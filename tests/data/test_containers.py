@@ -1,6 +1,7 @@
 """Files that hold a part of an image, in every container, and which way up an image is."""
 
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -13,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from hostile import draw_scans, pack_png, pack_tiff
 from steel.data import containers, images
 from steel.errors import InputError
 
@@ -34,11 +36,6 @@ def pack(grey: NDArray[np.uint8], form: str, **options: Any) -> bytes:
 
 def decode(data: bytes) -> NDArray[np.uint8]:
     return images.decode_grey(data, "a file")
-
-
-def pack_png(*chunks: tuple[bytes, bytes]) -> bytes:
-    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 JPEGS: dict[str, dict[str, Any]] = {
@@ -141,7 +138,7 @@ def test_a_part_of_a_tiff_is_refused(grey: NDArray[np.uint8], compression: str) 
 
 
 def test_a_tiff_of_several_pages_is_refused_but_not_one_with_a_preview(grey: NDArray[np.uint8]) -> None:
-    with pytest.raises(InputError, match="a TIFF of 3 pages, of which only the first"):
+    with pytest.raises(InputError, match="a TIFF of several pages, of which only the first"):
         decode(pack(grey, "TIFF", save_all=True, append_images=[Image.fromarray(grey)] * 2))
     preview = Image.fromarray(grey[::4, ::4])
     preview.encoderinfo = {"tiffinfo": {254: 1}}
@@ -212,3 +209,66 @@ def test_real_jpegs_are_whole(real_data: Callable[[str], Path]) -> None:
     for path in images.find_images(real_data("severstal-mini") / "train_images"):
         by_opencv = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         np.testing.assert_array_equal(images.read_grey(path), by_opencv)
+
+
+def test_a_jpeg_with_too_many_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is a pass over all pixels, for the price of 30 bytes."""
+    limit = containers.MAX_SCANS
+    assert (decode(draw_scans(limit, (64, 96), 1)) == 128).all()
+    monkeypatch.setattr(containers.simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(InputError, match=f"a file is a JPEG of more than {limit} scans"):
+        decode(draw_scans(limit + 1, (64, 96), 1))
+    with pytest.raises(InputError, match=f"more than {limit} scans"):
+        decode(draw_scans(2600))
+
+
+@pytest.mark.parametrize("between", [b"\xff\xff\xff", b"\xff\x01", b"\xff\xd3", b"\xff\xfe\0\2"])
+def test_scans_are_counted_whatever_lies_between_them(between: bytes) -> None:
+    data = draw_scans(containers.MAX_SCANS + 1, (64, 96), 1).replace(b"\xff\xda", between + b"\xff\xda")
+    with pytest.raises(InputError, match="more than 100 scans"):
+        decode(data)
+
+
+def test_bytes_like_a_scan_in_the_metadata_or_after_the_end_are_not_counted(grey: NDArray[np.uint8]) -> None:
+    data, like = pack(grey, "JPEG"), b"\xff\xda" * 5000
+    comment = b"\xff\xfe" + struct.pack(">H", len(like) + 2) + like
+    np.testing.assert_array_equal(decode(data[:2] + comment + data[2:] + like), decode(data))
+
+
+def test_scans_inside_a_tiff_are_counted() -> None:
+    jpeg = draw_scans(containers.MAX_SCANS + 1, (64, 96), 1)
+    with pytest.raises(InputError, match="more than 100 scans"):
+        decode(pack_tiff((64, 96), 7, [(0, len(jpeg))], jpeg))
+
+
+def test_markers_are_found_across_blocks_of_the_file() -> None:
+    for shift in range(-3, 3):
+        scan = bytes(65_536 + shift)
+        file = BytesIO(b"\xff\xd8\xff\xda\0\2" + scan + b"\xff\xe1\0\3x\xff\xd9")
+        assert list(containers._walk_jpeg(file)) == [(0xDA, b""), (0xE1, b"x")]
+
+
+def test_small_files_cannot_ask_for_much_memory_or_time() -> None:
+    header = b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
+    inflated = zlib.compress(bytes(50_000_000), 9)
+    zeros = bytes(100_000)
+    for reason, data in (
+        ("strip is not as long", pack_tiff((100, 100), 8, [(0, len(inflated))], inflated)),
+        ("strips overlap", pack_tiff((500, 500), 32773, [(0, len(zeros))] * 500, zeros, rows=1)),
+        ("not a readable image", b"\xff\xd8" + b"\xff" * 1_000_000),
+        ("not a readable image", b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000),
+        ("not a readable image", pack_png(header, *[(b"prVt", b"")] * 20_000)),
+    ):
+        began = time.monotonic()
+        with pytest.raises(InputError, match=reason):
+            decode(data)
+        assert time.monotonic() - began < 5  # without the limits, minutes for files of the size of an upload
+
+
+def test_a_tiff_with_many_previews_is_refused(grey: NDArray[np.uint8]) -> None:
+    previews = []
+    for _ in range(containers._MAX_PAGES + 1):
+        previews.append(Image.fromarray(grey[:8, :8]))
+        previews[-1].encoderinfo = {"tiffinfo": {254: 1}}
+    with pytest.raises(InputError, match="a TIFF of several pages"):
+        decode(pack(grey, "TIFF", save_all=True, append_images=previews))

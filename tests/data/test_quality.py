@@ -329,6 +329,12 @@ def test_classes_are_checked(root: Path) -> None:
     assert describe(examine(root), root) == {("classes.csv", None, "class", True)}
 
 
+def test_a_dataset_without_any_defect_is_warned_of(root: Path) -> None:
+    (root / "classes.csv").write_text("ClassId,name\n1,pits\n2,crack\n")
+    (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
+    assert describe(examine(root), root) == {("train.csv", None, "no defect", False)}
+
+
 def test_few_different_sizes_are_reported_individually_and_many_together(root: Path) -> None:
     folder = root / "train_images"
     clean, _ = split_rows(root)

@@ -138,6 +138,8 @@ def test_parse_keeps_valid_rows_and_reports_the_others(
         (HEADER.replace(",", "\t") + "a.png\t1\t1 2\n", {}, "train.csv: the columns are separated by tabs"),
         (HEADER + "a.png,1,1 2\na.png,2,3 1,9\n", {}, "line 3: the row has 4 cells, but the header has 3"),
         (HEADER + "a.png,1,1 2\nb.png,0,1 2\n", {}, 'line 3: the class ... got "0"'),
+        (HEADER + "a.png,1,1 2\nb.png,0,1 2\n", {}, "start at 0, so add 1 to every id"),
+        (HEADER + "a.png,1,1 3\n", {"classes": "ClassId,name\n0,x\n1,y\n"}, "add 1 to every id, also in train.csv"),
         (HEADER + "a.png,9,1 2\n", {}, "line 2: the class must be 1 to 8, got 9"),
         (HEADER + "a.png,1,1 2\nb.png,9,1 2\n", {"classes": NAMED}, "line 3 ... 1 to 2, got 9"),  # named classes
         (HEADER + "a.png,1.5,1 2\n", {}, 'line 2: the class ... got "1.5"'),  # a fraction

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,11 @@ def build_table(labels: NDArray[np.bool_], groups: NDArray[np.int64] | None = No
         runs=np.ones(2 * int(labels.sum()), np.int32),
         offsets=np.concatenate([[0], 2 * np.cumsum(labels.ravel())]),
     )
+
+
+def assign(table: Annotations, *parts: str) -> Split:
+    """Return a split with these parts and the groups of the table."""
+    return Split(table.names, np.array(parts), table.groups, table.is_grouped)
 
 
 def draw_labels(n: int, seed: int = 0) -> NDArray[np.bool_]:
@@ -179,11 +185,11 @@ def test_invalid_fractions_are_refused(fractions: tuple[float, ...]) -> None:
 def test_members_digest_and_table_of_a_split() -> None:
     labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0]], bool)
     table = build_table(labels, np.array([0, 0, 1, 2, 1]))
-    split = Split(table.names, np.array(["train", "train", "val", "", "val"]))
+    split = assign(table, "train", "train", "val", "", "val")
     assert split.members() == {"train": ["00000.jpg", "00001.jpg"], "val": ["00002.jpg", "00004.jpg"], "test": []}
     assert split.indices("val").tolist() == [2, 4]
-    other = Split(table.names, np.array(["train", "train", "val", "test", "val"]))
-    assert len({split.digest, other.digest, Split(table.names[::-1], split.parts).digest}) == 3
+    other = assign(table, "train", "train", "val", "test", "val")
+    assert len({split.digest, other.digest, replace(split, names=table.names[::-1]).digest}) == 3
     counted = tabulate_parts({part: split.indices(part) for part in PARTS}, table)
     assert counted.columns.tolist() == ["part", "images", "groups", "clean", "1", "2"]
     assert counted.to_numpy().tolist() == [
@@ -283,7 +289,7 @@ def test_recall_returns_the_split_of_the_same_data(tmp_path: Path) -> None:
 
 def test_recall_keeps_images_in_no_part(tmp_path: Path) -> None:
     table = build_table(draw_labels(4), root=tmp_path)
-    split = Split(table.names, np.array(["train", "", "val", ""]))
+    split = assign(table, "train", "", "val", "")
     assert recall_split(table, describe(table, split), CHECKPOINT).parts.tolist() == split.parts.tolist()
 
 
@@ -318,7 +324,7 @@ def test_recall_on_other_data_refuses_to_evaluate_on_training_images(
     tmp_path: Path, rows: str, known: str | None
 ) -> None:
     trained = build_table(np.ones((4, 1), bool))
-    split = Split(trained.names, np.array(["train", "train", "val", ""]))
+    split = assign(trained, "train", "train", "val", "")
     other = build_table(np.zeros((4, 1), bool), root=tmp_path)
     (tmp_path / "splits.csv").write_text(HEADER + rows)
     if known is None:
@@ -467,8 +473,45 @@ def test_near_duplicates_are_kept_together(root: Path, capsys: pytest.CaptureFix
     assert main(["split", str(root), "--near_duplicates=true"]) == 0
     assert "10 pairs of images show the same scene" in capsys.readouterr().out
     table = read_annotations(root)
-    part = dict(zip(table.names.tolist(), read_split(root / "splits.csv", table).parts.tolist(), strict=True))
+    split = read_split(root / "splits.csv", table)
+    part = dict(zip(table.names.tolist(), split.parts.tolist(), strict=True))
     assert all(part[name] == part[f"twin_{i}.png"] for i, name in enumerate(names[:10]))
     assert part[names[0]] == part[names[20]] == part["twin_0.png"]
-    joined = join_near_duplicates(table).groups
-    assert len(np.unique(joined)) == 50 - 10 - 1
+    joined = join_near_duplicates(table)
+    assert len(np.unique(joined.groups)) == 50 - 10 - 1
+    # The file keeps the groups, whereas the dataset alone knows only those of groups.csv.
+    assert partition(split.groups) == partition(joined.groups) != partition(table.groups)
+    assert split.is_grouped.all()
+    assert table.is_grouped.sum() == 2
+    assert split.digest == make_split(joined).digest
+    # A checkpoint keeps them too, so that they are known where there is no splits.csv.
+    data = describe(table, split) | {"groups": split.name_groups()}
+    (root / "splits.csv").unlink()
+    assert partition(recall_split(table, data, CHECKPOINT).groups) == partition(joined.groups)
+
+
+def partition(groups: NDArray[np.int64]) -> set[frozenset[int]]:
+    """Return the sets of images that share a group."""
+    return {frozenset(np.flatnonzero(groups == group).tolist()) for group in groups.tolist()}
+
+
+def test_groups_of_splits_csv_are_joined_with_those_of_groups_csv(tmp_path: Path) -> None:
+    path = tmp_path / "splits.csv"
+    path.write_text("ImageId,split,group\n00000.jpg,val,a\n00001.jpg,val,\n00002.jpg,val,a\n00003.jpg,test,\n")
+    split = read_split(path, build_table(draw_labels(5), np.array([0, 0, 1, 2, 3])))
+    assert partition(split.groups) == {frozenset({0, 1, 2}), frozenset({3}), frozenset({4})}
+    assert split.is_grouped.tolist() == [True, False, True, False, False]
+    write_split(split, path)
+    read = read_split(path, build_table(draw_labels(5), np.array([0, 0, 1, 2, 3])))
+    assert partition(read.groups) == partition(split.groups)
+    assert read.is_grouped.tolist() == split.is_grouped.tolist()
+    path.write_text("ImageId,fold,group\n00000.jpg,0,a\n00001.jpg,1,b\n00002.jpg,2,a\n")
+    with pytest.raises(InputError, match=r"00000\.jpg is in 0, 00002\.jpg in 2"):
+        read_split(path, build_table(draw_labels(4)), 0)
+
+
+def test_a_file_without_groups_is_written_and_read_as_before(tmp_path: Path) -> None:
+    table, path = build_table(draw_labels(40)), tmp_path / "splits.csv"
+    write_split(make_split(table), path)
+    assert path.read_text().startswith("ImageId,split\n")
+    assert not read_split(path, table).is_grouped.any()

@@ -166,10 +166,20 @@ def test_share_of_crops_with_a_defect(share: float) -> None:
     n, width = 400, 16
     augmentation = Augmentation((16, width), share)
     hits = sum(augmentation(WIDE, WIDE, (seed, 0, 0))[1].any() for seed in range(n))
-    # 19 of the 113 crop positions hold a part of the defect.
-    by_chance = sum(WIDE[:, x : x + width].any() for x in range(128 - width + 1)) / (128 - width + 1)
+    # The middle of the crop is any of the 128 columns, unless the crop would leave the image.
+    starts = np.clip(np.arange(128) - width // 2, 0, 128 - width)
+    by_chance = np.mean([WIDE[:, x : x + width].any() for x in starts])
     expected = share + (1 - share) * by_chance
     assert abs(hits / n - expected) <= 4 * np.sqrt(expected * (1 - expected) / n)
+
+
+def test_many_crops_end_at_an_edge_of_the_image() -> None:
+    n, length, width = 1000, 96, 24
+    columns = np.tile(np.arange(length, dtype=np.uint8), (SIDE, 1))
+    starts = [Augmentation((SIDE, width), 0.0)(columns, columns, (seed, 0, 0))[1].min() for seed in range(n)]
+    # The middle of the crop is in the first or last 12 columns.
+    for edge in (0, length - width):
+        assert np.mean(np.array(starts) == edge) == pytest.approx(12 / length, abs=0.04)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.8, 1.0])

@@ -1,6 +1,7 @@
 """The exported file refuses wrong files, wrong images, and results that differ from those stored in it."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def test_the_program_refuses_images_of_the_wrong_type_or_shape(images: torch.Ten
         ("example_pixels", float("nan"), "differ by -?nan"),
         ("example_classes", 0.3, r"differ by 0\.[23].*allowed 1.*e-05"),
         ("example_areas", 1, r"outlines \d+ pixels"),
+        ("decided_classes", 0.3, r"at its operating point the calibrated probabilities differ by 0\.[23]"),
+        ("decided_areas", 1, r"at its operating point it outlines \d+ pixels, expected \d+"),
     ],
 )
 def test_results_that_differ_on_this_machine_are_refused(
@@ -128,6 +131,19 @@ def test_results_that_differ_on_this_machine_are_refused(
         ({"operating_point": {"gate": "high"}}, r"damaged \(TypeError: gate must be float, got 'high'\)"),
         ({"classes": None}, r"damaged \(TypeError"),
         ({"flips": "yes"}, r"damaged \(TypeError: flips must be bool, got 'yes'\)"),
+        ({"classes": "ab"}, r"damaged \(TypeError: classes must be list, got 'ab'\)"),
+        ({"classes": ["spot", 2]}, r"damaged \(TypeError: classes must be str, got 2\)"),
+        ({"operating_point": {"gate": True}}, r"damaged \(TypeError: gate must be float, got True\)"),
+        ({"operating_point": {"smallest_area": [0, 10**30]}}, r"damaged \(ValueError: smallest_area must be in"),
+        ({"operating_point": {"label": [10**400, 0]}}, r"damaged \(OverflowError"),
+        ({"operating_point": {"label": [0.0]}}, r"do not match its program \(values of label: 1 and 2\)"),
+        ({"versions": 5}, r"damaged \(TypeError: versions must be dict, got 5\)"),
+        ({"versions": {"torch": 2.1}}, r"damaged \(TypeError: versions.torch must be str, got 2.1\)"),
+        ({"flips": True}, r"do not match its program \(flips: True and False\)"),
+        (
+            {"reference": {"num_images": 60, "window": 200, "level": 0.01, "sketches": []}},
+            r"do not match its program \(sketches of the reference: 0 and 6\)",
+        ),
     ],
 )
 def test_metadata_that_are_damaged_or_of_another_program_are_refused(
@@ -135,11 +151,43 @@ def test_metadata_that_are_damaged_or_of_another_program_are_refused(
 ) -> None:
     module, about = bundle.load(model)
     plain = about.to_dict()
-    changed = {key: plain[key] | value if isinstance(value, dict) else value for key, value in change.items()}
+    changed = {
+        key: plain[key] | value if key == "operating_point" and isinstance(value, dict) else value
+        for key, value in change.items()
+    }
     other = tmp_path / "other.pt"
     torch.jit.save(module, other, _extra_files={bundle.METADATA: json.dumps(plain | changed)})
     with pytest.raises(InputError, match=f"the metadata of .*other.pt (are )?{reason}.*; export it again"):
         bundle.load(other)
+
+
+@pytest.mark.parametrize("text", [b"[1", b"[]", b"5", b"null", b"", b"[" * 10**5, b"\xff\xfe{}", b'{"classes": []}'])
+def test_metadata_that_are_no_json_object_are_refused(text: bytes, model: Path, refused: Callable[..., str]) -> None:
+    with zipfile.ZipFile(model) as whole:
+        records = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(model, "w") as changed:
+        for name, record in records.items():
+            changed.writestr(name, text if name.endswith(bundle.METADATA) else record)
+    assert f"the metadata of {model} are damaged (" in refused("inspect", model, "images", "--device=cpu")
+
+
+def test_a_program_with_fewer_classes_than_its_metadata_is_refused(model: Path, tmp_path: Path) -> None:
+    """Probabilities of one class would be compared with two thresholds by broadcasting."""
+
+    class OneClass(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean(dim=[1, 2, 3])[:, None] - 50
+
+    module, about = bundle.load(model)
+    inspector = Inspector(OneClass(), module.segmenter, about.operating_point).eval()
+    program = bundle.Program(inspector, module.example, tolerance=1e-5)
+    bundle.write(program, about, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"do not match its program \(classes: 2 and 1\)"):
+        bundle.load(tmp_path / "other.pt")
+    program.example_classes = program.example_classes.expand(1, 2)
+    bundle.write(program, about, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"class probabilities have the shape \[1, 1\], expected \[1, 2\]"):
+        bundle.read(tmp_path / "other.pt")
 
 
 def test_thresholds_that_are_integers_are_read(model: Path, tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from steel.data.annotations import read_annotations
 from steel.data.synthetic import draw_image
 from steel.decision import bundle, drift
 from steel.decision.about import About
-from steel.decision.drift import Drift, Reference, Window, build_reference
+from steel.decision.chart import Alarm, Chart, Charts, _find_limit, score
+from steel.decision.drift import Reference, build_reference
 from steel.decision.inspector import Inspector
 from steel.decision.measures import MEASURES, compare, join, measure
+from steel.decision.monitor import Change, Drift, Monitor, Shift, Window
 from steel.decision.point import OperatingPoint, read_point
 from steel.errors import InputError
 
@@ -29,8 +31,13 @@ RATES = (0.07, 0.02, 0.4, 0.06)
 NAMES = ("pits", "crack", "scratch", "patch")
 
 
-def draw(n: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw measures and class probabilities of n images in groups of equal size: correlated, with heavy tails."""
+def draw(
+    n: int, size: int, rng: np.random.Generator, class_icc: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw measures and class probabilities of n images in groups of equal size: correlated, with heavy tails.
+
+    With a `class_icc` above 0, the rates of the classes differ between groups.
+    """
     groups = np.arange(n) // size
     level = rng.standard_t(4, (groups[-1] + 1, 4))[groups]
     margin = np.where(level[:, 2] > 1.2, 0.1 + 0.05 * rng.random(n), 0.0)
@@ -43,7 +50,11 @@ def draw(n: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
         ],
         axis=1,
     )
-    return measured, draw_probabilities(rng.random((n, 4)) < RATES, rng), groups
+    rates = np.array(RATES)
+    if class_icc:
+        total = 1 / class_icc - 1
+        rates = rng.beta(rates * total, (1 - rates) * total, (groups[-1] + 1, 4))[groups]
+    return measured, draw_probabilities(rng.random((n, 4)) < rates, rng), groups
 
 
 def draw_probabilities(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -65,10 +76,12 @@ class MeasuredWindow(Window):
         return warned
 
 
-def rate_of_false_warnings(n: int, size: int, num_windows: int, rng: np.random.Generator) -> float:
-    reference = build_reference(*draw(n, size, rng))
+def rate_of_false_warnings(
+    n: int, size: int, num_windows: int, rng: np.random.Generator, class_icc: float = 0.0
+) -> float:
+    reference = build_reference(*draw(n, size, rng, class_icc))
     assert reference is not None
-    measured, probabilities, _ = draw(200 * num_windows + size, size, rng)
+    measured, probabilities, _ = draw(200 * num_windows + size, size, rng, class_icc)
     start = rng.integers(size)
     return float(np.mean(MeasuredWindow(reference, NAMES).list_warnings(measured[start:], probabilities[start:])))
 
@@ -84,6 +97,107 @@ def test_windows_without_drift_rarely_warn(size: int) -> None:
 def test_the_level_holds_for_small_references_and_long_coils(n: int, size: int) -> None:
     rng = np.random.default_rng(1)
     assert np.mean([rate_of_false_warnings(n, size, 100, rng) for _ in range(8)]) <= 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "size", "class_icc"), [(1200, 40, 0.5), (2000, 40, 0.1), (800, 40, 0.9), (420, 7, 0.5)])
+def test_the_level_holds_for_classes_that_come_in_bursts(n: int, size: int, class_icc: float) -> None:
+    rng = np.random.default_rng(2)
+    assert np.mean([rate_of_false_warnings(n, size, 30, rng, class_icc) for _ in range(12)]) <= 0.02
+
+
+def run_length(reference: Reference, measured: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the number of images until the first warning of a chart; infinite if there is none."""
+    charts = Charts(reference.charts)
+    scores = score(measured, probabilities, np.array(reference.sketches[1].cuts))
+    return next((float(i) for i, row in enumerate(scores, 1) if charts.add(row, i)), np.inf)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "size", "class_icc"), [(500, 1, 0.0), (2000, 40, 0.5), (800, 40, 0.9)])
+def test_charts_warn_as_rarely_as_promised(
+    monkeypatch: pytest.MonkeyPatch, n: int, size: int, class_icc: float
+) -> None:
+    monkeypatch.setattr(drift, "_NUM_WINDOWS", 20)  # the charts do not use them
+    rng = np.random.default_rng(3)
+    lengths = []
+    for _ in range(30):
+        reference = build_reference(*draw(n, size, rng, class_icc))
+        assert reference is not None
+        lengths.append(min(8000.0, run_length(reference, *draw(8000, size, rng, class_icc)[:2])))
+    num_warnings = sum(length < 8000 for length in lengths)
+    assert sum(lengths) / max(1, num_warnings) >= reference.run_length
+
+
+def test_charts_find_small_lasting_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "_NUM_WINDOWS", 20)
+    rng = np.random.default_rng(4)
+    reference = build_reference(*draw(2000, 1, rng))
+    assert reference is not None
+    assert run_length(reference, *draw(2000, 1, rng)[:2]) == np.inf
+    measured, probabilities, _ = draw(2000, 1, rng)
+    measured[:, 1] *= 0.9
+    assert run_length(reference, measured, probabilities) < 500
+    measured, probabilities, _ = draw(2000, 1, rng)
+    twice = draw_probabilities(rng.random((2000, 4)) < (0.14, 0.02, 0.4, 0.06), rng)
+    assert run_length(reference, measured, twice) < 1500
+
+
+def test_a_chart_warns_once_until_its_sum_returns_to_zero() -> None:
+    charts = Charts([Chart(mean=0.5, allowance=0.1, upper=2.0, lower=1e9)])
+    found = {i: alarms for i in range(1, 101) if (alarms := charts.add(np.array([0.5 if i <= 10 else 1.0]), i))}
+    assert found == {16: [Alarm(0, 11, 1.0)]}  # 6 images of 0.4 each
+    assert charts.is_active.tolist() == [[True], [False]]
+    num = next(i for i in range(1, 101) if charts.add(np.array([0.5]), 100 + i) or not charts.is_active.any())
+    assert num == pytest.approx(20, abs=1)  # from the limit to 0 in steps of 0.1, however long the drift was
+    again = [i for i in range(1, 11) if charts.add(np.array([1.0]), 200 + i)]
+    assert len(again) == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_limit_of_a_chart_gives_the_run_length_of_a_random_walk(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    steps = scale * (rng.normal(size=100_000) - 0.25)
+    limit = _find_limit(steps, 500.0)
+    walk = np.cumsum(scale * (rng.normal(size=(400, 3000)) - 0.25), axis=1)
+    over = walk - np.minimum(0, np.minimum.accumulate(walk, axis=1)) > limit
+    lengths = np.where(over.any(axis=1), over.argmax(axis=1) + 1, 3000)
+    num_ended = over.any(axis=1).sum()
+    assert 500 <= lengths.sum() / num_ended <= 2500
+
+
+def test_unknown_groups_promise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "_NUM_WINDOWS", 20)
+    images = draw(100, 1, np.random.default_rng(0))
+    known, unknown = (build_reference(*images, are_groups_known=are_known) for are_known in (True, False))
+    assert known is not None
+    assert unknown is not None
+    assert known.level == drift.LEVEL
+    assert "at most 1% of the windows of 200 images warn, and a chart after 40,000 images" in known.promise
+    restored = Reference.from_dict(json.loads(json.dumps(unknown.to_dict())))
+    assert np.isnan([restored.level, restored.run_length]).all()
+    assert restored.charts == unknown.charts
+    assert restored.promise.startswith("nothing is promised")
+
+
+def test_a_reference_without_charts_is_read(reference: Reference, strip: list[np.ndarray]) -> None:
+    plain = {key: value for key, value in reference.to_dict().items() if key not in ("charts", "run_length")}
+    monitor = Monitor(Reference.from_dict(plain), NAMES)
+    assert monitor.add(strip[0], np.full(4, 0.3)) == []
+    assert monitor.latest is None
+
+
+def test_the_monitor_reports_the_shift_of_a_class(reference: Reference, strip: list[np.ndarray]) -> None:
+    monitor = Monitor(reference, NAMES)
+    rng = np.random.default_rng(5)
+    usual, bad = (draw_probabilities(rng.random((400, 4)) < rates, rng) for rates in (RATES, (0.07, 0.5, 0.4, 0.06)))
+    drifts = [found for p, image in zip(np.concatenate([usual[:150], bad[:49]]), strip, strict=False)
+              for found in monitor.add(image, p)]  # fmt: skip
+    (found,) = drifts  # before the first window is full
+    assert isinstance(found.changes[0], Shift)
+    assert found == monitor.latest
+    assert 140 <= found.first <= 165
+    assert "class 2 crack is predicted more often than in the reference: mean probability 0.4" in found.sentence
 
 
 @pytest.mark.slow
@@ -167,7 +281,7 @@ def test_a_change_is_found_within_one_window(
     window = Window(reference, NAMES)
     probabilities = draw_probabilities(rng.random((200, 4)) < rates, rng)
     images = strip[400:] if change is None else [change(image) for image in strip[400:]]
-    *earlier, found = [window.add(*pair) for pair in zip(images, probabilities, strict=True)]
+    *earlier, found = [window.add(measure(image), p) for image, p in zip(images, probabilities, strict=True)]
     assert earlier == [None] * 199
     if first is None:
         assert found is None
@@ -187,8 +301,8 @@ def test_a_change_is_found_within_one_window(
 
 
 def test_the_sentence_names_change_size_and_remedy() -> None:
-    change = drift.Change("brightness", 2.0, 96.84, (0.15, 0.8), (92.3, 131.0))
-    other = drift.Change("class 2 crack", 1.5, 0.312, (0.24, 0.06), (0.02, 0.01))
+    change = Change("brightness", 2.0, 96.84, (0.15, 0.8), (92.3, 131.0))
+    other = Change("class 2 crack", 1.5, 0.312, (0.24, 0.06), (0.02, 0.01))
     sentence = Drift(1201, 1400, (change, other)).sentence
     for part in (
         "images 1,201 to 1,400: images are darker",
@@ -258,12 +372,12 @@ def test_too_few_images_or_groups_give_no_reference() -> None:
 
 
 def test_memory_is_constant(strip: list[np.ndarray], reference: Reference) -> None:
-    window = Window(reference, NAMES)
+    monitor = Monitor(reference, NAMES)
     probabilities = np.full(4, 0.3)
 
     def add(num: int) -> int:
         for i in range(num):
-            window.add(strip[i % 10], probabilities)
+            monitor.add(strip[i % 10], probabilities)
         return tracemalloc.get_traced_memory()[0]
 
     tracemalloc.start()

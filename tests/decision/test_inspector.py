@@ -58,7 +58,8 @@ def reference(images: Tensor, inspector: Inspector) -> np.ndarray:
     masks = np.zeros((len(images), 2, *images.shape[1:]), bool)
     for i, image in enumerate(images.numpy().astype(float)):
         classes = 1 / (1 + np.exp(-(image.mean() - np.array([100, 200])) / 10))
-        classes = 1 / (1 + (1 / classes - 1) ** (1 / inspector.temperature.numpy()))
+        odds = classes / (1 - classes) * np.exp(-inspector.shift.numpy())
+        classes = 1 / (1 + odds ** (-1 / inspector.temperature.numpy()))
         curves = zip(classes, inspector.knots.numpy(), inspector.values.numpy(), strict=True)
         classes = np.array([np.interp(p, x, y) for p, x, y in curves])
         if classes.max() < float(inspector.gate):
@@ -88,6 +89,7 @@ def reference(images: Tensor, inspector: Inspector) -> np.ndarray:
         build(smallest_spot=(13, 0)),
         build(smallest_spot=(12, 36), smallest_area=(12, 36)),
         build(temperature=(4.0, 1.0), gate=0.6),  # calibration lowers the medium image below the gate
+        build(shift=(-3.0, 0.5), temperature=(1.0, 2.0)),
         build(curve=(((0.0, 0.0), (0.5, 0.1), (0.8, 0.4), (1.0, 1.0)), STRAIGHT)),
         build(curve=(STRAIGHT, ((0.0, 0.3), (1.0, 0.9))), label=(0.0, 0.2), gate=0.2),
         build(pixel=(1.0, 0.2)),

@@ -41,7 +41,7 @@ TUNING = Tuning(
 def test_identity_calibration_returns_the_input_bit_for_bit() -> None:
     classes = torch.rand(50, 2)
     classes[0], classes[1] = 0, 1
-    ours = calibrate(classes, torch.ones(2), *tabulate_curves([STRAIGHT, STRAIGHT]))
+    ours = calibrate(classes, torch.ones(2), *tabulate_curves([STRAIGHT, STRAIGHT]), torch.zeros(2))
     assert torch.equal(ours, classes)
 
 
@@ -49,8 +49,10 @@ def test_calibration_equals_scipy_and_numpy() -> None:
     classes = torch.rand(50, 2)
     classes[0], classes[1] = 0, 1
     curve = ((0.0, 0.05), (0.3, 0.2), (0.31, 0.8), (1.0, 0.95))
-    ours = calibrate(classes, torch.tensor([1.7, 1.0]), *tabulate_curves([STRAIGHT, curve])).numpy()
-    assert ours[:, 0] == pytest.approx(special.expit(special.logit(classes[:, 0].double().numpy()) / 1.7), abs=1e-6)
+    curves = tabulate_curves([STRAIGHT, curve])
+    ours = calibrate(classes, torch.tensor([1.7, 1.0]), *curves, torch.tensor([-0.8, 0.0])).numpy()
+    logits = special.logit(classes[:, 0].double().numpy())
+    assert ours[:, 0] == pytest.approx(special.expit((logits + 0.8) / 1.7), abs=1e-6)
     assert ours[:, 1] == pytest.approx(np.interp(classes[:, 1].numpy(), *zip(*curve, strict=True)), abs=1e-6)
 
 
@@ -58,7 +60,7 @@ def test_tensors_are_converted_back_without_the_padding_of_curves() -> None:
     tensors = POINT.to_tensors()
     assert tensors.knots.shape == tensors.values.shape == (2, 3)
     assert OperatingPoint.from_tensors(tensors) == POINT
-    integers = OperatingPoint(0, (0, 1), (1, 1), (0, 0), (0, 0), (1, 1), (((0, 0), (1, 1)),) * 2).to_tensors()
+    integers = OperatingPoint(0, (0, 1), (1, 1), (0, 0), (0, 0), (1, 1), (((0, 0), (1, 1)),) * 2, (0, 0)).to_tensors()
     assert [tensor.dtype for tensor in integers] == [tensor.dtype for tensor in tensors]
 
 
@@ -82,12 +84,13 @@ def test_a_point_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"gate": float("nan")}, "gate must be in [0, 1], got nan"),
         ({"gate": "0.5"}, "gate must be float, got '0.5'"),
         ({"smallest_area": [0.5, 1]}, "smallest_area must be int, got 0.5"),
-        ({"smallest_spot": [-1, 0]}, "smallest_spot must be at least 0 pixels, got -1"),
+        ({"smallest_spot": [-1, 0]}, "smallest_spot must be in [0, 1e15] pixels, got -1"),
         ({"temperature": [0.0, 1.0]}, "temperature must be finite and above 0, got 0.0"),
         ({"temperature": [float("inf"), 1.0]}, "temperature must be finite and above 0, got inf"),
         ({"curve": [[[0.5, 0.0], [1.0, 1.0]]] * 2}, "got [[0.5, 0.0], [1.0, 1.0]]"),
         ({"curve": [[[0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]]}, "got [[0.0, 0.0]]"),
         ({"curve": [[[0.0, 0.0], [0.5, 0.1], [0.50000001, 0.2], [1.0, 1.0]]] * 2}, "x increasing from 0 to 1"),
+        ({"shift": [float("nan"), 0.0]}, "shift must be finite, got nan"),
         ({"threshold": 0.5}, "unknown key threshold"),
     ],
 )

@@ -24,6 +24,7 @@ from steel.desk.batching import Batcher
 from steel.desk.desk import Desk, Limits
 from steel.desk.server import build_server
 from steel.desk.verdicts import Verdicts
+from steel.inspection.card import format_card
 
 CLASSES = ["scale", "scratch"]
 LIMITS = Limits()
@@ -81,7 +82,8 @@ def open_desk(path: Path, limits: Limits = LIMITS, *, mm_per_pixel: float | None
     """Return a desk with an exported inspector, and the verdicts in the same folder."""
     module, about = bundle.read(path)
     batcher = Batcher(module, device=torch.device("cpu"), batch_size=8, max_wait=0.005, queue_size=queue_size)
-    return Desk(batcher, about, Verdicts(path.parent / "verdicts.sqlite", CLASSES), limits, mm_per_pixel=mm_per_pixel)
+    verdicts, card = Verdicts(path.parent / "verdicts.sqlite", CLASSES), format_card(path, about)
+    return Desk(batcher, about, verdicts, limits, mm_per_pixel=mm_per_pixel, card=card)
 
 
 @contextmanager

@@ -125,6 +125,7 @@ def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: 
         with zipfile.ZipFile(download(page, "labels.zip", tmp_path)) as labels:
             assert labels.read("to_label.csv").decode().splitlines() == ["ImageId,ClassId", "middle.jpg,1"]
             assert "plain.bmp_1," in labels.read("train.csv").decode().splitlines()
+        assert "Model card of inspector.pt" in download(page, "model_card.html", tmp_path).read_text()
 
     assert [text for text in problems if "415" not in text] == []  # the browser logs the refused image
 

@@ -20,7 +20,9 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
+from hostile import draw_scans, pack_tiff
 from served import build_desk, draw, encode, open_server, write_inspector
+from steel.desk import server
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
 
@@ -90,6 +92,9 @@ def list_bodies() -> Iterator[bytes]:
     yield good[".png"].replace(b"IHDR", b"IHDX")
     yield png(10, 10, bytes(3))  # fewer pixels than the header states
     yield encode(np.zeros((8, 8), np.uint16))  # 16 bits
+    yield draw_scans(101, num_components=1)
+    yield b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000
+    yield pack_tiff((500, 500), 32773, [(0, 1000)] * 500, bytes(1000), rows=1)
     yield b""
     yield b"../../../../etc/passwd"
 
@@ -267,6 +272,64 @@ def test_hostile_requests_are_refused_and_do_not_affect_other_clients(tmp_path: 
         connection.close()
 
 
+def test_a_client_that_hangs_up_in_its_body_is_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    form = b"Content-Type: multipart/form-data; boundary=x\r\n"
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nabc'
+    starts = [
+        (b"POST /v1/inspect HTTP/1.1\r\n", b"abc"),
+        (b"POST /v1/inspect HTTP/1.1\r\n" + form, part),
+        (b"PUT /v1/verdicts/" + b"0" * 64 + b" HTTP/1.1\r\nContent-Type: application/json\r\n", b'{"image": '),
+    ]
+    with open_server(build_app(build_desk(tmp_path))) as port:
+        for start, body in starts * 5:
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(start + b"Host: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n" + body)
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(100):
+            text = httpx.get(f"{url}/metrics").text
+            counts = re.findall(r'^steel_requests_total{path="(/v1/\S+)",status="(\d+)"} (\S+)', text, re.MULTILINE)
+            if sum(float(count) for *_, count in counts) == 15:
+                break
+            time.sleep(0.05)
+        assert {(path, status) for path, status, _ in counts} == {
+            ("/v1/inspect", "499"), ("/v1/verdicts/{digest}", "499"),
+        }  # fmt: skip
+        assert "steel_queue_images 0.0" in text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(tmp_path: Path) -> None:
+    desk, unblock, sizes = build_desk(tmp_path, queue_size=4), threading.Event(), []
+    desk.batcher.on_batch = lambda num_images: (sizes.append(num_images), unblock.wait(30))
+    body = encode(draw(95))
+    head = b"POST /v1/inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with open_server(build_app(desk)) as port, ThreadPoolExecutor(2) as clients:
+
+        def wait_until_queued(num: int) -> None:
+            for _ in range(400):
+                if desk.batcher.num_reserved == num and len(desk.batcher._jobs) == num - 1:
+                    return
+                time.sleep(0.02)
+            pytest.fail(f"{desk.batcher.num_reserved} places are taken, {len(desk.batcher._jobs)} images queued")
+
+        post = lambda: httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=60)  # noqa: E731
+        first = clients.submit(post)
+        wait_until_queued(1)
+        for _ in range(5):
+            connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+            for connection in connections:
+                connection.sendall(head + body)
+            wait_until_queued(4)
+            for connection in connections:
+                connection.close()
+            wait_until_queued(1)
+        last = clients.submit(post)
+        wait_until_queued(2)
+        unblock.set()
+        assert (first.result().status_code, last.result().status_code) == (200, 200)
+    assert sizes == [1, 1]
+
+
 def measure_memory() -> int:
     """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -355,6 +418,12 @@ def test_invalid_options_end_with_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in refused("serve", model, f"--port={taken.getsockname()[1]}")
     assert "STEEL_TOKEN" in refused("serve", model, "--host=0.0.0.0")
+    for token in (" ", "a\nb"):
+        monkeypatch.setenv("STEEL_TOKEN", token)
+        assert "STEEL_TOKEN must be printable" in refused("serve", model, "--host=0.0.0.0")
+    monkeypatch.setenv("STEEL_TOKEN", "secret \n")
+    assert server._read_token() == "secret"
+    monkeypatch.delenv("STEEL_TOKEN")
     assert re.search("queue.* 16.* 8", refused("serve", model, "--queue=8"))
     assert re.search("mm_per_pixel .*above 0 .*, got 0", refused("serve", model, "--mm_per_pixel=0"))
     assert re.search("port .*65535, got 70000", refused("serve", model, "--port=70000"))

@@ -17,10 +17,16 @@ from starlette.testclient import TestClient
 import steel.desk
 from served import CLASSES, build_desk, draw, encode, open_client, open_desk, write_inspector
 from steel.data import rle
+from steel.decision.about import About
 from steel.decision.drift import build_reference
 from steel.decision.measures import measure
+from steel.decision.point import OperatingPoint
+from steel.decision.tuning import Aim, ChosenOn, NetworkHashes, Tuning
+from steel.desk.answers import describe_model
+from steel.desk.batching import Thresholds
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
+from steel.pages import POLICY
 
 SCALE = (10, 8, 12, 5, 255)
 SCRATCH = (40, 20, 30, 3, 150)
@@ -125,6 +131,19 @@ def test_thresholds_of_a_request_apply_to_that_request_only(client: TestClient) 
     assert inspect(client, image) == before
 
 
+def test_a_gate_just_above_a_probability_gives_no_spots_on_a_clean_image(client: TestClient) -> None:
+    """The gate and the masks follow from one comparison in single precision."""
+    image = draw(60, (SCALE,))
+    probability = inspect(client, image)["gate_probability"]
+    assert float(np.float32(probability)) == probability
+    halfway = float(np.nextafter(np.float32(probability), np.float32(1)) - np.float32(probability)) / 2
+    for gate in (probability, probability * (1 + 1e-12), probability + 0.9 * halfway, probability + 1.1 * halfway):
+        found = inspect(client, image, gate=repr(gate))
+        assert found["defective"] is bool(np.float32(probability) >= np.float32(gate))
+        assert bool(found["spots"]) is found["defective"]
+    assert found["defective"] is False
+
+
 @pytest.mark.parametrize("query", ["gate=1.1", "gate=nan", "gate=x", "label=0.5", "label=0.5&label=-1", "overlay=gif"])
 def test_invalid_thresholds_are_refused(client: TestClient, query: str) -> None:
     answer = client.post(f"/v1/inspect?{query}", content=encode(draw()))
@@ -132,14 +151,35 @@ def test_invalid_thresholds_are_refused(client: TestClient, query: str) -> None:
     assert isinstance(answer.json()["detail"], str)
 
 
-def test_the_model_is_described(client: TestClient) -> None:
+def test_the_model_is_described(client: TestClient, tmp_path: Path) -> None:
     model = client.get("/v1/model").json()
     assert [entry["name"] for entry in model["classes"]] == CLASSES
     assert [entry["label"] for entry in model["classes"]] == [0, 0]
     assert model["classes"][0]["colour"] == "#ffc800"
     assert model["gate"] == 0.5
+    assert model["digest"] == hashlib.sha256((tmp_path / "inspector.pt").read_bytes()).hexdigest()
     assert model["operating_point"]["pixel"] == [0.5, 0.5]
     assert model["mm_per_pixel"] == 0.5
+
+
+def test_no_path_of_the_training_machine_is_described() -> None:
+    chosen_on = ChosenOn("/home/trainer/data", "val", "a" * 16, "b" * 16, 60, 20)
+    tuned = Tuning(Aim("cost", (1.0, 1.0), (1.0, 1.0)), chosen_on, NetworkHashes(("c",), ("d",), False))
+    about = About(tuple(CLASSES), OperatingPoint.untuned(2), tuned)
+    answer = describe_model(about, Thresholds(0.5, (0.0, 0.0)), None).model_dump()
+    assert answer["tuned"]["chosen_on"]["num_images"] == 60
+    assert "/home" not in str(answer)
+
+
+def test_the_model_card_is_a_page_with_its_own_style(client: TestClient) -> None:
+    response = client.get("/v1/card")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "Model card of inspector.pt" in response.text
+    # One policy, which allows the style inside the page but no script of another host.
+    assert response.headers.get_list("content-security-policy") == [POLICY]
+    assert "default-src 'none'" in POLICY
+    assert response.headers["x-content-type-options"] == "nosniff"
 
 
 def test_health_readiness_and_metrics(client: TestClient) -> None:
@@ -203,9 +243,9 @@ def test_drift_is_reported_until_a_window_matches_the_reference(tmp_path: Path) 
     usual = [shoot(90) for _ in range(200)]
     reference = build_reference(np.stack([measure(image) for image in usual]), np.full((200, 2), 0.5), np.arange(200))
     assert reference is not None
-    # Raise the limits of the classes, so that only the measures of the images can cause a warning.
+    # Raise the limits of the classes and remove the charts, so that only the measures of windows can cause a warning.
     sketches = [*reference.sketches[:4], *(replace(sketch, limit=1e9) for sketch in reference.sketches[4:])]
-    reference = replace(reference, sketches=tuple(sketches))
+    reference = replace(reference, sketches=tuple(sketches), charts=())
     desk = open_desk(write_inspector(tmp_path / "inspector.pt", reference=reference), Limits(max_images=200))
     with open_client(build_app(desk)) as client:
 

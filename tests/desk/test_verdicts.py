@@ -1,8 +1,12 @@
 """Verdicts: saving, replacing and deleting them, and their export as CSV and as labels."""
 
+import hashlib
 import io
 import json
+import shutil
 import sqlite3
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +30,18 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
+def draw_numbered(number: int) -> bytes:
+    return encode(draw(number))
+
+
+def get_digest(number: int) -> str:
+    return hashlib.sha256(draw_numbered(number)).hexdigest()
+
+
 def save(client: TestClient, number: int, **changes: Any) -> Any:
-    return client.put(f"/v1/verdicts/{number:064x}", json=VERDICT | {"image": f"{number}.png"} | changes)
+    """Inspect an image and save a verdict on it."""
+    assert client.post("/v1/inspect", content=draw_numbered(number)).status_code == 200
+    return client.put(f"/v1/verdicts/{get_digest(number)}", json=VERDICT | {"image": f"{number}.png"} | changes)
 
 
 def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
@@ -88,22 +102,24 @@ def test_a_verdict_can_be_replaced_and_deleted(client: TestClient) -> None:
     save(client, 1, verdict="agree")
     assert save(client, 1, verdict="missed").json()["verdict"] == "missed"
     assert client.get("/v1/verdicts").json()["counts"] == {"agree": 0, "missed": 1, "false_alarm": 0}
-    assert client.delete(f"/v1/verdicts/{1:064x}").status_code == 204
-    assert client.delete(f"/v1/verdicts/{1:064x}").status_code == 404
+    assert client.delete(f"/v1/verdicts/{get_digest(1)}").status_code == 204
+    assert client.delete(f"/v1/verdicts/{get_digest(1)}").status_code == 404
 
 
 def test_a_verdict_that_the_client_has_not_seen_is_not_replaced(client: TestClient) -> None:
+    assert client.post("/v1/inspect", content=draw_numbered(1)).status_code == 200
+
     def save_over(replaces: int, verdict: str) -> Any:
         body = VERDICT | {"verdict": verdict}
-        return client.put(f"/v1/verdicts/{1:064x}", json=body, params={"replaces": replaces})
+        return client.put(f"/v1/verdicts/{get_digest(1)}", json=body, params={"replaces": replaces})
 
     first = save_over(0, "agree").json()
     assert save_over(0, "missed").status_code == 412
     assert save_over(first["revision"] + 1, "missed").status_code == 412
     second = save_over(first["revision"], "missed").json()
     assert second["revision"] > first["revision"]
-    assert client.delete(f"/v1/verdicts/{1:064x}", params={"replaces": first["revision"]}).status_code == 412
-    assert client.delete(f"/v1/verdicts/{1:064x}", params={"replaces": second["revision"]}).status_code == 204
+    assert client.delete(f"/v1/verdicts/{get_digest(1)}", params={"replaces": first["revision"]}).status_code == 412
+    assert client.delete(f"/v1/verdicts/{get_digest(1)}", params={"replaces": second["revision"]}).status_code == 204
     assert save_over(second["revision"], "agree").status_code == 412
     assert save_over(0, "agree").status_code == 200
 
@@ -112,14 +128,14 @@ def test_the_history_keeps_replaced_and_deleted_verdicts(client: TestClient) -> 
     save(client, 1, verdict="agree", inspector="K. L.", comment="scale, not a scratch")
     save(client, 2, verdict="agree")
     save(client, 1, verdict="missed", inspector="M. N.", **{"class": "scratch"})
-    client.delete(f"/v1/verdicts/{1:064x}", params={"inspector": "O. P."})
-    entries = client.get(f"/v1/verdicts/{1:064x}").json()["entries"]
+    client.delete(f"/v1/verdicts/{get_digest(1)}", params={"inspector": "O. P."})
+    entries = client.get(f"/v1/verdicts/{get_digest(1)}").json()["entries"]
     assert [(entry["verdict"], entry["class"], entry["inspector"], entry["comment"]) for entry in entries] == [
         (None, "scratch", "O. P.", ""),
         ("missed", "scratch", "M. N.", ""),
         ("agree", None, "K. L.", "scale, not a scratch"),
     ]
-    assert client.get(f"/v1/verdicts/{3:064x}").json() == {"entries": []}
+    assert client.get(f"/v1/verdicts/{get_digest(3)}").json() == {"entries": []}
     assert [entry["image"] for entry in client.get("/v1/verdicts").json()["verdicts"]] == ["2.png"]
     save(client, 4, verdict="agree", image="1.png")  # the name of a deleted verdict is free again
 
@@ -148,29 +164,30 @@ def test_a_file_of_an_earlier_version_opens_with_its_verdicts(tmp_path: Path) ->
             INSERT INTO classes VALUES (1, 'scale'), (2, 'scratch');
         """)
         rows = [
-            (f"{1:064x}", "1.png", "agree", None, 1, "K. L.", "2026-01-02T03:04:05+00:00", json.dumps(["5 3", ""])),
-            (f"{2:064x}", "2.png", "missed", "scratch", 0, "", "2026-01-01T03:04:05+00:00", json.dumps(["", ""])),
+            (get_digest(1), "1.png", "agree", None, 1, "K. L.", "2026-01-02T03:04:05+00:00", json.dumps(["5 3", ""])),
+            (get_digest(2), "2.png", "missed", "scratch", 0, "", "2026-01-01T03:04:05+00:00", json.dumps(["", ""])),
         ]
         earlier.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     earlier.close()
     for _ in range(2):  # converted once
         with open_client(build_app(build_desk(tmp_path))) as client:
             assert client.get("/v1/verdicts.csv").text.splitlines()[1:] == [
-                f"2.png,0,missed,scratch,,2026-01-01T03:04:05+00:00,{2:064x},",
-                f"1.png,1,agree,,K. L.,2026-01-02T03:04:05+00:00,{1:064x},",
+                f"2.png,0,missed,scratch,,2026-01-01T03:04:05+00:00,{get_digest(2)},",
+                f"1.png,1,agree,,K. L.,2026-01-02T03:04:05+00:00,{get_digest(1)},",
             ]
             archive = zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content))
             assert archive.read("train.csv").decode().splitlines()[1:] == ["1.png_1,5 3", "1.png_2,"]
             assert archive.read("to_label.csv").decode().splitlines()[1:] == ["2.png,2"]
-            (entry,) = client.get(f"/v1/verdicts/{1:064x}").json()["entries"]
+            (entry,) = client.get(f"/v1/verdicts/{get_digest(1)}").json()["entries"]
             assert entry["marks"] == {}
     assert save_in(tmp_path, entry["revision"]) == 200
 
 
 def save_in(folder: Path, replaces: int) -> int:
     with open_client(build_app(build_desk(folder))) as client:
+        client.post("/v1/inspect", content=draw_numbered(1))
         body = VERDICT | {"image": "1.png", "verdict": "false_alarm"}
-        return client.put(f"/v1/verdicts/{1:064x}", json=body, params={"replaces": replaces}).status_code
+        return client.put(f"/v1/verdicts/{get_digest(1)}", json=body, params={"replaces": replaces}).status_code
 
 
 def test_two_images_with_one_name_are_refused(client: TestClient) -> None:
@@ -199,6 +216,15 @@ def test_two_images_with_one_name_are_refused(client: TestClient) -> None:
         {"verdict": "missed", "marks": {"rust": "5 3"}},
         {"verdict": "agree", "comment": "x" * 501},
         {"verdict": "agree", "comment": "two\nlines"},
+        {"verdict": "agree", "image": "."},
+        {"verdict": "agree", "image": ".."},
+        {"verdict": "agree", "image": "gpj.\u202ea.png"},  # shown as "gnp.a.jpg"
+        {"verdict": "agree", "inspector": "\u2066K. L."},
+        {"verdict": "agree", "size": [True, True]},
+        {"verdict": "agree", "size": [64.0, "96"]},
+        {"verdict": "agree", "defective": 1},
+        {"verdict": "agree", "defective": False},  # but it has codes
+        {"verdict": "agree", "codes": {"scale": "1 1 " * 260_000}},
     ],
 )
 def test_invalid_verdicts_are_refused(client: TestClient, changes: dict[str, Any]) -> None:
@@ -207,9 +233,83 @@ def test_invalid_verdicts_are_refused(client: TestClient, changes: dict[str, Any
     assert client.get("/v1/verdicts").json()["verdicts"] == []
 
 
-def test_formulas_in_csv_cells_are_escaped(client: TestClient) -> None:
-    save(client, 1, verdict="agree", image="=HYPERLINK(1).png")
-    assert client.get("/v1/verdicts.csv").text.splitlines()[1].startswith("'=HYPERLINK(1).png,")
+@pytest.mark.parametrize("name", [".a", "a.", "ä b.png", "\u0646\u200c\u0645.png"])
+def test_unusual_names_are_accepted(client: TestClient, name: str) -> None:
+    assert save(client, 1, verdict="agree", image=name).status_code == 200
+
+
+def test_verdicts_on_images_that_were_not_inspected_are_refused(client: TestClient) -> None:
+    verdict = VERDICT | {"verdict": "agree"}
+    for digest, changes in ((get_digest(1), {}), (get_digest(2), {"size": [96, 64]})):
+        assert client.post("/v1/inspect", content=draw_numbered(2)).status_code == 200
+        answer = client.put(f"/v1/verdicts/{digest}", json=verdict | changes)
+        assert answer.status_code == 404
+        assert "inspect it first" in answer.json()["detail"]
+    assert client.get("/v1/verdicts").json()["verdicts"] == []
+
+
+@pytest.mark.parametrize("start", "=+-@")
+def test_formulas_in_csv_cells_are_escaped(client: TestClient, tmp_path: Path, start: str) -> None:
+    from steel.data.annotations import read_annotations
+
+    name = f"{start}HYPERLINK(1).png"
+    save(client, 1, verdict="agree", image=name)
+    save(client, 2, verdict="missed", image=f"{start}2.png")
+    lines = client.get("/v1/verdicts.csv").text.splitlines()
+    assert {line.split(",")[0] for line in lines[1:]} == {f"'{name}", f"'{start}2.png"}
+    root = tmp_path / "data"
+    zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content)).extractall(root)
+    assert (root / "to_label.csv").read_text().splitlines()[1] == f"'{start}2.png,"
+    assert (root / "train.csv").read_text().splitlines()[1] == f"'{name}_1,5 3"
+    (root / "train_images").mkdir()
+    (root / "train_images" / name).write_bytes(draw_numbered(1))
+    assert read_annotations(root).labels.tolist() == [[True, True]]
+
+
+FULL_DISK = """
+import os, sqlite3, sys
+from pathlib import Path
+from steel.desk.answers import VerdictQuestion
+from steel.desk.verdicts import Verdicts
+
+folder = Path(sys.argv[1])
+verdicts = Verdicts(folder / "v.sqlite", ["a"])
+
+def save(i):
+    question = {"image": f"{i}.png", "size": [64, 96], "verdict": "agree", "defective": True, "codes": {"a": "5 3"}}
+    verdicts.save(f"{i:064x}", VerdictQuestion.model_validate(question))
+
+for i in range(10):
+    save(i)
+other = os.open(folder / "other", os.O_CREAT | os.O_WRONLY)
+try:
+    while True:
+        os.write(other, bytes(1024))
+except OSError:
+    pass
+try:
+    for i in range(10, 1000):
+        save(i)
+except sqlite3.OperationalError:
+    print("full")
+for i in range(10):
+    assert verdicts.delete(f"{i:064x}")
+verdicts.close()
+print("deleted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a file system of its own")
+def test_verdicts_can_be_deleted_on_a_full_disk(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=3m tmpfs {tmp_path}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount a file system")
+    command = f'{mount} && exec "$0" -c "$1" {tmp_path}'
+    run = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command, sys.executable, FULL_DISK], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.split() == ["full", "deleted"], run.stderr
 
 
 def test_verdicts_survive_a_restart(tmp_path: Path) -> None:

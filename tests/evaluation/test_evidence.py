@@ -112,8 +112,14 @@ def test_read_scores_of_other_software(tmp_path: Path) -> None:
     assert outcome.called.tolist() == [[True, False], [False, True]]
     assert outcome.dice.tolist() == [[1, 1], [1, 0]]
     assert evidence.groups.tolist() == [0, 1]
+    assert evidence.num_ungrouped == 2
     path.write_text(SCORES.replace("ImageId", "ImageId,group").replace("jpg,", "jpg,coil7,"))
-    assert read_scores(path)[0].groups.tolist() == [0, 0]
+    grouped = read_scores(path)[0]
+    assert grouped.groups.tolist() == [0, 0]
+    assert grouped.num_ungrouped == 0
+    path.write_text(SCORES.replace("ImageId", "ImageId,group").replace("jpg,", "jpg,,"))
+    assert read_scores(path)[0].groups.tolist() == [0, 1]  # an empty cell is no group
+    assert read_scores(path)[0].num_ungrouped == 2
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,10 @@ def test_counts_equal_those_of_masks(root: Path, tmp_path: Path, form: Submissio
     planes = torch.from_numpy(np.stack([table.draw_plane(i) for i in range(len(table))]))
     known = ~find_unknown(planes, 4)
     expected = count(masks & known[:, None], unpack(planes, 4) & known[:, None])
+    expected = expected._replace(pixels=known.sum((1, 2)), hidden=(~known).sum((1, 2)))
     counts = count_submission(tmp_path / "submission.csv", table)
     assert counts.hits.sum() > 0
-    for one, other in zip(counts, expected._replace(pixels=known.sum((1, 2))), strict=True):
+    for one, other in zip(counts, expected, strict=True):
         assert torch.equal(one, other)
 
 
@@ -75,4 +76,25 @@ def test_scores_equal_those_of_the_masks(
     for name, value in score_masks(count(masks, truth)).items():
         assert float(shown[name]) == pytest.approx(value, abs=1e-4)
     sentence = refused("score", tmp_path / "nothing.csv", root)
+    assert f"no file {tmp_path / 'nothing.csv'}; " in sentence
+
+
+def test_two_submissions_are_compared_on_the_same_images(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    table, first, second = read_annotations(root), tmp_path / "first.csv", tmp_path / "second.csv"
+    write(first, table, "new")
+    second.write_text("ImageId,ClassId,EncodedPixels\n")
+    ours, nothing = (score_masks(count_submission(path, table)) for path in (first, second))
+    for against, other in ((second, nothing), (first, ours)):
+        assert main(["score", str(first), str(root), "--against", str(against)]) == 0
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dice_on_defects"))
+        mean, _, _, compared, difference, *limits = map(float, re.findall(r"-?\d\.\d{4}", row))
+        assert (mean, compared) == pytest.approx((ours["dice_on_defects"], other["dice_on_defects"]), abs=1e-4)
+        assert difference == pytest.approx(mean - compared, abs=2e-4)
+        if against == first:
+            assert (difference, limits) == (0, [])  # it never varies
+        else:
+            assert limits[0] < difference < limits[1]
+    sentence = refused("score", first, root, "--against", tmp_path / "nothing.csv")
     assert f"no file {tmp_path / 'nothing.csv'}; " in sentence

@@ -21,11 +21,12 @@ from steel.decision.point import OperatingPoint, read_point
 from steel.decision.tuning import Aim, Promise
 from steel.errors import InputError
 from steel.evaluation.assemble import assemble
+from steel.evaluation.claims import count_allowed
 from steel.evaluation.evidence import Evidence, Grid
 from steel.evaluation.promises import measure
-from steel.evaluation.search import judge
+from steel.evaluation.search import choose, judge
 from steel.evaluation.summary import format_score
-from steel.evaluation.tune import list_warnings, tune_on
+from steel.evaluation.tune import describe_limit, list_warnings, tune_on
 
 
 def draw_scores(n: int, seed: int = 0, num_groups: int | None = None) -> Evidence:
@@ -103,13 +104,48 @@ def test_warnings_name_a_recall_that_cannot_be_claimed() -> None:
     aim = Aim("recall", share=0.95)
     warnings = list_warnings(evidence, tune_on(evidence, aim, ("dent", "crack")), aim, ("dent", "crack"))
     n = int(evidence.labels[:, 1].sum())
-    least = n / (n + 1.959964**2)
+    least = 0.05 ** (1 / n)
     assert least < 0.95
     (warning,) = (warning for warning in warnings if "2 crack" in warning)
     assert all(part in warning for part in ("recall of 0.95", "cannot be claimed", f"{n} of {n}", f"{least:.3f}"))
     none = evidence._replace(truth=evidence.truth * [1, 0], hits=evidence.hits * np.array([1, 0])[:, None, None])
     warnings = list_warnings(none, tune_on(none, aim, ("dent", "crack")), aim, ("dent", "crack"))
     assert any("no image has class 2 crack" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("num_groups", [None, 12])
+def test_a_claim_that_is_refused_is_above_the_one_that_is_proved(num_groups: int | None) -> None:
+    evidence = draw_scores(400, num_groups=num_groups)
+    num_refused = 0
+    for share in (0.6, 0.7, 0.8, 0.9):
+        aim = Aim("recall", share=share)
+        for warning in list_warnings(evidence, tune_on(evidence, aim, ("dent", "crack")), aim, ("dent", "crack")):
+            if proved := re.search(r"cannot be claimed .* 95% confidence: .* recall above ([\d.]+)", warning):
+                num_refused += 1
+                assert float(proved[1]) < share
+    assert num_refused
+
+
+def test_a_limit_of_false_alarms_that_cannot_be_claimed_is_named() -> None:
+    few, aim = draw_scores(60), Aim("false_alarms", share=0.02)
+    (warning,) = list_warnings(few, tune_on(few, aim, ("dent", "crack")), aim, ("dent", "crack"))
+    proved = re.search(r"limit of 0.02 .* cannot be claimed with 95% confidence: .* at most ([\d.]+) of them", warning)
+    assert proved is not None
+    assert float(proved[1]) > 0.02
+
+
+def test_the_limit_of_false_alarms_is_kept_at_its_confidence_and_the_cost_is_said() -> None:
+    evidence, aim = draw_scores(400), Aim("false_alarms", share=0.03)
+    tuned, allowed = tune_on(evidence, aim, ("dent", "crack")), count_allowed(evidence, aim)
+    assert allowed is not None
+    assert allowed < 0.03 * evidence.clean.sum() - 1
+    assert tuned.outcome.called[evidence.clean].any(axis=1).sum() <= allowed
+    on_average = judge(evidence, choose(evidence, aim._replace(confidence=0.5)))
+    found, instead = (int(outcome.found[evidence.labels].sum()) for outcome in (tuned.outcome, on_average))
+    assert found <= instead
+    said = describe_limit(evidence, tuned, aim)
+    assert said.startswith(f"{found} of {int(evidence.labels.sum())} defects are found with a limit of 0.03 at 95%")
+    assert f"; {instead} with a limit that holds on average" in said
 
 
 def test_warning_if_kaggle_dice_rises_because_less_is_predicted() -> None:
@@ -176,6 +212,11 @@ def test_the_operating_point_reaches_inspector_report_and_exported_file(
     for name in ("point_trade_off.png", "point_calibration.png"):
         assert (out.parent / name).is_file()
     content = yaml.safe_load(out.read_text())
+    # Calibration starts from the shift that weighting the loss caused.
+    saved = torch.load(trained.classifier, weights_only=True)["steel"]["logit_shift"]
+    assert max(map(abs, saved)) > 0.1
+    assert assemble(str(trained.classifier), str(trained.segmenter)).logit_shift == pytest.approx(saved)
+    assert content["operating_point"]["shift"] != [0.0] * 4
     assert content["chosen_on"]["part"] == "val"
     assert content["aim"]["share"] == 0.3
     assert content["promises"][0]["num_new"] <= 500
@@ -262,6 +303,7 @@ def test_contradicting_options_are_refused(args: tuple[str, ...], reason: str, r
     [
         (("--miss_cost=[1,2,3]",), r"--miss_cost .*above 0.*each of 2 classes.*got \[1"),
         (("--alarm_cost=0",), "--alarm_cost .*above 0.*got 0"),
+        (("--confidence=0.4",), r"--confidence .*\[0.5, 1\), got 0.4"),
         (("--recall=1.1",), r"--recall .*\[0, 1\], got 1.1"),
         (("--aim=profit",), "--aim.*profit"),
     ],

@@ -1,5 +1,7 @@
 """The C++ example: same codes as `steel inspect`, and errors for invalid files."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ import yaml
 from conftest import Trained
 from steel.cli import main
 from steel.data.images import read_grey
+from steel.decision import bundle
 from steel.decision.point import OperatingPoint
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
@@ -73,6 +76,48 @@ def test_codes_equal_those_of_steel_inspect(program: Path, inspector: Path, trai
     (tmp_path / "odd.png").write_bytes(b"P5\n77 50\n255\n" + grey.tobytes())
     run(program, inspector, tmp_path / "raw.csv", tmp_path / "odd.png")
     assert (tmp_path / "raw.csv").read_bytes().splitlines()[1:] == ours.splitlines()[1:5]
+
+
+def test_damaged_and_other_files_are_refused(program: Path, inspector: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 40), np.uint8))
+    content, changed = inspector.read_bytes(), tmp_path / "changed.pt"
+    args = changed, tmp_path / "codes.csv", tmp_path / "image.png"
+    digest = hashlib.sha256(content).hexdigest()
+    changed.write_bytes(content)
+    assert run(program, "--digest", digest, *args).stderr == ""
+    done = run(program, "--digest", digest[::-1], *args)
+    assert done.returncode == 2
+    assert f"has the SHA-256 {digest}; use the right file" in done.stderr
+    end = content.rindex(b"steel sha256 ")
+    for position, reason in (
+        (content.index(b"PK\3\4") + 2000, "its content does not match the digest"),
+        (content.rindex(b"PK\1\2") + 12, "its content does not match the digest"),
+        (len(content) - 1, "its content does not match the digest"),
+        (end, "the digest at its end is missing"),
+    ):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        changed.write_bytes(damaged)
+        done = run(program, *args)
+        assert done.returncode == 2
+        assert reason in done.stderr
+
+
+def test_a_file_without_a_digest_is_read_after_its_checksums(program: Path, inspector: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 40), np.uint8))
+    old = tmp_path / "old.pt"
+    module, about = bundle.load(inspector)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        torch.jit.save(module, old, _extra_files={bundle.METADATA: json.dumps(about.to_dict())})
+    done = run(program, old, tmp_path / "codes.csv", tmp_path / "image.png")
+    assert done.returncode == 0
+    assert f"{old} carries no digest of its content" in done.stderr
+    content = bytearray(old.read_bytes())
+    content[len(content) // 2] ^= 1  # among the weights
+    old.write_bytes(content)
+    done = run(program, old, tmp_path / "codes.csv", tmp_path / "image.png")
+    assert done.returncode == 2
+    assert "is damaged" in done.stderr
 
 
 def test_invalid_files_are_refused_with_one_sentence(program: Path, inspector: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The exported file equals the trained networks, describes itself, and is not written if it differs."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -36,7 +37,7 @@ assert not loaded & {"steel", "pytorch_lightning", "segmentation_models_pytorch"
 def exported(_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "inspector.pt"
     args = ["export", f"--classifier={_trained.classifier}", f"--segmenter={_trained.segmenter}", f"--out={path}"]
-    assert main(args) == 0
+    assert main([*args, "--description=cold-rolled strip"]) == 0
     return path
 
 
@@ -69,6 +70,13 @@ def test_the_file_contains_its_metadata(trained: Trained, exported: Path) -> Non
     assert [len(network.digest) for network in about.classifiers] == [16]
     assert about.flips is False
     assert About.from_dict(json.loads(json.dumps(about.to_dict()))) == about
+
+
+def test_the_model_card_is_written_beside_the_file(exported: Path) -> None:
+    text = (exported.parent / "inspector.pt.card.html").read_text()
+    assert bundle.read(exported)[1].description == "cold-rolled strip"
+    assert "cold-rolled strip" in text
+    assert hashlib.sha256(exported.read_bytes()).hexdigest() in text
 
 
 def test_a_frozen_file_keeps_methods_and_thresholds(trained: Trained, exported: Path) -> None:
@@ -122,7 +130,7 @@ def test_the_comparison_runs_on_given_images(
     for i, path in enumerate(sorted((trained.root / "train_images").iterdir())[:5]):
         shutil.copy(path, tmp_path / f"{i}.jpg")
     args = ["export", f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}"]
-    assert main([*args, f"--images={tmp_path}", f"--out={tmp_path / 'x.pt'}"]) == 0
+    assert main([*args, f"--images={tmp_path}", f"--out={tmp_path / 'x.pt'}", "--verbose"]) == 0
     printed = capsys.readouterr().out
     stored, frozen = re.split(r"exported file, frozen", printed)
     assert "exported file, as stored" in stored
@@ -130,6 +138,8 @@ def test_the_comparison_runs_on_given_images(
         assert re.search(r"^ *1 x 64 x 128 +2 +65536 ", table, re.MULTILINE)
         assert re.search(r"^ *3 x 64 x 128 +3 +98304 ", table, re.MULTILINE)
     assert "of the segmenter's operations" in printed
+    proof = r"^equal to the trained networks on 5 images: probabilities within \S+, 0 of 163,840 mask pixels differ$"
+    assert re.search(proof, printed, re.MULTILINE)
     sentence = refused(*args, f"--images={tmp_path / 'gone'}", f"--out={tmp_path / 'y.pt'}")
     assert f"{tmp_path / 'gone'}; name" in sentence
     assert not (tmp_path / "y.pt").exists()
@@ -176,7 +186,9 @@ def test_several_networks_and_flips_are_in_the_file(
         f"--out={tmp_path / 'x.pt'}",
     ]
     assert main(["export", *args]) == 0
-    assert "exported file, as stored, compared with the trained networks" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "equal to the trained networks on 3 images" in printed
+    assert "compared with" not in printed  # the table needs --verbose
     module, about = bundle.read(tmp_path / "x.pt")
     assert module.flips is True
     assert about.flips is True

@@ -24,6 +24,7 @@ from steel.data import rle
 from steel.inspection import parquet
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.records import Record, Unreadable
+from steel.inspection.tables import Tables
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +256,27 @@ def test_resuming_a_finished_run_appends_new_images(model: Path, whole: Path, fo
     assert (out / "results.csv").read_bytes().startswith((whole / "out" / "results.csv").read_bytes())
 
 
+def test_results_of_an_earlier_run_never_stay_beside_new_ones(
+    model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    first = ["inspect", str(model), str(folder / "[01].png"), f"--out={out}"]
+    assert main([*first, "--report", "--coco"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    sentence = refused("inspect", model, folder / "2.png", f"--out={out}")
+    assert f"{out} holds the results of an earlier run (results.csv); choose another folder with --out" in sentence
+    # A report or annotations that lack the new images would be as stale.
+    for option, name in (("--coco", "report.html"), ("--report", "coco")):
+        sentence = refused("inspect", model, folder / "2.png", f"--out={out}", "--resume", option)
+        assert f"{out / name} would lack the images of this run; add --" in sentence
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert main(["inspect", str(model), str(folder / "2.png"), f"--out={out}", "--resume", "--report", "--coco"]) == 0
+    assert "2.png" in (out / "report.html").read_text(encoding="utf-8")
+    (other := tmp_path / "other").mkdir()
+    (other / "mine.txt").write_text("not a result")
+    assert main(["inspect", str(model), str(folder / "2.png"), f"--out={other}"]) == 0
+
+
 def test_resume_refuses_another_model_and_another_submission_format(
     model: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -321,7 +343,12 @@ def test_shards_can_be_read_as_one_table(model: Path, whole: Path, tmp_path: Pat
     assert [row["image"] for row in read(out / "results-2-of-3.csv")] == ["1.png", "4.png", "7.png"]
     sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=1/2")
     assert "holds results of 3 shards" in sentence
-    assert "is a folder with the results of shards" in refused("inspect", model, whole / "in", f"--out={out}")
+    sentence = refused("inspect", model, whole / "in", f"--out={out}", "--shard=2/3")
+    assert f"{out / 'results-2-of-3.csv'} is from an earlier run; add to it with --resume" in sentence
+    assert main(["inspect", str(model), str(whole / "in"), f"--out={out}", "--shard=2/3", "--resume"]) == 0
+    assert "holds the results of an earlier run" in refused("inspect", model, whole / "in", f"--out={out}")
+    sentence = refused("inspect", model, whole / "in", f"--out={out}", "--resume")
+    assert "is a folder with the results of shards" in sentence
     unsharded = shutil.copytree(whole / "out", tmp_path / "unsharded")
     assert "holds the results of a whole run" in refused(
         "inspect", model, whole / "in", f"--out={unsharded}", "--shard=1/2"
@@ -377,3 +404,31 @@ def test_a_killed_process_can_be_resumed(model: Path, tmp_path: Path) -> None:
         assert run.returncode == -signal.SIGKILL
     assert main([*args, f"--out={out}", "--resume"]) == 0
     require_equal(out, tmp_path / "whole")
+
+
+def test_links_folders_and_pipes_with_names_of_images_are_reported(model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "a.jpg").symlink_to("gone.jpg")
+    (folder / "b.jpg").symlink_to("b.jpg")
+    (folder / "c.jpg").mkdir()
+    os.mkfifo(folder / "d.jpg")
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder), f"--out={out}"]) == 0
+    errors = {row["image"]: row["error"] for row in read(out / "results.csv") if row["error"]}
+    assert list(errors) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert "No such file" in errors["a.jpg"]
+    assert "symbolic links" in errors["b.jpg"]
+    assert "is a folder, a pipe or a device" in errors["c.jpg"]
+    assert "is a folder, a pipe or a device" in errors["d.jpg"]
+
+
+def test_two_processes_cannot_write_to_one_folder(
+    model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    running = Tables(out, ["spot", "never"], form="new", shard=None, resume=False)
+    args = ("inspect", model, folder, f"--out={out}", "--resume")
+    assert "another steel inspect is writing to" in refused(*args)
+    running.close()
+    assert main([str(arg) for arg in args]) == 0
+    assert len(read(out / "results.csv")) == 9

@@ -11,7 +11,8 @@ import torch
 from conftest import Trained, fit_args
 from steel.cli import main
 from steel.errors import InputError
-from steel.training.checkpoints import AtomicCheckpointIO, find_checkpoint, load_task
+from steel.training.checkpoint_files import AtomicCheckpointIO
+from steel.training.checkpoints import find_checkpoint, load_task
 from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 

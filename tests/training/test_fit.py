@@ -15,7 +15,7 @@ import yaml
 from conftest import Trained, fit_args
 from steel.cli import main
 from steel.errors import InputError
-from steel.training.checkpoints import read_checkpoint
+from steel.training.checkpoint_files import read_checkpoint
 from steel.training.tasks import DefectClassifier
 
 Refused = Callable[..., str]
@@ -183,6 +183,10 @@ def test_last_without_a_checkpoint_does_not_start_a_new_run(root: Path, tmp_path
         ("--trainer.precision=banana", ["--trainer.precision", "16-mixed", "bf16-mixed", "banana"]),
         ("--data.batchsize=3", ["--data.batchsize"]),
         ("--model.backbon=resnet18", ['"backbon"', "--model.backbone?"]),
+        ("--model.encodr=resnet18", ['"encodr"', "--model.encoder?"]),
+        ("--model.loss=lovasz", ["loss is an option of DefectSegmenter", "config is for DefectClassifier", "leave it"]),
+        ("--config=conf/fast.yaml", ["decoder_channels is an option of DefectSegmenter"]),
+        ("--model=nowhere.Task", ["--model nowhere.Task", "No module named 'nowhere'", "PYTHONPATH"]),
         ("--model.backbone=resnet99", ["model.backbone", "resnet18", '"resnet99"']),
         ("--data.batch_size=many", ["--data.batch_size", "int", "many"]),
         ("--data.batch_size=0", ["data.batch_size", "0"]),
@@ -229,6 +233,24 @@ def test_wrong_data_create_no_folder(tmp_path: Path, refused: Refused, monkeypat
     message = refused("fit", "--config=conf/classifier.yaml", "--config=conf/smoke.yaml", "--data.root=nowhere")
     assert "nowhere" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_for_a_gpu_names_the_remedy_where_there_is_none(
+    root: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    message = refused(*fit_args("classifier", root, tmp_path), "--config=conf/gpu.yaml")
+    assert "there is no GPU that torch can use" in message
+    assert "leave out --config conf/gpu.yaml" in message
+
+
+def test_training_without_any_defect_is_warned_of(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
+    (root / "classes.csv").write_text("ClassId,name\n1,pits\n")
+    assert main([*fit_args("classifier", root, tmp_path), "--trainer.limit_train_batches=1"]) == 0
+    assert "warning: no image of train has a defect" in capsys.readouterr().out
 
 
 def test_fit_without_a_config_names_the_configs(refused: Refused) -> None:

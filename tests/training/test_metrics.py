@@ -9,7 +9,16 @@ import sklearn.metrics
 import torch
 from numpy.typing import NDArray
 
-from steel.training.metrics import LabelScores, MaskScores, confusion, count, score_labels, score_masks, unpack
+from steel.training.metrics import (
+    LabelScores,
+    MaskScores,
+    confusion,
+    count,
+    list_label_ratios,
+    score_labels,
+    score_masks,
+    unpack,
+)
 
 
 def draw_masks(seed: int, n: int = 12, c: int = 3, size: tuple[int, int] = (9, 14)) -> NDArray[np.bool_]:
@@ -162,3 +171,20 @@ def test_unpack_by_hand() -> None:
     expected = [[[[0, 1], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 1]]]]
     assert unpack(plane, 3).int().tolist() == expected
     assert unpack(torch.tensor([[[128]]], dtype=torch.uint8), 8)[0, 7].item()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_influences_equal_the_change_when_an_image_weighs_more(seed: int) -> None:
+    """AUROC and average precision depend on the weight of an image through its rank too, also with ties."""
+    rng = np.random.default_rng(seed)
+    labels, probabilities = rng.random(30) < (0.3, 0.7, 0.5)[seed], (rng.integers(0, 12, 30) / 11).astype(np.float32)
+    references = {"auroc": sklearn.metrics.roc_auc_score, "average_precision": sklearn.metrics.average_precision_score}
+    ratios = list_label_ratios(torch.from_numpy(probabilities)[:, None], torch.from_numpy(labels)[:, None])
+    for name, reference in references.items():
+        (ratio,) = ratios[name]
+        change = (ratio.part - ratio.value * ratio.whole) / ratio.whole.sum() + ratio.influence
+        for i in range(30):
+            more, less = np.ones(30), np.ones(30)
+            more[i], less[i] = 1 + 1e-4, 1 - 1e-4
+            scores = [reference(labels, probabilities, sample_weight=weight) for weight in (more, less)]
+            assert change[i] == pytest.approx((scores[0] - scores[1]) / 2e-4, abs=1e-6)

@@ -10,7 +10,7 @@ from conftest import fit_args
 from steel.cli import main
 from steel.data.datamodule import SteelDataModule
 from steel.training.callbacks import BestCheckpoint
-from steel.training.checkpoints import read_checkpoint
+from steel.training.checkpoint_files import read_checkpoint
 from steel.training.monitors import EarlyStopping, EarlyStoppingReason
 from steel.training.tasks import DefectClassifier, DefectSegmenter
 

@@ -2,6 +2,7 @@ import io
 import re
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -34,6 +35,16 @@ def test_segmenter_logits_have_the_size_of_the_input(
             logits = network(images)
             assert logits.shape == (2, 3, *size)
             assert torch.equal(logits, scripted(images))
+
+
+@pytest.mark.parametrize("size", [(103, 47), (33, 64), (9, 5), (64, 1)])
+def test_segmenter_extends_images_by_reflection_like_training_crops(size: tuple[int, int]) -> None:
+    network = SegmenterNetwork(3, "resnet18", decoder_channels=(16, 8, 8)).eval()
+    images = draw(2, size)
+    margins = [(0, -side % 32) for side in size]
+    extended = torch.from_numpy(np.pad(images.numpy(), [(0, 0), (0, 0), *margins], mode="reflect"))
+    with torch.inference_mode():
+        assert torch.equal(network(images), network(extended)[:, :, : size[0], : size[1]])
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "timm-tf_efficientnet_lite0"])

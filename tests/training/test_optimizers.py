@@ -44,3 +44,9 @@ def test_optimizers_decay_neither_norms_nor_biases(name: str, kind: type) -> Non
     num_encoder = sum(len(group["params"]) for group in optimizer.param_groups if group["is_encoder"])
     assert num_encoder == len([name for name, _ in task.network.named_parameters() if ".fc." not in name])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters()))
+
+
+def test_the_encoder_has_a_learning_rate_of_its_own() -> None:
+    task = DefectClassifier(lr=0.1, encoder_lr_factor=0.25, num_classes=2)
+    rates = {group["is_encoder"]: group["lr"] for group in task.build_optimizer().param_groups}
+    assert rates == {True: pytest.approx(0.025), False: 0.1}

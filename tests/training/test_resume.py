@@ -17,7 +17,7 @@ import torch
 
 from conftest import SMALL
 from steel.data.synthetic import write_synthetic
-from steel.training.checkpoints import read_checkpoint
+from steel.training.checkpoint_files import read_checkpoint
 
 EPOCHS, BATCHES = 2, 13  # 27 training images in batches of two
 SETTINGS = {

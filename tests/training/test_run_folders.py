@@ -3,6 +3,7 @@
 import csv
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import yaml
 
 from conftest import fit_args
 from steel.cli import main
-from steel.training.checkpoints import read_checkpoint
+from steel.errors import InputError
+from steel.training.checkpoint_files import read_checkpoint
+from steel.training.tasks import Task
 
 
 def fit(root: Path, runs: str | Path, *options: str) -> None:
@@ -132,6 +135,28 @@ def test_a_run_with_another_logger_is_resumed_in_place(
         assert len(ids) == 1
         sys.modules["wandb"].finish()
     assert not list(tmp_path.rglob("version_1"))
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise InputError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "training_step", fail)
+        assert "out of order" in refused(*fit_args("classifier", root, tmp_path))
+    assert not list(tmp_path.rglob("version_*"))
+    fit(root, tmp_path)
+    [run] = (tmp_path / "lightning_logs" / "classifier").iterdir()
+    assert run.name == "version_0"
+    # A run that goes on is never removed, even if it fails at once.
+    files = list_files(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "training_step", fail)
+        more = ("--model.lr=0.01", "--trainer.max_epochs=2", "--ckpt_path=last")
+        assert "out of order" in refused(*fit_args("classifier", root, tmp_path), *more)
+    assert set(files) <= set(list_files(run))
 
 
 def test_found_values_are_those_of_the_whole_run_and_kept_when_resumed(

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from steel.data.unknown import find_unknown
 from steel.errors import InputError
 from steel.training.losses import LossName
 from steel.training.metrics import MaskScores, score_labels
+from steel.training.networks import ClassifierNetwork
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
 TINY = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
@@ -67,14 +69,18 @@ def test_labels_come_from_the_augmented_mask() -> None:
 def test_classifier_weights_positives_of_rare_classes(root: Path) -> None:
     data = SteelDataModule(str(root), num_workers=0)
     labels = data.annotations.labels[data.split.indices("train")]
-    weights = {}
+    weights, shifts = {}, {}
     for balance in (0.0, 0.5, 1.0):
         task = attach(DefectClassifier(balance=balance), data)
         weights[balance] = None if task.positive_weight is None else task.positive_weight.tolist()
+        shifts[balance] = task.logit_shift
     ratio = [(len(labels) - count) / count for count in labels.sum(0).tolist()]
     assert weights[0.0] is None
     assert weights[1.0] == pytest.approx(ratio)
     assert weights[0.5] == pytest.approx([math.sqrt(r) for r in ratio])
+    # The shift of the logits, which is undone after training.
+    assert shifts[0.0] is None
+    assert shifts[0.5] == pytest.approx([0.5 * math.log(r) for r in ratio])
 
 
 def test_a_network_with_another_number_of_classes_is_refused(root: Path) -> None:
@@ -102,6 +108,36 @@ def test_segmenter_weights_pixels_of_rare_classes(root: Path) -> None:
         weight = torch.tensor(expected, dtype=torch.float64)[None, :, None, None]
         expected_loss = torch.where(targets, -weight * p.log(), -(1 - p).log()).mean()
         assert float(task.loss(logits, targets.float())) == pytest.approx(float(expected_loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("build", [partial(DefectClassifier), partial(DefectSegmenter, **TINY, loss="bce")])
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_a_new_head_starts_at_the_best_constant_prediction(
+    root: Path, build: Callable[..., Task], balance: float
+) -> None:
+    data = SteelDataModule(str(root), num_workers=0)
+    task = attach(build(balance=balance), data)
+    planes = torch.from_numpy(np.stack([data.annotations.draw_plane(i) for i in data.split.indices("train")]))
+    targets = task.find_targets({"mask": planes}).float()  # type: ignore[typeddict-item]
+    bias = task.network.head().bias
+    logits = bias.view(1, -1, *[1] * (targets.ndim - 2)).expand_as(targets)
+    (gradient,) = torch.autograd.grad(task.loss(logits, targets), bias)
+    assert bias.max() < 0
+    assert gradient.abs().max() < 1e-4
+
+
+def test_a_head_of_earlier_weights_is_kept(root: Path) -> None:
+    data = SteelDataModule(str(root), num_workers=0)
+    task = DefectClassifier()
+    build = task.build_network
+
+    def build_trained(num_classes: int) -> ClassifierNetwork:
+        network = build(num_classes)
+        nn.init.constant_(network.head().bias, 2)
+        return network  # type: ignore[return-value]
+
+    task.build_network = build_trained  # type: ignore[method-assign]
+    assert attach(task, data).network.head().bias.tolist() == [2, 2, 2, 2]
 
 
 def test_lr_can_be_set_by_a_learning_rate_finder() -> None:

@@ -6,7 +6,7 @@ import { listenForDisplay } from "./levels.js";
 import { MissedForm } from "./missed.js";
 import { showDefects, showDrift, showHistory, showPromises } from "./panels.js";
 import { Queue } from "./queue.js";
-import { inspect, request, requestPatiently, saveFile } from "./service.js";
+import { inspect, listenForDownloads, request, requestPatiently } from "./service.js";
 import * as store from "./store.js";
 import { SIGNS, Strip } from "./strip.js";
 import { buildResults, buildSubmission } from "./tables.js";
@@ -19,7 +19,9 @@ const POLL_MS = 15_000; // between two looks at the verdicts of other inspectors
 const FILE_NAMES = /\.(jpe?g|png|bmp|tiff?)$/i;
 
 const viewer = new Viewer($("#picture"));
-const verdicts = new Verdicts({ onChange: showChangedVerdict, onConflict: askAboutConflict, onProblem: showProblem });
+const verdicts = new Verdicts({
+  onChange: showChangedVerdict, onConflict: askAboutConflict, onForgotten: inspectAgain, onProblem: showProblem,
+});
 const getVerdict = ({ answer }) => answer && verdicts.get(answer.digest);
 const strip = new Strip({ decide: (image) => thresholds.decide(image), getVerdict, mayLeave, onSelect: show });
 let model, thresholds, queue, missed, numWhatIfs = 0;
@@ -214,6 +216,12 @@ function requireInspector() {
   return name;
 }
 
+async function inspectAgain(digest) {
+  const image = strip.images.find(({ answer }) => answer?.digest === digest);
+  if (image) await inspect(image.file);
+  return Boolean(image);
+}
+
 function showProblem({ image }, error) {
   showMessage(error.isRefusal ? `Your verdict on ${image} was refused: ${error.message}`
     : `Your verdict on ${image} is kept and will be sent. ${error.message}`);
@@ -262,7 +270,7 @@ async function poll() {
   isPolling = false;
 }
 
-// ---- keyboard, mouse and downloads
+// ---- keyboard and mouse
 
 const KEYS = {
   ArrowRight: () => strip.step(1), ArrowLeft: () => strip.step(-1),
@@ -284,21 +292,11 @@ function onKeyDown(event) {
   action();
 }
 
-const DOWNLOADS = {
-  "results.csv": async () => buildResults(strip.images, model.classes, verdicts),
-  "submission.csv": async () => buildSubmission(strip.images, model.classes),
-  "verdicts.csv": async () => (await request("v1/verdicts.csv")).blob(),
-  "labels.zip": async () => (await request("v1/labels.zip")).blob(),
-};
-
 function addButtonListeners() {
-  for (const button of document.querySelectorAll("[data-download]")) {
-    const name = button.dataset.download;
-    button.onclick = () => {
-      $("#downloads").open = false;
-      showErrors(async () => saveFile(name, await DOWNLOADS[name]()));
-    };
-  }
+  listenForDownloads({
+    "results.csv": () => buildResults(strip.images, model.classes, verdicts),
+    "submission.csv": () => buildSubmission(strip.images, model.classes),
+  });
   for (const button of document.querySelectorAll("[data-verdict]")) {
     button.onclick = () => showErrors(JUDGE[button.dataset.verdict]);
   }

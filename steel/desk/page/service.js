@@ -1,5 +1,7 @@
 // Requests to the service: adds the token if one is needed, and waits while the service is busy or unreachable.
 
+import { $, showErrors } from "./dom.js";
+
 const TOKEN = "steel-token";
 const MAX_RETRIES = 30; // while the queue is full
 const MAX_FAILURES = 5; // of a request that fails although the service is reachable
@@ -106,8 +108,21 @@ export async function inspect(file, thresholds = null) {
   return (await response.json()).images[0];
 }
 
+const PATHS = { "verdicts.csv": "v1/verdicts.csv", "labels.zip": "v1/labels.zip", "model_card.html": "v1/card" };
+
+/** Connects the buttons for downloads: files of the service, and those that functions of the page build. */
+export function listenForDownloads(builders) {
+  for (const button of document.querySelectorAll("[data-download]")) {
+    const name = button.dataset.download;
+    button.onclick = () => showErrors(async () => {
+      $("#downloads").open = false;
+      saveFile(name, await (builders[name]?.() ?? (await request(PATHS[name])).blob()));
+    });
+  }
+}
+
 /** Offers a file to the user as a download. */
-export function saveFile(name, blob) {
+function saveFile(name, blob) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;

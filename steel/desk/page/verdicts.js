@@ -18,7 +18,9 @@ export class Verdicts {
 
   /**
    * Takes callbacks: `onChange(digest)` for every change; `onConflict(entry, verdict)` returns a promise of whether to
-   * replace someone else's verdict; `onProblem(entry, error)` if the service refuses a verdict or cannot save it yet.
+   * replace someone else's verdict; `onForgotten(digest)` has an image inspected again that the service does not know
+   * since it was restarted, and returns a promise of success; `onProblem(entry, error)` if the service refuses a
+   * verdict or cannot save it yet.
    */
   constructor(events) {
     this.#events = events;
@@ -95,8 +97,10 @@ export class Verdicts {
       const response = await requestPatiently(`v1/verdicts/${digest}?${query}`, options);
       this.#finish(entry, body ? await response.json() : undefined);
     } catch (error) {
-      if (error.status === 404) {
+      if (error.status === 404 && !body) {
         this.#finish(entry, undefined); // already deleted
+      } else if (error.status === 404 && (await this.#events.onForgotten(digest))) {
+        return; // the service knows the image again: the next turn sends the verdict
       } else if (error.status === 412) {
         await this.#resolve(entry);
       } else if (error.isRefusal) {

@@ -1,0 +1,114 @@
+"""Processes that decode: their answers, and that one that hangs or crashes costs only its own file."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hostile import draw_scans
+from served import build_desk, draw, encode, open_client
+from steel.desk.decoders import Decoders
+from steel.desk.desk import Limits
+from steel.desk.errors import ImageTooLargeError, InvalidRequestError, UnsupportedImageError
+from steel.desk.service import build_app
+
+
+def list_pids(decoders: Decoders) -> list[int]:
+    return [decoder._process.pid or 0 for decoder in decoders._decoders]
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(max_pixels=64 * 96, seconds=2)
+    yield decoders
+    decoders.close()
+
+
+def test_images_and_refusals_are_passed_on(decoders: Decoders) -> None:
+    image = draw(95, [(10, 8, 12, 5, 255)])
+    np.testing.assert_array_equal(asyncio.run(decoders.decode(encode(image))), image)
+    for kind, data in (
+        (UnsupportedImageError, b"GIF89a"),
+        (ImageTooLargeError, encode(draw(size=(65, 96)))),
+        (InvalidRequestError, encode(image)[:60]),
+        (InvalidRequestError, draw_scans(101, (64, 96), 1)),
+    ):
+        with pytest.raises(kind, match="image"):
+            asyncio.run(decoders.decode(data))
+
+
+@pytest.mark.parametrize(("blow", "reason"), [(signal.SIGSTOP, "more than 2 seconds"), (signal.SIGKILL, "crash")])
+def test_a_decoder_that_hangs_or_crashes_is_replaced(decoders: Decoders, blow: int, reason: str) -> None:
+    before = list_pids(decoders)
+    for pid in before:
+        os.kill(pid, blow)
+
+    async def send_all() -> list[object]:
+        files = (decoders.decode(encode(draw(i))) for i in range(2 * len(before)))
+        return await asyncio.gather(*files, return_exceptions=True)
+
+    answers = asyncio.run(send_all())
+    failures = [answer for answer in answers if isinstance(answer, InvalidRequestError)]
+    assert len(failures) == len(before)  # the others were decoded afterwards
+    assert all(reason in str(failure) for failure in failures)
+    assert not {*before} & {*list_pids(decoders)}
+    for pid in before:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_ctrl_c_and_sigterm_end_the_service_before_its_decoders(decoders: Decoders) -> None:
+    """Both signals reach all processes of a terminal or a systemd unit, while accepted images wait to be decoded."""
+    asyncio.run(decoders.decode(encode(draw())))
+    before = list_pids(decoders)
+    for pid in before:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert asyncio.run(decoders.decode(encode(draw()))).shape == (64, 96)
+    assert list_pids(decoders) == before
+
+
+def test_readiness_is_refused_while_slow_files_occupy_all_decoders(tmp_path: Path) -> None:
+    desk = build_desk(tmp_path, limits=Limits(decode_seconds=4))
+    pids = list_pids(desk._decoders)
+    with open_client(build_app(desk)) as client, ThreadPoolExecutor(len(pids)) as clients:
+        assert client.get("/readyz").status_code == 200
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        post = lambda i: client.post("/v1/inspect", content=encode(draw(i))).status_code  # noqa: E731
+        slow = [clients.submit(post, i) for i in range(len(pids))]
+        seen = set()
+        while not all(answer.done() for answer in slow):
+            seen.add(client.get("/readyz").status_code)
+            time.sleep(0.05)
+        assert seen == {200, 503}
+        assert [answer.result() for answer in slow] == [422] * len(pids)
+        assert client.get("/readyz").status_code == 200
+        assert post(95) == 200
+
+
+def test_readiness_is_refused_while_the_inspector_is_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, unblock = build_desk(tmp_path, limits=Limits(timeout=2)), threading.Event()
+    resolve = desk.batcher._resolve
+    monkeypatch.setattr(desk.batcher, "_resolve", lambda jobs: unblock.wait(20) and resolve(jobs))
+    with open_client(build_app(desk)) as client:
+
+        def wait_for(status: int) -> None:
+            for _ in range(200):
+                if client.get("/readyz").status_code == status:
+                    return
+                time.sleep(0.05)
+            pytest.fail(f"/readyz does not answer {status}")
+
+        assert client.post("/v1/inspect", content=encode(draw())).status_code == 503
+        wait_for(503)
+        unblock.set()
+        wait_for(200)
+        assert client.post("/v1/inspect", content=encode(draw())).status_code == 200
