@@ -1,5 +1,6 @@
 """The page, operated as an inspector would, in a real browser."""
 
+import itertools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,11 @@ def test_the_page_fits_tablets_phones_and_small_screens(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             for panel in page.locator("#panels > section").all():
                 assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+            page.locator("#downloads summary").click()
+            boxes = [button.bounding_box() for button in page.locator("[data-download]").all()]
+            assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+            assert all(box["y"] + box["height"] <= below["y"] + 1 for box, below in itertools.pairwise(boxes))
+            page.locator("#downloads summary").click()
         for button in page.locator("#verdicts button:visible, #zoom button").all():
             assert min(button.bounding_box()["width"], button.bounding_box()["height"]) >= 40
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -108,6 +108,10 @@ export class Verdicts {
         this.#events.onProblem(entry, error);
       } else {
         this.#events.onProblem(entry, error);
+        if (this.#outbox.get(digest) === entry) { // the others go first
+          this.#outbox.delete(digest);
+          this.#outbox.set(digest, entry);
+        }
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
