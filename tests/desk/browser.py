@@ -12,6 +12,7 @@ from served import draw, encode
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright to control the browser")
 expect = sync_api.expect
+expect.set_options(timeout=60_000)  # a loaded machine is slow, and the page waits longer between its attempts
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
