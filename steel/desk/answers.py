@@ -20,9 +20,15 @@ Verdict = Literal["agree", "missed", "false_alarm"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file, in hexadecimal.")]
 _Length = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
-# Separators of folders, control characters, and those that change the direction of text, so that a name looks different
-# from what it is.
-_UNSAFE = r"/\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+# Control characters, and those that change the direction of text, so that it looks different from what it is.
+_MISLEADING = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_UNSAFE = rf"/\\{_MISLEADING}"  # and separators of folders
+_Marks = Annotated[
+    dict[str, str], Field(description="Run-length codes of missed defects, outlined by the inspector, by class.")
+]
+Inspector = Annotated[str, Field(max_length=80, pattern=rf"^[^{_UNSAFE}]*$", examples=["K. L."])]
+Comment = Annotated[str, Field(max_length=500, pattern=rf"^[^{_MISLEADING}]*$", examples=["Oil stain, not a scratch"])]
+Revision = Annotated[int, Field(ge=0, le=1 << 53, description="Number that grows with every change of a verdict.")]
 Size = Annotated[tuple[_Length, _Length], Field(description="Height and width in pixels.")]
 Codes = Annotated[
     dict[str, str],
@@ -121,19 +127,39 @@ class VerdictQuestion(BaseModel):
     )
     defective: bool = Field(strict=True, description="The decision of the service.")
     codes: Codes
-    inspector: str = Field(default="", max_length=80, pattern=rf"^[^{_UNSAFE}]*$", examples=["K. L."])
+    marks: _Marks = Field(default={})
+    inspector: Inspector = ""
+    comment: Comment = ""
 
 
-class VerdictAnswer(BaseModel):
-    """A saved verdict."""
-
+class _Entry(BaseModel):
+    revision: Revision
     digest: Digest
     image: str
-    verdict: Verdict
     class_name: str | None = Field(serialization_alias="class")
     defective: bool
+    marks: _Marks
     inspector: str
+    comment: str
     at: datetime = Field(description="Time at which the verdict was saved.")
+
+
+class VerdictAnswer(_Entry):
+    """A saved verdict."""
+
+    verdict: Verdict
+
+
+class HistoryEntry(_Entry):
+    """A verdict on an image, or the deletion of one."""
+
+    verdict: Verdict | None = Field(description="Null if the verdict was deleted.")
+
+
+class History(BaseModel):
+    """All verdicts on an image, newest first; the first is the current one."""
+
+    entries: list[HistoryEntry]
 
 
 class Shift(BaseModel):

@@ -130,8 +130,8 @@ class Desk:
             raise InvalidRequestError(f"label must have {len(self.classes)} values, one per class, got {len(label)}")
         return Thresholds.round(tuned.gate if gate is None else gate, label or tuned.label)
 
-    def save_verdict(self, digest: str, question: VerdictQuestion) -> VerdictAnswer:
-        """Save a verdict on an image that this desk has inspected.
+    def save_verdict(self, digest: str, question: VerdictQuestion, replaces: int | None = None) -> VerdictAnswer:
+        """Save a verdict on an image that this desk has inspected; for the arguments see `Verdicts.save`.
 
         Raises:
             NotInspectedError: It has not, or the size is another one.
@@ -139,7 +139,7 @@ class Desk:
         """
         if self._sizes.get(bytes.fromhex(digest)) != question.size:
             raise NotInspectedError
-        return self.verdicts.save(digest, question)
+        return self.verdicts.save(digest, question, replaces)
 
     async def inspect(self, uploads: Sequence[Upload], thresholds: Thresholds) -> list[Inspected | DeskError]:
         """Inspect images independently of each other; an image that fails yields its error.

@@ -21,6 +21,13 @@ class NameTakenError(DeskError):
     """Another image with the same name already has a verdict; labels identify images by name."""
 
 
+class VerdictChangedError(DeskError):
+    """The verdict on an image is not the one that the client has seen."""
+
+    def __init__(self) -> None:
+        super().__init__("the verdict on this image has changed; read it at /v1/verdicts/DIGEST and decide again")
+
+
 class NotInspectedError(DeskError):
     """The image of a verdict has not been inspected, or had another size."""
 

@@ -28,6 +28,7 @@ _Result = TypeVar("_Result")
 _STATUSES: dict[type[errors.DeskError], int] = {
     errors.NotInspectedError: 404,
     errors.NameTakenError: 409,
+    errors.VerdictChangedError: 412,
     errors.ImageTooLargeError: 413,
     errors.UnsupportedImageError: 415,
     errors.InvalidRequestError: 422,
@@ -41,6 +42,7 @@ _STATUS_TEXTS = {
     404: "There is no verdict for this image, or it has not been inspected.",
     408: "The request did not arrive in time.",
     409: "Another image with the same name has a verdict.",
+    412: "The image has another verdict than `replaces`.",
     413: "The request has too many bytes, or the image too many pixels.",
     415: "The image is not a JPEG, PNG, BMP or TIFF.",
     421: "The service does not answer under this host name.",
@@ -59,6 +61,10 @@ _BODY = {
         **{media_type: {"schema": _BINARY} for media_type in _IMAGE_TYPES},
     },
 }
+_Replaces = Annotated[
+    answers.Revision | None,
+    Query(description="Revision of the verdict that may be replaced, 0 for none; 412 if the image has another."),
+]
 _DESCRIPTION = """Finds and outlines surface defects on images of steel strip. Examples:
 
     curl --data-binary @0002cc93b.jpg http://127.0.0.1:8000/v1/inspect
@@ -182,15 +188,25 @@ def _route_verdicts(desk: Desk) -> APIRouter:
     def list_verdicts(hours: Annotated[float, Query(gt=0, le=24 * 366)] = 8) -> answers.Shift:
         return desk.verdicts.list_since(datetime.now(UTC) - timedelta(hours=hours))
 
-    @router.put("/verdicts/{digest}", summary="Save a verdict", responses=_problems(400, 404, 408, 409, 413, 422, 503))
-    def save(digest: answers.Digest, question: answers.VerdictQuestion) -> answers.VerdictAnswer:
-        return desk.save_verdict(digest, question)
+    @router.get("/verdicts/{digest}", summary="List all verdicts on an image", responses=_problems(422, 503))
+    def list_history(digest: answers.Digest) -> answers.History:
+        return answers.History(entries=desk.verdicts.list_history(digest))
+
+    @router.put(
+        "/verdicts/{digest}",
+        summary="Save a verdict",
+        responses=_problems(400, 404, 408, 409, 412, 413, 422, 503),
+    )
+    def save(
+        digest: answers.Digest, question: answers.VerdictQuestion, replaces: _Replaces = None
+    ) -> answers.VerdictAnswer:
+        return desk.save_verdict(digest, question, replaces)
 
     @router.delete(
-        "/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=_problems(404, 422, 503)
+        "/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=_problems(404, 412, 422, 503)
     )
-    def delete(digest: answers.Digest) -> None:
-        if not desk.verdicts.delete(digest):
+    def delete(digest: answers.Digest, inspector: answers.Inspector = "", replaces: _Replaces = None) -> None:
+        if not desk.verdicts.delete(digest, inspector, replaces):
             raise HTTPException(404, "there is no verdict for this image")
 
     @router.get("/verdicts.csv", summary="Download all verdicts as CSV", **describe_file("text/csv"))

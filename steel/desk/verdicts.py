@@ -9,45 +9,63 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 from zipfile import ZIP_DEFLATED, ZipFile
 
-from steel.data import rle
+from steel.data import rle, runs
 from steel.data.formats.submission import head_submission, list_codes
 from steel.data.spelling import FORMULA_STARTS
-from steel.desk.answers import Shift, Verdict, VerdictAnswer, VerdictQuestion
-from steel.desk.errors import InvalidRequestError, NameTakenError
+from steel.desk.answers import HistoryEntry, Shift, Verdict, VerdictAnswer, VerdictQuestion
+from steel.desk.errors import InvalidRequestError, NameTakenError, VerdictChangedError
 from steel.errors import InputError
+
+_Entry = TypeVar("_Entry", VerdictAnswer, HistoryEntry)
 
 # Marks the database as one of this program.
 _APPLICATION_ID = 0x57EE1
-_TABLE = """
-CREATE TABLE IF NOT EXISTS verdicts (
-    digest TEXT PRIMARY KEY, image TEXT NOT NULL UNIQUE, verdict TEXT NOT NULL, class TEXT,
-    defective INTEGER NOT NULL, inspector TEXT NOT NULL, at TEXT NOT NULL, codes TEXT NOT NULL
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS history (
+    revision INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, image TEXT NOT NULL, verdict TEXT, class TEXT,
+    defective INTEGER NOT NULL, inspector TEXT NOT NULL, comment TEXT NOT NULL, at TEXT NOT NULL, codes TEXT NOT NULL,
+    marks TEXT NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
+CREATE INDEX IF NOT EXISTS history_digest ON history (digest, revision);
+CREATE INDEX IF NOT EXISTS history_image ON history (image);
+CREATE INDEX IF NOT EXISTS history_at ON history (at);
+CREATE VIEW IF NOT EXISTS verdicts AS SELECT * FROM history AS entry WHERE verdict IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM history WHERE digest = entry.digest AND revision > entry.revision
+);
 CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+"""
+# Earlier versions stored only the current verdict on each image, in a table `verdicts`.
+_MIGRATION = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE verdicts RENAME TO earlier;
+DROP INDEX IF EXISTS verdicts_at;
+{_SCHEMA}
+INSERT INTO history (digest, image, verdict, class, defective, inspector, comment, at, codes, marks)
+    SELECT digest, image, verdict, class, defective, inspector, '', at, codes, '[]' FROM earlier ORDER BY at, image;
+DROP TABLE earlier;
+COMMIT;
+"""
+_INSERT = """
+INSERT INTO history (digest, image, verdict, class, defective, inspector, comment, at, codes, marks)
+VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :comment, :at, :codes, :marks)
 """
 # SQLite needs space even to delete. This file gives it back while the disk is full.
 _RESERVE, _RESERVE_BYTES = "-reserve", 1 << 20
-_UPSERT = """
-INSERT INTO verdicts VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :at, :codes)
-ON CONFLICT (digest) DO UPDATE SET (image, verdict, class, defective, inspector, at, codes) =
-    (:image, :verdict, :class_name, :defective, :inspector, :at, :codes)
-"""
 # All codes of a verdict together. A mask with a run on every tenth pixel of 256 x 1600 takes half of it.
 _MAX_CODE_LENGTH = 1_000_000
-_CSV_COLUMNS = ("image", "defective", "verdict", "class", "inspector", "at", "digest")
+_CSV_COLUMNS = ("image", "defective", "verdict", "class", "inspector", "at", "digest", "comment")
 
 
 class Verdicts:
-    """A file with at most one verdict per image. Thread-safe."""
+    """A file with at most one verdict per image and the history of earlier ones. Thread-safe."""
 
     def __init__(self, path: str | Path, classes: Sequence[str]) -> None:
         """Open the file, or create it if it does not exist.
@@ -76,8 +94,10 @@ class Verdicts:
                 raise InputError(f"{path} is a database of another program; give another file with --verdicts")
             # synchronous=FULL makes every verdict durable (fsynced) before its request is answered.
             self._db.executescript(
-                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA application_id={_APPLICATION_ID}; {_TABLE}"
+                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA application_id={_APPLICATION_ID}"
             )
+            kind = self._db.execute("SELECT type FROM sqlite_master WHERE name = 'verdicts'").fetchone()
+            self._db.executescript(_MIGRATION if kind and kind["type"] == "table" else _SCHEMA)
             self._require_classes(path)
             self._reserve = path.with_name(path.name + _RESERVE)
             self._keep_reserve()
@@ -88,7 +108,7 @@ class Verdicts:
     def _require_classes(self, path: Path) -> None:
         """Refuse a file with verdicts on other classes: codes are stored by class number, without the name."""
         stored = [name for (name,) in self._db.execute("SELECT name FROM classes ORDER BY number")]
-        (num_verdicts,) = self._db.execute("SELECT count(*) FROM verdicts").fetchone()
+        (num_verdicts,) = self._db.execute("SELECT count(*) FROM history").fetchone()
         if num_verdicts and stored and stored != list(self._classes):
             raise InputError(
                 f"{path} has verdicts on the classes {', '.join(stored)}, but the model has the classes "
@@ -104,35 +124,66 @@ class Verdicts:
         with self._lock:
             self._db.close()
 
-    def save(self, digest: str, question: VerdictQuestion) -> VerdictAnswer:
+    def save(self, digest: str, question: VerdictQuestion, replaces: int | None = None) -> VerdictAnswer:
         """Save a verdict; it replaces an earlier verdict on the image with the same digest.
+
+        Args:
+            digest: SHA-256 of the image file.
+            question: The verdict.
+            replaces: Revision of the verdict that it may replace, 0 for none; None replaces any verdict.
 
         Raises:
             InvalidRequestError: A class is unknown, a code is invalid for the size of the image, the codes are too
                 long, or a clean image has codes.
             NameTakenError: Another image with the same name has a verdict.
+            VerdictChangedError: The image has another verdict than `replaces`.
         """
         self._check(question)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        codes = json.dumps([question.codes.get(name, "") for name in self._classes])
-        row = question.model_dump(exclude={"size"}) | {"digest": digest, "at": now, "codes": codes}
-        try:
-            with self._lock:
-                self._db.execute(_UPSERT, row)
-                self._keep_reserve()
-        except sqlite3.IntegrityError as error:
-            raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them") from error
-        return VerdictAnswer.model_validate(row)
+        row = question.model_dump(exclude={"size"}) | {
+            field: json.dumps([codes.get(name, "") for name in self._classes])
+            for field, codes in (("codes", question.codes), ("marks", question.marks))
+        }
+        with self._write():
+            self._require_current(digest, replaces)
+            query = "SELECT 1 FROM verdicts WHERE image = ? AND digest != ?"
+            if self._db.execute(query, (question.image, digest)).fetchone():
+                raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them")
+            revision = self._db.execute(_INSERT, row | {"digest": digest, "at": _format_now()}).lastrowid
+            self._keep_reserve()
+        return self._build_entry(self._select("SELECT * FROM history WHERE revision = ?", revision)[0], VerdictAnswer)
 
-    def delete(self, digest: str) -> bool:
-        """Delete the verdict on an image, also while the disk is full, and return whether there was one."""
-        query = "DELETE FROM verdicts WHERE digest = ?"
-        with self._lock:
-            try:
-                return self._db.execute(query, (digest,)).rowcount > 0
-            except sqlite3.OperationalError:
-                self._reserve.unlink(missing_ok=True)
-                return self._db.execute(query, (digest,)).rowcount > 0
+    def delete(self, digest: str, inspector: str = "", replaces: int | None = None) -> bool:
+        """Delete the verdict on an image, also while the disk is full, and return whether there was one.
+
+        The verdict stays in the history.
+
+        Args:
+            digest: SHA-256 of the image file.
+            inspector: Name of the person who deletes it, for the history.
+            replaces: Revision of the verdict that may be deleted; None deletes any verdict.
+
+        Raises:
+            VerdictChangedError: The image has another verdict than `replaces`.
+        """
+        try:
+            return self._add_deletion(digest, inspector, replaces)
+        except sqlite3.OperationalError:
+            self._reserve.unlink(missing_ok=True)
+            return self._add_deletion(digest, inspector, replaces)
+
+    def _add_deletion(self, digest: str, inspector: str, replaces: int | None) -> bool:
+        with self._write():
+            row = self._db.execute("SELECT *, class AS class_name FROM verdicts WHERE digest = ?", (digest,)).fetchone()
+            if row is not None:
+                self._require_current(digest, replaces)
+                changes = {"verdict": None, "inspector": inspector, "comment": "", "codes": "[]", "marks": "[]"}
+                self._db.execute(_INSERT, dict(row) | changes | {"at": _format_now()})
+        return row is not None
+
+    def list_history(self, digest: str) -> list[HistoryEntry]:
+        """Return all verdicts on an image, and their deletions, newest first."""
+        rows = self._select("SELECT * FROM history WHERE digest = ? ORDER BY revision DESC", digest)
+        return [self._build_entry(row, HistoryEntry) for row in rows]
 
     def _keep_reserve(self) -> None:
         if not self._reserve.exists():
@@ -142,13 +193,13 @@ class Verdicts:
     def list_since(self, start: datetime) -> Shift:
         """Return the verdicts saved since `start`, a time with a time zone; newest first."""
         since = start.astimezone(UTC).isoformat(timespec="seconds")
-        query = "SELECT *, class AS class_name FROM verdicts WHERE at >= ? ORDER BY at DESC, image"
-        verdicts = [VerdictAnswer.model_validate(dict(row)) for row in self._select(query, since)]
+        rows = self._select("SELECT * FROM verdicts WHERE at >= ? ORDER BY at DESC, image", since)
+        verdicts = [self._build_entry(row, VerdictAnswer) for row in rows]
         kinds = [verdict.verdict for verdict in verdicts]
         return Shift(counts={kind: kinds.count(kind) for kind in get_args(Verdict)}, verdicts=verdicts)
 
     def format_csv(self) -> str:
-        """Return all verdicts as CSV with the columns image, defective, verdict, class, inspector, at and digest."""
+        """Return all verdicts as CSV with the columns of `_CSV_COLUMNS`."""
         rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY at, image")
         return _format_table([_CSV_COLUMNS, *map(_escape_formulas, rows)])
 
@@ -156,16 +207,19 @@ class Verdicts:
         """Return all verdicts as labels: a ZIP archive of train.csv, to_label.csv and classes.csv."""
         codes: list[Sequence[Any]] = [head_submission("old")]
         to_label: list[Sequence[Any]] = [("ImageId", "ClassId")]
-        query = "SELECT image, verdict, class, defective, codes FROM verdicts ORDER BY image"
-        for image, verdict, name, is_defective, stored in self._select(query):
+        query = "SELECT image, verdict, class, defective, codes, marks FROM verdicts ORDER BY image"
+        for image, verdict, name, is_defective, stored, stored_marks in self._select(query):
             c = self._classes.index(name) if name in self._classes else None
             found: list[str] = json.loads(stored)
+            marks: list[str] = json.loads(stored_marks)
             # A confirmed defect without a mask is not a clean image.
-            if verdict == "missed" or (verdict == "agree" and is_defective and not any(found)):
+            if (verdict == "missed" and not any(marks)) or (verdict == "agree" and is_defective and not any(found)):
                 to_label.append((image, "" if c is None else c + 1))
                 continue
             if verdict == "false_alarm":  # remove the code of class c, or all codes if no class is given
                 found = ["" if c is None or i == c else code for i, code in enumerate(found)]
+            if verdict == "missed":  # what was found is right, and what was marked is missing
+                found = [_unite(code, mark) for code, mark in zip(found, marks, strict=True)]
             codes += list_codes(image, found, "old")
         classes = [("ClassId", "name"), *enumerate(self._classes, 1)]
         file = BytesIO()
@@ -174,29 +228,55 @@ class Verdicts:
                 archive.writestr(member, _format_table(map(_escape_formulas, rows)))
         return file.getvalue()
 
-    def _select(self, query: str, *values: str) -> list[sqlite3.Row]:
+    def _select(self, query: str, *values: str | int | None) -> list[sqlite3.Row]:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
+    @contextmanager
+    def _write(self) -> Iterator[None]:
+        """Hold the lock and a transaction, which is rolled back on an error."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+
+    def _require_current(self, digest: str, revision: int | None) -> None:
+        row = self._db.execute("SELECT revision FROM verdicts WHERE digest = ?", (digest,)).fetchone()
+        if revision is not None and revision != (row["revision"] if row else 0):
+            raise VerdictChangedError
+
+    def _build_entry(self, row: sqlite3.Row, kind: type[_Entry]) -> _Entry:
+        marks = dict(zip(self._classes, json.loads(row["marks"]), strict=False))  # empty in earlier versions
+        return kind.model_validate({**dict(row), "class_name": row["class"], "marks": marks})
+
     def _check(self, question: VerdictQuestion) -> None:
-        names = {*question.codes, *([] if question.class_name is None else [question.class_name])}
+        if any(question.marks.values()) and question.verdict != "missed":
+            raise InvalidRequestError(f"marks are for missed defects, but the verdict is {question.verdict}; omit them")
+        names = {*question.codes, *question.marks, *([] if question.class_name is None else [question.class_name])}
         if unknown := names - {*self._classes}:
             raise InvalidRequestError(
                 f"class must be one of {', '.join(self._classes)}, got {min(unknown)[:80]!r}; /v1/model lists the names"
             )
-        length = sum(map(len, question.codes.values()))
+        length = sum(map(len, (*question.codes.values(), *question.marks.values())))
         if length > _MAX_CODE_LENGTH:
             found = f"{_MAX_CODE_LENGTH:,} characters together, got {length:,}"
             raise InvalidRequestError(f"codes must have at most {found}; leave them out")
-        if length and not question.defective:
+        if any(question.codes.values()) and not question.defective:
             raise InvalidRequestError("codes must be empty if defective is false; send the answer of /v1/inspect")
-        for name, code in question.codes.items():
+        for name, code in (*question.codes.items(), *question.marks.items()):
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)
             except InputError as error:
                 raise InvalidRequestError(f"code of class {name}: {error}") from error
             if fault:
                 raise InvalidRequestError(f"code of class {name}: {fault.text}; send the code returned by /v1/inspect")
+
+
+def _format_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _unite(code: str, mark: str) -> str:
+    return " ".join(map(str, runs.unite([rle.parse(code), rle.parse(mark)]).tolist()))
 
 
 def _format_table(rows: Iterable[Sequence[Any]]) -> str:

@@ -94,9 +94,9 @@ def open_client(app: ASGIApp, host: str = "127.0.0.1") -> Iterator[TestClient]:
 
 
 @contextmanager
-def open_server(app: ASGIApp, timeout: float = 30) -> Iterator[int]:
+def open_server(app: ASGIApp, timeout: float = 30, port: int = 0) -> Iterator[int]:
     """Serve the application on a port of 127.0.0.1; stop it the way SIGTERM does. Yield the port."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = socket.create_server(("127.0.0.1", port), backlog=512)
     server = build_server(app, timeout)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

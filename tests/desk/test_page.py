@@ -1,102 +1,49 @@
 """The page, operated as an inspector would, in a real browser."""
 
-import csv
-import shutil
+import itertools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from browser import (  # noqa: F401
+    add,
+    close_pages,
+    count,
+    download,
+    drop,
+    expect,
+    open_browser,
+    open_page,
+    pick,
+    pytestmark,
+    read,
+    sign,
+    sync_api,
+    write_images,
+)
 from served import build_desk, draw, encode, open_server
 from steel.desk.service import build_app
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright to control the browser")
-expect = sync_api.expect
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; apt-get install chromium"),
-]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-# The probability of "scale" is 0.5 at a mean grey value of 50, that of "scratch" at 90.
-IMAGES = {
-    "bright.png": draw(95, [(10, 8, 12, 5, 255), (40, 20, 30, 3, 150)]),
-    "dark.png": draw(20, [(10, 8, 12, 5, 255)]),
-    "middle.jpg": draw(45, [(10, 8, 2, 2, 255)]),
-    "plain.bmp": draw(70),
-}
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "coil"
-    path.mkdir()
-    for name, image in IMAGES.items():
-        (path / name).write_bytes(encode(image, Path(name).suffix))
-    (path / "broken.png").write_bytes(b"no image")
-    (path / "notes.txt").write_text("skipped because of its file name")
-    return path
+    return write_images(tmp_path / "coil")
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.BrowserContext"]:
-    profile = tmp_path_factory.mktemp("profile")
-    with sync_api.sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=CHROMIUM,
-            args=FLAGS.split(),
-            viewport={"width": 1400, "height": 900},
-        )
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.BrowserContext"]:
+    with open_browser(tmp_path_factory.mktemp("profile")) as context:
         yield context
-        context.close()
 
 
-def open_page(context: "sync_api.BrowserContext", port: int, problems: list[str]) -> "sync_api.Page":
-    page = context.new_page()
-    page.set_default_timeout(20_000)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    own = (f"http://127.0.0.1:{port}/", "blob:", "data:")
-    page.on("request", lambda request: None if request.url.startswith(own) else problems.append(request.url))
-    page.goto(f"http://127.0.0.1:{port}/")
-    return page
-
-
-def drop(page: "sync_api.Page", folder: Path) -> None:
-    """Drop the files on the page, as from a file manager."""
-    files = [[path.name, list(path.read_bytes())] for path in sorted(folder.iterdir())]
-    transfer = page.evaluate_handle(
-        """files => {
-            const transfer = new DataTransfer();
-            for (const [name, bytes] of files) transfer.items.add(new File([new Uint8Array(bytes)], name));
-            return transfer;
-        }""",
-        files,
-    )
-    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
-
-
-def count(page: "sync_api.Page") -> dict[str, str]:
-    rows = page.locator("#counts div").all()
-    return {row.locator("dt").inner_text(): row.locator("dd").inner_text() for row in rows}
-
-
-def download(page: "sync_api.Page", name: str, to: Path) -> Path:
-    page.locator("#downloads summary").click()
-    with page.expect_download() as waiting:
-        page.locator(f'[data-download="{name}"]').click()
-    assert waiting.value.suggested_filename == name
-    waiting.value.save_as(to / name)
-    return to / name
-
-
-def read(path: Path) -> dict[str, dict[str, str]]:
-    return {row["image"]: row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
+@pytest.fixture
+def context(browser: "sync_api.BrowserContext") -> Iterator["sync_api.BrowserContext"]:
+    with close_pages(browser):
+        yield browser
 
 
 def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:
@@ -108,7 +55,7 @@ def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: 
         expect(page.locator("#counts dd").first).to_have_text("5")
         assert count(page) == {
             "inspected": "5", "defective": "2", "clean": "2", "unreadable": "1", "agreed": "0", "missed": "0",
-            "false alarms": "0",
+            "false alarms": "0", "no verdict": "5",
         }  # fmt: skip
         options = {row.get_attribute("title"): row for row in page.locator("#strip li").all()}
         decisions = {name: row.get_attribute("data-decision") for name, row in options.items()}
@@ -145,17 +92,20 @@ def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: 
         assert options["middle.jpg"].get_attribute("data-decision") == "clean"
 
         # Give three verdicts, one of them with the keyboard.
-        page.locator("#inspector").fill("K. L.")
-        page.locator("#verdict-class").select_option("scale")
+        sign(page, "K. L.")
         page.locator('[data-verdict="missed"]').click()
-        page.locator("#verdict").get_by_text("missed, class scale (K. L.)").wait_for()
-        options["bright.png"].click()
+        page.locator("#missed-class").select_option("scale")
+        page.get_by_text("Save without outline").click()
+        expect(page.locator("#message")).to_have_text("middle.jpg: missed, class scale.")
+        expect(options["middle.jpg"]).to_contain_text("✓")
+        pick(page, "bright.png")
         page.keyboard.press("a")
-        page.locator("#verdict").get_by_text("agreed").wait_for()
-        options["plain.bmp"].click()
+        pick(page, "plain.bmp")
         page.locator('[data-verdict="false_alarm"]').click()
-        page.locator("#verdict").get_by_text("false alarm").wait_for()
-        assert {"agreed": "1", "missed": "1", "false alarms": "1"}.items() <= count(page).items()
+        expect(options["plain.bmp"]).to_contain_text("✓")
+        assert {"agreed": "1", "missed": "1", "false alarms": "1", "no verdict": "2"}.items() <= count(page).items()
+        pick(page, "plain.bmp")
+        expect(page.locator("#history summary")).to_have_text("History (1)")  # saved by the service
 
         results = read(download(page, "results.csv", tmp_path))
         assert {name: row["defective"] for name, row in results.items()} == {
@@ -178,28 +128,147 @@ def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: 
             assert "plain.bmp_1," in labels.read("train.csv").decode().splitlines()
         assert "Model card of inspector.pt" in download(page, "model_card.html", tmp_path).read_text()
 
-        # A reloaded page shows the saved verdicts.
-        page.reload()
-        page.locator("#images").set_input_files(folder / "bright.png")
-        page.locator("#verdict").get_by_text("agreed (K. L.)").wait_for()
     assert [text for text in problems if "415" not in text] == []  # the browser logs the refused image
 
 
+def promise(route: "sync_api.Route") -> None:
+    """Answer with the model, and scores as `steel tune` expects them."""
+    response = route.fetch()
+    names = ["defects found", "clean images with a false alarm, 4 rolled-in scale at the edge", "cost of an image"]
+    promises = [{"name": name, "value": 1234.567, "interval": [0.123, None]} for name in names]
+    route.fulfill(response=response, json=response.json() | {"tuned": {"promises": promises}})
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_on_a_tablet(
+def test_the_page_fits_tablets_phones_and_small_screens(
     context: "sync_api.BrowserContext", folder: Path, tmp_path: Path, scheme: str
 ) -> None:
     with open_server(build_app(build_desk(tmp_path))) as port:
         page = open_page(context, port, [])
         page.emulate_media(color_scheme=scheme)
-        page.set_viewport_size({"width": 768, "height": 1024})
-        page.locator("#images").set_input_files(sorted(folder.glob("*.png")))
-        expect(page.locator("#counts dd").first).to_have_text("3")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 768
+        page.route("**/v1/model", promise)
+        page.reload()
+        add(page, *sorted(folder.glob("*.png")))
+        pick(page, "bright.png")
+        page.locator("#promises summary").click()
+        for width in (1280, 768, 400):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for panel in page.locator("#panels > section").all():
+                assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+            page.locator("#downloads summary").click()
+            boxes = [button.bounding_box() for button in page.locator("[data-download]").all()]
+            assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+            assert all(box["y"] + box["height"] <= below["y"] + 1 for box, below in itertools.pairwise(boxes))
+            page.locator("#downloads summary").click()
         for button in page.locator("#verdicts button:visible, #zoom button").all():
             assert min(button.bounding_box()["width"], button.bounding_box()["height"]) >= 40
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (int(ground.split("(")[1].split(",")[0]) < 128) == (scheme == "dark")
+        page.set_viewport_size({"width": 1400, "height": 900})
+
+
+def test_the_page_is_accessible(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:
+    spots = [(x, y, 2, 2, 255) for x in range(0, 96, 4) for y in range(0, 60, 12)]
+    (folder / "many.png").write_bytes(encode(draw(95, spots)))
+    with open_server(build_app(build_desk(tmp_path))) as port:
+        page = open_page(context, port, [])
+
+        def check(state: str) -> None:
+            violations = Axe().run(page).response["violations"]
+            assert [(rule["id"], rule["nodes"][0]["html"]) for rule in violations] == [], state
+
+        check("empty")
+        add(page, folder / "bright.png", folder / "many.png", folder / "broken.png")
+        pick(page, "bright.png")
+        assert page.locator("#picture").get_attribute("aria-label") == (
+            "bright.png, 96 by 64 pixels: defective, probability 0.99; 1 spot of class scale, 60 pixels, at x 16, y 10"
+            "; 1 spot of class scratch, 90 pixels, at x 55, y 21"
+        )
+        check("image")
+        sign(page, "K. L.")
+        page.keyboard.press("m")
+        check("missed")
+        page.keyboard.press("Escape")
+        assert page.locator("#missed").is_hidden()
+
+        # All spots are one Tab stop, and the arrow keys move between them.
+        pick(page, "many.png")
+        rows = page.locator("#defects tbody tr")
+        expect(rows).to_have_count(len(spots))
+        assert page.locator('#defects tr[tabindex="0"]').count() == 1
+        rows.first.focus()
+        page.keyboard.press("ArrowDown")
+        expect(rows.nth(1)).to_be_focused()
+        page.keyboard.press("End")
+        expect(rows.last).to_be_focused()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('#defects')") is None
+        page.keyboard.press("Shift+Tab")
+        expect(rows.last).to_be_focused()
+
+        page.keyboard.press("a")
+        expect(page.locator("#message")).to_contain_text("many.png: agreed.")
+        pick(page, "many.png")
+        expect(page.locator("#history summary")).to_have_text("History (1)")
+        page.locator("#history summary").click()
+        check("verdict")
+        sign(page, "M. N.")
+        page.keyboard.press("f")
+        expect(page.locator("#question")).to_be_visible()
+        check("question")
+
+
+def test_brightness_and_contrast_change_the_display_only(
+    context: "sync_api.BrowserContext", folder: Path, tmp_path: Path
+) -> None:
+    dark = draw(18)
+    dark[20:40, 30:60] = 24
+    (folder / "dark.png").write_bytes(encode(dark))
+    grey = "() => document.querySelector('#picture').getContext('2d').getImageData(%s, 1, 1).data[0]"
+    with open_server(build_app(build_desk(tmp_path))) as port:
+        page = open_page(context, port, [])
+        add(page, folder / "dark.png")
+        frame = page.evaluate("(({width, height}) => [width, height])(document.querySelector('#picture'))")
+        inside = grey % f"{frame[0] // 2}, {frame[1] // 2}"  # in the lighter rectangle
+
+        def read_grey() -> int:
+            page.wait_for_timeout(300)
+            return page.evaluate(inside)
+
+        assert read_grey() == 24
+        decision = page.locator("#decision").inner_text()
+        page.locator("#auto-levels").click()
+        assert read_grey() >= 140
+        page.locator("#reset-levels").click()
+        assert read_grey() == 24
+        page.locator("#brightness").fill("50")
+        assert read_grey() == 74
+        page.locator("#contrast").fill("2")
+        assert read_grey() == 20  # (24 + 50 - 128) * 2 + 128
+        assert page.locator("#decision").inner_text() == decision
+
+
+def test_images_are_sorted(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:
+    with open_server(build_app(build_desk(tmp_path))) as port:
+        page = open_page(context, port, [])
+        add(page, *(folder / name for name in ("dark.png", "plain.bmp", "bright.png", "middle.jpg")))
+        sign(page, "K. L.")
+
+        def sort(order: str) -> list[str]:
+            page.locator("#order").select_option(order)
+            return [row.get_attribute("title") for row in page.locator("#strip li").all()]
+
+        added = ["bright.png", "dark.png", "middle.jpg", "plain.bmp"]  # by name
+        assert sort("added") == added
+        assert sort("probability") == ["bright.png", "plain.bmp", "middle.jpg", "dark.png"]
+        assert sort("area") == ["bright.png", "dark.png", "middle.jpg", "plain.bmp"]
+        pick(page, "bright.png")
+        page.keyboard.press("a")
+        expect(page.locator("#name")).to_have_text("dark.png")
+        assert sort("unjudged") == ["dark.png", "middle.jpg", "plain.bmp", "bright.png"]
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#name")).to_have_text("middle.jpg")
 
 
 def test_the_page_asks_for_the_token(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import zipfile
@@ -57,7 +59,7 @@ def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
     ):
         assert save(client, number, **changes).status_code == 200
     lines = client.get("/v1/verdicts.csv").text.splitlines()
-    assert lines[0] == "image,defective,verdict,class,inspector,at,digest"
+    assert lines[0] == "image,defective,verdict,class,inspector,at,digest,comment"
     assert [line.split(",")[:5] for line in lines[1:3]] == [
         ["0.png", "1", "agree", "", "K. L."],
         ["1.png", "0", "agree", "", ""],
@@ -104,6 +106,90 @@ def test_a_verdict_can_be_replaced_and_deleted(client: TestClient) -> None:
     assert client.delete(f"/v1/verdicts/{get_digest(1)}").status_code == 404
 
 
+def test_a_verdict_that_the_client_has_not_seen_is_not_replaced(client: TestClient) -> None:
+    assert client.post("/v1/inspect", content=draw_numbered(1)).status_code == 200
+
+    def save_over(replaces: int, verdict: str) -> Any:
+        body = VERDICT | {"verdict": verdict}
+        return client.put(f"/v1/verdicts/{get_digest(1)}", json=body, params={"replaces": replaces})
+
+    first = save_over(0, "agree").json()
+    assert save_over(0, "missed").status_code == 412
+    assert save_over(first["revision"] + 1, "missed").status_code == 412
+    second = save_over(first["revision"], "missed").json()
+    assert second["revision"] > first["revision"]
+    assert client.delete(f"/v1/verdicts/{get_digest(1)}", params={"replaces": first["revision"]}).status_code == 412
+    assert client.delete(f"/v1/verdicts/{get_digest(1)}", params={"replaces": second["revision"]}).status_code == 204
+    assert save_over(second["revision"], "agree").status_code == 412
+    assert save_over(0, "agree").status_code == 200
+
+
+def test_the_history_keeps_replaced_and_deleted_verdicts(client: TestClient) -> None:
+    save(client, 1, verdict="agree", inspector="K. L.", comment="scale, not a scratch")
+    save(client, 2, verdict="agree")
+    save(client, 1, verdict="missed", inspector="M. N.", **{"class": "scratch"})
+    client.delete(f"/v1/verdicts/{get_digest(1)}", params={"inspector": "O. P."})
+    entries = client.get(f"/v1/verdicts/{get_digest(1)}").json()["entries"]
+    assert [(entry["verdict"], entry["class"], entry["inspector"], entry["comment"]) for entry in entries] == [
+        (None, "scratch", "O. P.", ""),
+        ("missed", "scratch", "M. N.", ""),
+        ("agree", None, "K. L.", "scale, not a scratch"),
+    ]
+    assert client.get(f"/v1/verdicts/{get_digest(3)}").json() == {"entries": []}
+    assert [entry["image"] for entry in client.get("/v1/verdicts").json()["verdicts"]] == ["2.png"]
+    save(client, 4, verdict="agree", image="1.png")  # the name of a deleted verdict is free again
+
+
+def test_marks_of_a_missed_defect_are_added_to_the_label(client: TestClient) -> None:
+    marks = {"scratch": "101 3 200 1"}
+    assert save(client, 1, verdict="missed", marks=marks, comment="=1+1").json()["marks"] == {"scale": ""} | marks
+    archive = zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content))
+    rows = archive.read("train.csv").decode().splitlines()[1:]
+    assert rows == ["1.png_1,5 3", "1.png_2,100 4 200 1"]
+    assert archive.read("to_label.csv").decode().splitlines() == ["ImageId,ClassId"]
+    assert client.get("/v1/verdicts.csv").text.splitlines()[1].endswith(",'=1+1")
+
+
+def test_a_file_of_an_earlier_version_opens_with_its_verdicts(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    with sqlite3.connect(path) as earlier:
+        earlier.executescript(f"""
+            PRAGMA application_id={0x57EE1};
+            CREATE TABLE verdicts (
+                digest TEXT PRIMARY KEY, image TEXT NOT NULL UNIQUE, verdict TEXT NOT NULL, class TEXT,
+                defective INTEGER NOT NULL, inspector TEXT NOT NULL, at TEXT NOT NULL, codes TEXT NOT NULL
+            ) STRICT;
+            CREATE INDEX verdicts_at ON verdicts (at);
+            CREATE TABLE classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+            INSERT INTO classes VALUES (1, 'scale'), (2, 'scratch');
+        """)
+        rows = [
+            (get_digest(1), "1.png", "agree", None, 1, "K. L.", "2026-01-02T03:04:05+00:00", json.dumps(["5 3", ""])),
+            (get_digest(2), "2.png", "missed", "scratch", 0, "", "2026-01-01T03:04:05+00:00", json.dumps(["", ""])),
+        ]
+        earlier.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    earlier.close()
+    for _ in range(2):  # converted once
+        with open_client(build_app(build_desk(tmp_path))) as client:
+            assert client.get("/v1/verdicts.csv").text.splitlines()[1:] == [
+                f"2.png,0,missed,scratch,,2026-01-01T03:04:05+00:00,{get_digest(2)},",
+                f"1.png,1,agree,,K. L.,2026-01-02T03:04:05+00:00,{get_digest(1)},",
+            ]
+            archive = zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content))
+            assert archive.read("train.csv").decode().splitlines()[1:] == ["1.png_1,5 3", "1.png_2,"]
+            assert archive.read("to_label.csv").decode().splitlines()[1:] == ["2.png,2"]
+            (entry,) = client.get(f"/v1/verdicts/{get_digest(1)}").json()["entries"]
+            assert entry["marks"] == {}
+    assert save_in(tmp_path, entry["revision"]) == 200
+
+
+def save_in(folder: Path, replaces: int) -> int:
+    with open_client(build_app(build_desk(folder))) as client:
+        client.post("/v1/inspect", content=draw_numbered(1))
+        body = VERDICT | {"image": "1.png", "verdict": "false_alarm"}
+        return client.put(f"/v1/verdicts/{get_digest(1)}", json=body, params={"replaces": replaces}).status_code
+
+
 def test_two_images_with_one_name_are_refused(client: TestClient) -> None:
     assert save(client, 1, verdict="agree", image="a.png").status_code == 200
     answer = save(client, 2, verdict="agree", image="a.png")
@@ -125,6 +211,11 @@ def test_two_images_with_one_name_are_refused(client: TestClient) -> None:
         {"verdict": "agree", "codes": {"rust": ""}},
         {"verdict": "missed", "class": "rust"},
         {"verdict": "agree", "more": 1},
+        {"verdict": "agree", "marks": {"scale": "5 3"}},  # only a missed defect is marked
+        {"verdict": "missed", "marks": {"scale": "6144 2"}},
+        {"verdict": "missed", "marks": {"rust": "5 3"}},
+        {"verdict": "agree", "comment": "x" * 501},
+        {"verdict": "agree", "comment": "two\nlines"},
         {"verdict": "agree", "image": "."},
         {"verdict": "agree", "image": ".."},
         {"verdict": "agree", "image": "gpj.\u202ea.png"},  # shown as "gnp.a.jpg"

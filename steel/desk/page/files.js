@@ -1,7 +1,29 @@
-// Reads files: lists dropped folders and decodes images.
+// Reads files: takes chosen and dropped ones, lists dropped folders, and decodes images.
+
+import { $ } from "./dom.js";
+
+/** Calls back with a promise of a list of files when the user chooses or drops files or a folder. */
+export function listenForFiles(onFiles) {
+  for (const kind of ["images", "folder"]) {
+    $(`#add-${kind}`).onclick = () => $(`#${kind}`).click();
+    $(`#${kind}`).onchange = ({ target }) => {
+      onFiles(Promise.resolve([...target.files])); // a copy: the list is emptied together with the input
+      target.value = "";
+    };
+  }
+  addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    const entries = [...event.dataTransfer.items].filter((item) => item.kind === "file")
+      .map((item) => item.webkitGetAsEntry() ?? item.getAsFile());
+    onFiles(Promise.all(entries.map(listFiles)).then((lists) => lists.flat()));
+  });
+}
 
 /** Lists all files of a dropped file or folder. */
-export async function listFiles(entry) {
+async function listFiles(entry) {
   if (entry instanceof File) return [entry];
   if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
   const reader = entry.createReader();

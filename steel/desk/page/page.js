@@ -1,147 +1,132 @@
-// The inspection desk: adds images, shows decisions, and saves verdicts. This file holds all state.
+// The inspection desk: adds images, shows decisions, and takes verdicts.
 
-import { $, make, makeSwatch } from "./dom.js";
-import { decode, drawThumbnail, listFiles } from "./files.js";
-import { makeClassRow, showDefects, showPromises } from "./panels.js";
-import { inspect, request, saveFile } from "./service.js";
+import { $, ask, make, showErrors, showMessage } from "./dom.js";
+import { decode, listenForFiles } from "./files.js";
+import { listenForDisplay } from "./levels.js";
+import { MissedForm } from "./missed.js";
+import { showDefects, showDrift, showHistory, showPromises } from "./panels.js";
+import { Queue } from "./queue.js";
+import { inspect, listenForDownloads, request, requestPatiently } from "./service.js";
+import * as store from "./store.js";
+import { SIGNS, Strip } from "./strip.js";
 import { buildResults, buildSubmission } from "./tables.js";
+import { Thresholds } from "./thresholds.js";
+import { Verdicts } from "./verdicts.js";
 import { Viewer } from "./viewer.js";
+import { askAboutConflict, askToReplace, describePicture, describeVerdict, LABELS } from "./wording.js";
 
-const MAX_REQUESTS = 4; // in parallel; the service combines them into batches
-const SHIFT_HOURS = 8;
+const POLL_MS = 15_000; // between two looks at the verdicts of other inspectors
 const FILE_NAMES = /\.(jpe?g|png|bmp|tiff?)$/i;
-const LABELS = {
-  agree: "agreed", missed: "missed", false_alarm: "false alarm",
-  defective: "defective", unclear: "defective, nothing outlined", clean: "clean", unreadable: "unreadable",
-  all: "all", unjudged: "no verdict",
-};
-const SIGNS = { defective: "●", unclear: "◐", clean: "○", unreadable: "×", waiting: "…" };
 
 const viewer = new Viewer($("#picture"));
-const images = []; // { file, row, answer, error, whatIf: the answer at other thresholds }
-const waiting = [];
-const verdicts = new Map(); // by the digest of the image file
-let model, thresholds, selected = null, filter = "all", numWorkers = 0, numWhatIfs = 0;
-
-const showMessage = (text) => { $("#message").textContent = text; };
-const showErrors = (work) => work().catch((error) => showMessage(error.message));
-
-// ---- decisions
-
-const isWhatIf = () =>
-  thresholds.gate !== model.gate || thresholds.labels.some((label, c) => label !== model.classes[c].label);
-
-/** Returns the decision on an image at the thresholds of the sliders, from its probabilities. */
-function decide({ answer, error }) {
-  if (error) return "unreadable";
-  if (!answer) return "waiting";
-  if (answer.gate_probability < thresholds.gate) return "clean";
-  const isOutlined = model.classes.some(({ name }, c) =>
-    answer.class_probabilities[name] >= thresholds.labels[c] && (isWhatIf() || answer.codes[name]));
-  return isOutlined ? "defective" : "unclear";
-}
-
-function resetThresholds() {
-  thresholds = { gate: model.gate, labels: model.classes.map(({ label }) => label) };
-}
+const verdicts = new Verdicts({
+  onChange: showChangedVerdict, onConflict: askAboutConflict, onForgotten: inspectAgain, onProblem: showProblem,
+});
+const getVerdict = ({ answer }) => answer && verdicts.get(answer.digest);
+const strip = new Strip({ decide: (image) => thresholds.decide(image), getVerdict, mayLeave, onSelect: show });
+let model, thresholds, queue, missed, numWhatIfs = 0;
 
 // ---- adding and inspecting images
 
+const identify = ({ name, size, lastModified }) => `${name} ${size} ${lastModified}`;
+
 async function addFiles(files) {
-  files = [...files]; // a copy: the list of an input is emptied together with the input
   await opened;
   const supported = files.filter((file) => FILE_NAMES.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
-  showMessage(supported.length ? ""
-    : "No images found. File names must end in .jpg, .jpeg, .png, .bmp, .tif or .tiff.");
-  for (const file of supported) {
-    const image = { file, answer: null, error: null, whatIf: null };
-    image.row = make("li", { role: "option", title: file.name, onclick: () => select(image) },
-      make("canvas", { width: 126, height: 28 }), make("span", {}, file.name));
-    images.push(image);
-    waiting.push(image);
-    $("#strip").append(image.row);
-    showThumbnail(image);
+  const known = new Set(strip.images.map(({ file }) => identify(file)));
+  const fresh = supported.filter((file) => !known.has(identify(file)));
+  const numKnown = supported.length - fresh.length;
+  showMessage(!supported.length ? "No images found. File names must end in .jpg, .jpeg, .png, .bmp, .tif or .tiff."
+    : numKnown ? `Already on this page: ${numKnown} of these images.` : "", !supported.length);
+  for (const file of fresh) {
+    const image = strip.add(file);
+    image.stored = store.save("images", { file, answer: null })
+      .then((id) => (image.id = id), () => showMessage("This browser cannot keep the images: a reload loses them."));
+    queue.add(image);
   }
-  if (!images.length) return;
-  $("#empty").hidden = true;
-  $("#desk").hidden = false;
-  if (!selected) select(images[0]);
-  while (numWorkers < MAX_REQUESTS && waiting.length) inspectWaiting();
-  showCounts();
+  showImages();
 }
 
-async function inspectWaiting() {
-  numWorkers++;
-  for (let image; (image = waiting.shift());) {
-    await Promise.all([inspect(image.file).then((answer) => { image.answer = answer; })
-      .catch((error) => { image.error = error.message; }), drawThumbnail(image.file, image.row.firstChild)]);
-    showThumbnail(image);
-    showCounts();
-    if (image === selected) showAnswer();
+function addStored(record) {
+  const answer = queue.readAnswer(record);
+  queue.add(strip.add(record.file, { id: record.id, stored: Promise.resolve(record.id), answer }));
+}
+
+function showImages() {
+  $("#empty").hidden = strip.images.length > 0;
+  $("#desk").hidden = !strip.images.length;
+  if (!strip.selected && strip.images.length) strip.select(strip.images[0]);
+  strip.show();
+}
+
+async function finishInspection(image) {
+  if (!strip.images.includes(image)) return; // removed meanwhile
+  const isTwin = (other) => other !== image && other.answer?.digest === image.answer?.digest;
+  const twin = image.answer && strip.images.find(isTwin);
+  if (twin) {
+    showMessage(`${image.file.name} is the same file as ${twin.file.name}, so it is shown once.`, false);
+    strip.remove(image);
+    if (image.id) store.remove("images", image.id).catch(() => {});
+    strip.show();
+    return;
   }
-  numWorkers--;
-  showCounts();
-  if (!numWorkers) showErrors(async () => showDrift(await (await request("v1/model")).json()));
+  strip.show(image);
+  if (image === strip.selected) showAnswer();
+  else if (image.answer && !getVerdict(image)) await verdicts.read(image.answer.digest).catch(() => {});
 }
 
-function showDrift({ drift }) {
-  $("#drift").hidden = !drift;
-  $("#drift").textContent = drift ?? "";
+function retry() {
+  for (const image of strip.images.filter(({ error, isRefused }) => error && !isRefused)) {
+    image.error = null;
+    queue.add(image);
+  }
+  strip.show();
+  showAnswer();
 }
 
-// ---- all images
-
-function showThumbnail(image) {
-  const decision = decide(image);
-  const verdict = image.answer && verdicts.get(image.answer.digest);
-  image.row.dataset.decision = decision;
-  image.row.hidden = filter !== "all" && filter !== (verdict ? "judged" : "unjudged") && filter !== decision;
-  image.row.lastChild.textContent = `${SIGNS[decision]}${verdict ? " ✓" : ""} ${image.file.name}`;
+async function removeImages() {
+  if (!(await ask("Remove all images from this page? Their verdicts are kept.", "Remove", "Cancel"))) return;
+  await store.clear("images").catch(() => {});
+  forgetImages();
 }
 
-function showCounts() {
-  const decisions = { defective: 0, unclear: 0, clean: 0, unreadable: 0, waiting: 0 };
-  for (const image of images) decisions[decide(image)]++;
-  const numInspected = images.length - decisions.waiting;
-  $("#progress").hidden = numInspected === images.length;
-  Object.assign($("#progress"), { max: images.length || 1, value: numInspected });
-  const kinds = { agree: 0, missed: 0, false_alarm: 0 };
-  for (const { verdict } of verdicts.values()) kinds[verdict]++;
-  const counts = {
-    inspected: numInspected, defective: decisions.defective + decisions.unclear, clean: decisions.clean,
-    ...(decisions.unreadable ? { unreadable: decisions.unreadable } : {}),
-    "agreed": kinds.agree, "missed": kinds.missed, "false alarms": kinds.false_alarm,
-  };
-  $("#counts").title = `Images on this page, and verdicts given on this page or in the last ${SHIFT_HOURS} hours`;
-  $("#counts").replaceChildren(...Object.entries(counts).map(([name, count]) =>
-    make("div", {}, make("dt", {}, name), make("dd", {}, count.toLocaleString("en")))));
-  showFilters(decisions);
+function forgetImages() {
+  for (const image of [...strip.images]) if (image !== strip.selected) strip.remove(image);
+  if (strip.selected) strip.remove(strip.selected);
+  showImages();
 }
 
-function showFilters(decisions) {
-  const names = ["all", "defective", "unclear", "clean", "unreadable", "unjudged"]
-    .filter((name) => name === filter || ["all", "unjudged"].includes(name) || decisions[name]);
-  $("#filters").replaceChildren(...names.map((name) => make("button", {
-    ariaPressed: String(name === filter),
-    onclick: () => { filter = name; showAll(); },
-  }, LABELS[name])));
-}
-
-function showAll() {
-  images.forEach(showThumbnail);
-  showCounts();
+/** Takes over what another tab has changed. */
+async function followOtherTab(name, key) {
+  await opened;
+  const entry = key === undefined ? undefined : await store.read(name, key);
+  if (name === "outbox") {
+    if (!entry) await verdicts.read(key);
+    return;
+  }
+  if (key === undefined) return forgetImages();
+  const image = strip.images.find(({ id }) => id === key);
+  if (!entry && image) strip.remove(image);
+  else if (entry && !image) addStored(entry);
+  else if (image && !image.answer) image.answer = queue.readAnswer(entry);
+  showImages();
+  if (image && image === strip.selected) showAnswer();
 }
 
 // ---- the selected image
 
-async function select(image) {
-  selected?.row.setAttribute("aria-selected", "false");
-  selected = image;
-  image.row.setAttribute("aria-selected", "true");
-  image.row.scrollIntoView({ block: "nearest", inline: "nearest" });
+function mayLeave() {
+  return !missed.isDrawn || confirm("Discard the outline of the missed defect?");
+}
+
+async function show(image) {
+  missed.stop();
+  if (!image) return;
   $("#name").textContent = image.file.name;
+  $("#comment").value = "";
+  showHistory([]);
   const bitmap = await decode(image.file).catch(() => null);
-  if (image !== selected) return;
+  if (image !== strip.selected) return;
   if (!bitmap && image.answer) showMessage("Your browser cannot display this file. Only its masks are shown.");
   viewer.show(bitmap, bitmap ? [bitmap.height, bitmap.width] : image.answer?.size ?? [256, 1600]);
   showAnswer();
@@ -149,202 +134,215 @@ async function select(image) {
 
 /** Shows the result for the selected image; at other thresholds it comes from another request. */
 function showAnswer() {
-  const answer = isWhatIf() ? selected.whatIf : selected.answer;
-  const decision = decide(selected);
+  const image = strip.selected;
+  const answer = thresholds.isWhatIf ? image.whatIf : image.answer;
+  const decision = thresholds.decide(image);
+  const text = image.answer ? `${LABELS[decision]}, probability ${image.answer.gate_probability.toFixed(2)}`
+    : image.error && !image.isRefused ? `${LABELS.failed}: ${image.error}` : image.error ?? LABELS.waiting;
   $("#decision").className = decision;
-  $("#decision").textContent = selected.error ?? (selected.answer
-    ? `${SIGNS[decision]} ${LABELS[decision]}, probability ${selected.answer.gate_probability.toFixed(2)}`
-    : "waiting for the result");
-  showClasses();
+  $("#decision").textContent = image.answer ? `${SIGNS[decision]} ${text}` : text;
+  $("#retry").hidden = decision !== "failed";
+  $("#picture").ariaLabel = describePicture(image.file.name, image.answer?.size, text, answer?.spots ?? []);
+  thresholds.show(image.answer);
   showDefects(answer?.spots ?? [], model, viewer);
   showVerdict();
-  viewer.setMasks(model.classes.map(({ name }) => answer?.codes[name] ?? ""),
-    model.classes.map(({ colour }) => colour));
-  if (isWhatIf() && !answer && selected.answer) inspectWhatIf();
+  showMasks(answer);
+  if (thresholds.isWhatIf && !answer && image.answer) inspectWhatIf();
+  if (image.answer) readHistory(image).catch(() => {});
+}
+
+function showMasks(answer) {
+  const marks = getVerdict(strip.selected)?.marks ?? {};
+  const colours = model.classes.map(({ colour }) => colour);
+  const codes = [answer?.codes ?? {}, marks].flatMap((part) => model.classes.map(({ name }) => part[name] ?? ""));
+  viewer.setMasks(codes, [...colours, ...colours]);
 }
 
 function inspectWhatIf() {
-  const image = selected, number = ++numWhatIfs;
+  const image = strip.selected, number = ++numWhatIfs;
+  const isCurrent = () => number === numWhatIfs && image === strip.selected && thresholds.isWhatIf;
   // A moving slider sends many values; send a request only once it rests.
   setTimeout(() => showErrors(async () => {
-    if (number !== numWhatIfs || image !== selected || !isWhatIf()) return;
+    if (!isCurrent()) return;
     const answer = await inspect(image.file, thresholds);
-    if (number !== numWhatIfs || image !== selected) return;
+    if (!isCurrent()) return;
     image.whatIf = answer;
     showAnswer();
   }), 150);
 }
 
-function makeSlider(value, label, onMove) {
-  const slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value, ariaLabel: label });
-  slider.addEventListener("input", () => {
-    onMove(Number(slider.value));
-    for (const image of images) image.whatIf = null;
-    showAll();
-    if (selected) showAnswer();
-  });
-  return slider;
-}
-
-function buildClasses() {
-  const rows = model.classes.map(({ name, colour, label }, c) => {
-    const toggle = make("input", { type: "checkbox", checked: true, ariaLabel: `Mask of class ${name}` });
-    toggle.addEventListener("change", () => { viewer.visible[c] = toggle.checked; viewer.draw(); });
-    const slider = makeSlider(label, `Threshold of class ${name}`, (value) => { thresholds.labels[c] = value; });
-    return makeClassRow({}, [toggle], [makeSwatch(colour), name], slider, label);
-  });
-  const slider = makeSlider(model.gate, "Gate", (value) => { thresholds.gate = value; });
-  rows.push(makeClassRow({ id: "gate" }, [], ["any (gate)"], slider, model.gate));
-  $("#classes tbody").replaceChildren(...rows);
-  viewer.visible = model.classes.map(() => true);
-  $("#verdict-class").replaceChildren(make("option", { value: "" }, "any"),
-    ...model.classes.map(({ name }) => make("option", { value: name }, name)));
-}
-
-function showClasses() {
-  const levels = [...thresholds.labels, thresholds.gate];
-  [...$("#classes tbody").rows].forEach((row, c) => {
-    const answer = selected?.answer;
-    const name = model.classes[c]?.name; // the last row is the gate
-    const probability = answer ? (name === undefined ? answer.gate_probability : answer.class_probabilities[name]) : 0;
-    const [bar, level] = [row.cells[2], row.cells[3]];
-    bar.firstChild.value = probability;
-    bar.lastChild.textContent = answer ? probability.toFixed(2) : "";
-    level.firstChild.value = levels[c];
-    level.lastChild.textContent = levels[c].toFixed(2);
-    const isCalled = answer && answer.gate_probability >= thresholds.gate && probability >= levels[c];
-    row.classList.toggle("over", Boolean(isCalled));
-  });
-  $("#reset-thresholds").hidden = $("#what-if").hidden = !isWhatIf();
+function showThresholds() {
+  for (const image of strip.images) image.whatIf = null;
+  strip.show();
+  if (strip.selected) showAnswer();
 }
 
 // ---- verdicts
 
 function showVerdict() {
-  const verdict = selected?.answer && verdicts.get(selected.answer.digest);
+  const image = strip.selected;
+  const verdict = getVerdict(image);
   for (const button of document.querySelectorAll("[data-verdict]")) {
     button.ariaPressed = String(verdict?.verdict === button.dataset.verdict);
-    button.disabled = !selected?.answer || isWhatIf();
+    button.disabled = !image.answer || thresholds.isWhatIf;
   }
-  $("#delete-verdict").hidden = !verdict;
-  $("#verdict").textContent = verdict ? `✓ ${LABELS[verdict.verdict]}${verdict.class ? `, class ${verdict.class}` : ""}` +
-    `${verdict.inspector ? ` (${verdict.inspector})` : ""}` : "";
+  $("#delete-verdict").hidden = $("#save-comment").hidden = !verdict || thresholds.isWhatIf;
+  $("#verdict").textContent = verdict ? `✓ ${describeVerdict(verdict)}` : "";
+  if (document.activeElement !== $("#comment")) $("#comment").value = verdict?.comment ?? "";
 }
 
-async function saveVerdict(verdict) {
-  const image = selected;
-  if (!image?.answer || isWhatIf()) return;
+async function readHistory(image) {
+  const entries = await verdicts.read(image.answer.digest);
+  if (image === strip.selected) showHistory(entries);
+}
+
+function showChangedVerdict(digest) {
+  const image = strip.images.find(({ answer }) => answer?.digest === digest);
+  if (!image) return;
+  strip.show(image);
+  if (image !== strip.selected) return;
+  showVerdict();
+  showMasks(thresholds.isWhatIf ? image.whatIf : image.answer);
+  if (!getVerdict(image)?.isWaiting) readHistory(image).catch(() => {});
+}
+
+/** Returns the inspector's name, or "" after asking for it. */
+function requireInspector() {
+  const name = $("#inspector").value.trim();
+  if (!name) {
+    showMessage("Enter your name next to “Inspector” first: a verdict is signed.");
+    $("#inspector").focus();
+  }
+  return name;
+}
+
+async function inspectAgain(digest) {
+  const image = strip.images.find(({ answer }) => answer?.digest === digest);
+  if (image) await inspect(image.file);
+  return Boolean(image);
+}
+
+function showProblem({ image }, error) {
+  showMessage(error.isRefusal ? `Your verdict on ${image} was refused: ${error.message}`
+    : `Your verdict on ${image} is kept and will be sent. ${error.message}`);
+}
+
+/** Saves a verdict, or deletes it if `verdict` is null, and shows the next image without a verdict. */
+async function judge(verdict, label = null, marks = {}, { stays = false } = {}) {
+  const image = strip.selected;
+  const inspector = image?.answer && !thresholds.isWhatIf && requireInspector();
+  if (!inspector) return;
+  const comment = $("#comment").value.trim();
+  const earlier = getVerdict(image);
+  const mine = verdict ? describeVerdict({ verdict, class: label, marks, comment }) : "deleted";
+  if (earlier && earlier.inspector !== inspector && !(await askToReplace(image.file.name, earlier, mine))) return;
   const { digest, size, defective, codes } = image.answer;
-  const body = {
-    image: image.file.name, size, verdict, defective, codes, inspector: $("#inspector").value,
-    class: verdict === "agree" ? null : $("#verdict-class").value || null,
-  };
-  const save = () => request(`v1/verdicts/${digest}`, {
-    method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-  });
-  const response = await save().catch(async (error) => {
-    if (error.status !== 404) throw error;
-    await inspect(image.file); // the service was restarted and knows only the images that it has inspected since
-    return save();
-  });
-  verdicts.set(digest, await response.json());
+  const found = { image: image.file.name, size, defective, codes };
+  const body = verdict && { ...found, verdict, class: label, marks, inspector, comment };
+  verdicts.set(digest, image.file.name, body, inspector);
   $("#verdict-class").value = "";
-  showChangedVerdict(image);
+  $("#comment").blur();
+  const isLast = !stays && image === strip.selected && !strip.stepToUnjudged();
+  showMessage(`${image.file.name}: ${mine}.${isLast ? " No other image is without a verdict." : ""}`, false);
 }
 
-async function deleteVerdict() {
-  const image = selected;
-  await request(`v1/verdicts/${image.answer.digest}`, { method: "DELETE" });
-  verdicts.delete(image.answer.digest);
-  showChangedVerdict(image);
+function judgeMissed() {
+  const image = strip.selected;
+  if (image?.answer && !thresholds.isWhatIf && requireInspector()) missed.start(image.answer.size);
 }
 
-function showChangedVerdict(image) {
-  showMessage("");
-  showThumbnail(image);
-  showCounts();
-  if (image === selected) showVerdict();
+function saveComment() {
+  const { verdict, class: label, marks } = getVerdict(strip.selected);
+  return judge(verdict, label, marks, { stays: true });
 }
 
-// ---- keyboard, mouse and downloads
+const JUDGE = {
+  agree: () => judge("agree"), missed: async () => judgeMissed(),
+  false_alarm: () => judge("false_alarm", $("#verdict-class").value || null),
+};
 
-function step(by) {
-  const visible = images.filter((image) => !image.row.hidden || image === selected);
-  const next = visible[visible.indexOf(selected) + by];
-  if (next) select(next);
+let isPolling = false;
+
+async function poll() {
+  if (isPolling || document.hidden || !strip.images.length) return;
+  isPolling = true;
+  await Promise.allSettled([verdicts.refresh(), verdicts.sendStored()]);
+  isPolling = false;
 }
+
+// ---- keyboard and mouse
 
 const KEYS = {
-  ArrowRight: () => step(1), ArrowLeft: () => step(-1),
-  a: () => showErrors(() => saveVerdict("agree")), m: () => showErrors(() => saveVerdict("missed")),
-  f: () => showErrors(() => saveVerdict("false_alarm")),
-  "+": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5), 0: () => viewer.fit(),
+  ArrowRight: () => strip.step(1), ArrowLeft: () => strip.step(-1),
+  a: () => showErrors(JUDGE.agree), m: () => showErrors(JUDGE.missed), f: () => showErrors(JUDGE.false_alarm),
 };
+const VIEW_KEYS = { "+": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5), 0: () => viewer.fit() };
 const PANS = { ArrowRight: [80, 0], ArrowLeft: [-80, 0], ArrowUp: [0, -80], ArrowDown: [0, 80] };
 
 function onKeyDown(event) {
-  if (!selected || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!strip.selected || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape" && !event.target.closest("dialog")) missed.stop();
   if (event.target.matches("input:not([type=checkbox]), select, dialog *")) return;
   const toggle = /^[1-8]$/.test(event.key) && $("#classes tbody").rows[event.key - 1]?.querySelector("[type=checkbox]");
+  const keys = missed.isOpen ? VIEW_KEYS : { ...KEYS, ...VIEW_KEYS }; // while drawing, no other image is shown
   const action = event.shiftKey && PANS[event.key] ? () => viewer.pan(...PANS[event.key])
-    : toggle ? () => toggle.click() : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    : toggle ? () => toggle.click() : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();
   action();
 }
 
-const DOWNLOADS = {
-  "results.csv": async () => buildResults(images, model.classes, verdicts),
-  "submission.csv": async () => buildSubmission(images, model.classes),
-  "model_card.html": async () => (await request("v1/card")).blob(),
-  "verdicts.csv": async () => (await request("v1/verdicts.csv")).blob(),
-  "labels.zip": async () => (await request("v1/labels.zip")).blob(),
-};
+function addButtonListeners() {
+  listenForDownloads({
+    "results.csv": () => buildResults(strip.images, model.classes, verdicts),
+    "submission.csv": () => buildSubmission(strip.images, model.classes),
+  });
+  for (const button of document.querySelectorAll("[data-verdict]")) {
+    button.onclick = () => showErrors(JUDGE[button.dataset.verdict]);
+  }
+  const zooms = { in: VIEW_KEYS["+"], out: VIEW_KEYS["-"], fit: VIEW_KEYS[0] };
+  for (const button of document.querySelectorAll("[data-zoom]")) button.onclick = zooms[button.dataset.zoom];
+  $("#remove-images").onclick = () => showErrors(removeImages);
+  $("#reset-thresholds").onclick = () => thresholds.reset();
+  $("#retry").onclick = retry;
+  $("#save-comment").onclick = () => showErrors(saveComment);
+  $("#delete-verdict").onclick = () => showErrors(() => judge(null, null, {}, { stays: true }));
+}
 
 function addListeners() {
-  for (const kind of ["images", "folder"]) {
-    $(`#add-${kind}`).onclick = () => $(`#${kind}`).click();
-    $(`#${kind}`).onchange = (event) => { addFiles(event.target.files); event.target.value = ""; };
-  }
-  addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
-  addEventListener("drop", (event) => {
-    event.preventDefault();
-    document.body.classList.remove("dragging");
-    const entries = [...event.dataTransfer.items].filter((item) => item.kind === "file")
-      .map((item) => item.webkitGetAsEntry() ?? item.getAsFile());
-    showErrors(async () => addFiles((await Promise.all(entries.map(listFiles))).flat()));
-  });
+  addButtonListeners();
+  listenForFiles((files) => showErrors(async () => addFiles(await files)));
+  listenForDisplay(viewer);
   addEventListener("keydown", onKeyDown);
-  addEventListener("beforeunload", (event) => { if (waiting.length) event.preventDefault(); });
-  $("#opacity").oninput = (event) => { viewer.opacity = Number(event.target.value); viewer.draw(); };
-  $("#reset-thresholds").onclick = () => { resetThresholds(); showAll(); showAnswer(); };
-  $("#delete-verdict").onclick = () => showErrors(deleteVerdict);
+  document.addEventListener("visibilitychange", poll);
+  setInterval(poll, POLL_MS);
+  store.watch((name, key) => followOtherTab(name, key).catch(() => {}));
   $("#inspector").value = localStorage.getItem("steel-inspector") ?? "";
-  $("#inspector").onchange = (event) => localStorage.setItem("steel-inspector", event.target.value);
-  const zooms = { in: () => viewer.zoom(1.5), out: () => viewer.zoom(1 / 1.5), fit: () => viewer.fit() };
-  for (const button of document.querySelectorAll("[data-zoom]")) button.onclick = zooms[button.dataset.zoom];
-  for (const button of document.querySelectorAll("[data-verdict]")) {
-    button.onclick = () => showErrors(() => saveVerdict(button.dataset.verdict));
-  }
-  for (const button of document.querySelectorAll("[data-download]")) {
-    const name = button.dataset.download;
-    button.onclick = () => {
-      $("#downloads").open = false;
-      showErrors(async () => saveFile(name, await DOWNLOADS[name]()));
-    };
-  }
+  $("#inspector").onchange = (event) => {
+    localStorage.setItem("steel-inspector", event.target.value.trim());
+    showMessage("");
+  };
 }
 
 addListeners();
 const opened = showErrors(async () => {
-  model = await (await request("v1/model")).json();
-  resetThresholds();
+  model = await (await requestPatiently("v1/model")).json();
+  thresholds = new Thresholds(model, viewer, showThresholds);
+  missed = new MissedForm(viewer, model.classes, (label, marks) => showErrors(() => judge("missed", label, marks)));
+  queue = new Queue(model, {
+    onInspected: finishInspection,
+    onIdle: () => showErrors(async () => {
+      strip.arrange();
+      showDrift(await (await request("v1/model")).json());
+    }),
+  });
+  $("#verdict-class").replaceChildren(make("option", { value: "" }, "any"),
+    ...model.classes.map(({ name }) => make("option", { value: name }, name)));
   showDrift(model);
-  for (const verdict of (await (await request(`v1/verdicts?hours=${SHIFT_HOURS}`)).json()).verdicts) {
-    verdicts.set(verdict.digest, verdict);
-  }
-  buildClasses();
   showPromises(model);
-  showCounts();
+  // Without a store, the page works until it is closed.
+  for (const record of await store.list("images").catch(() => [])) addStored(record);
+  showImages();
+  verdicts.refresh().catch(() => {});
+  verdicts.sendStored().catch(() => {});
 });

@@ -1,15 +1,9 @@
-// The tables of classes, defects and expected performance.
+// The tables of defects and expected performance, and the history of verdicts.
 
-import { $, make, makeSwatch } from "./dom.js";
+import { $, make, makeSwatch, rove } from "./dom.js";
+import { describeVerdict } from "./wording.js";
 
 const MAX_ROWS = 500; // of the table of defects
-
-/** Creates a row of the table of classes; `showClasses` fills in the probability and the threshold. */
-export function makeClassRow(properties, toggle, name, slider, value) {
-  return make("tr", properties, make("td", {}, ...toggle), make("td", { className: "name" }, ...name),
-    make("td", {}, make("meter", { min: 0, max: 1 }), " ", make("output")),
-    make("td", {}, slider, " ", make("output")), make("td", { className: "number" }, value.toFixed(2)));
-}
 
 /** Shows the spots of an image, largest first. A click or Enter zooms to the spot. */
 export function showDefects(spots, model, viewer) {
@@ -22,12 +16,13 @@ export function showDefects(spots, model, viewer) {
     const area = inMm ? spot.area_mm2.toFixed(1) : spot.area_pixels.toLocaleString("en");
     const [x, y] = spot.centroid.map(Math.round);
     const zoom = () => viewer.zoomTo(spot.box);
-    const row = make("tr", { tabIndex: 0, onclick: zoom, title: "Zoom to this spot" },
+    const row = make("tr", { onclick: zoom, title: "Zoom to this spot" },
       make("td", {}, makeSwatch(colour), spot.class), make("td", { className: "number" }, area),
       make("td", {}, `${x}, ${y}`));
     row.addEventListener("keydown", (event) => { if (event.key === "Enter") zoom(); });
     return row;
   }));
+  rove([...$("#defects tbody").rows]);
   const number = `${spots.length.toLocaleString("en")} spot${spots.length === 1 ? "" : "s"}`;
   $("#defects-title").textContent = `Defects (${number}${spots.length > MAX_ROWS ? `, the ${MAX_ROWS} largest shown` : ""})`;
 }
@@ -43,4 +38,17 @@ export function showPromises(model) {
     [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
   $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
     make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))));
+}
+
+/** Shows all verdicts on an image, newest first. */
+export function showHistory(entries) {
+  $("#history").hidden = !entries.length;
+  $("#history summary").textContent = `History (${entries.length})`;
+  $("#history ol").replaceChildren(...entries.map((entry) => make("li", {}, describeVerdict(entry))));
+}
+
+/** Shows how the latest images differ from those that the model was tuned on, if they do. */
+export function showDrift({ drift }) {
+  $("#drift").hidden = !drift;
+  $("#drift").textContent = drift ?? "";
 }

@@ -19,16 +19,16 @@ export function buildResults(images, classes, verdicts) {
   const header = [
     "image", "defective", "gate_probability", ...names.map((name) => `probability_${name}`),
     ...names.map((name) => `area_pixels_${name}`), "spots", "height", "width", "error", "verdict", "verdict_class",
-    "inspector", "verdict_at",
+    "inspector", "verdict_at", "comment",
   ];
   const rows = images.map(({ file, answer, error }) => {
-    if (!answer) return [file.name, ...Array(5 + 2 * names.length).fill(""), error, "", "", "", ""];
+    if (!answer) return [file.name, ...Array(5 + 2 * names.length).fill(""), error, "", "", "", "", ""];
     const verdict = verdicts.get(answer.digest) ?? {};
     return [
       file.name, Number(answer.defective), answer.gate_probability.toFixed(6),
       ...names.map((name) => answer.class_probabilities[name].toFixed(6)),
       ...names.map((name) => sumAreas(answer, name)), answer.spots.length, ...answer.size, "",
-      verdict.verdict, verdict.class, verdict.inspector, verdict.at,
+      verdict.verdict, verdict.class, verdict.inspector, verdict.at, verdict.comment,
     ];
   });
   return buildTable([header, ...rows]);

@@ -1,4 +1,6 @@
-// Shows an image with its masks. Zoom with the wheel, a pinch, keys or buttons; pan by dragging.
+// Shows an image with its masks. Zoom with the wheel, a pinch, keys or buttons; pan by dragging, unless a pen is set.
+
+import { applyLevels, findLevels } from "./levels.js";
 
 const MAX_SCALE = 32; // screen pixels per image pixel
 
@@ -24,6 +26,8 @@ export class Viewer {
   #canvas;
   #context;
   #image = null;
+  #shown = null; // the image with the chosen levels
+  #levels;
   #size = [1, 1];
   #masks = [];
   #spot = null;
@@ -32,6 +36,8 @@ export class Viewer {
   #isQueued = false;
   opacity = 0.45;
   visible = [];
+  /** Draws with the pointer: begin, move, end and cancel take image pixels, and paint a context. */
+  pen = null;
 
   constructor(canvas) {
     this.#canvas = canvas;
@@ -44,17 +50,27 @@ export class Viewer {
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       this.#pointers.set(event.pointerId, event);
+      if (this.#pointers.size === 1) this.pen?.begin(...this.#locate(event));
+      else this.pen?.cancel(); // a second finger zooms
+      this.draw();
     });
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(name, (event) => this.#pointers.delete(event.pointerId));
+      canvas.addEventListener(name, (event) => {
+        this.#pointers.delete(event.pointerId);
+        this.pen?.end();
+        this.draw();
+      });
     }
-    canvas.addEventListener("dblclick", (event) => this.zoom(2, event.offsetX, event.offsetY));
+    canvas.addEventListener("dblclick", (event) => {
+      if (!this.pen) this.zoom(2, event.offsetX, event.offsetY);
+    });
   }
 
   /** Shows another image: a bitmap, or null if the browser cannot decode it, and its height and width. */
   show(image, size) {
     this.#image = image;
+    this.#shown = applyLevels(image, this.#levels);
     this.#size = size;
     this.#masks = [];
     this.#spot = null;
@@ -62,10 +78,22 @@ export class Viewer {
     this.fit();
   }
 
-  /** Sets the masks: the run-length code and the colour of each class. */
+  /** Sets the masks: the run-length code and the colour of each class, once or several times over. */
   setMasks(codes, colours) {
     this.#masks = codes.map((code, c) => (code ? drawCode(code, this.#size, colours[c]) : null));
     this.draw();
+  }
+
+  /** Sets brightness and contrast of this image and of the next ones. */
+  setLevels(levels) {
+    this.#levels = levels;
+    this.#shown = applyLevels(this.#image, levels);
+    this.draw();
+  }
+
+  /** Returns the levels that suit the current image. */
+  findLevels() {
+    return findLevels(this.#image);
   }
 
   fit() {
@@ -135,10 +163,17 @@ export class Viewer {
     this.draw();
   }
 
+  #locate({ offsetX, offsetY }) {
+    return [this.#view.x + offsetX / this.#view.scale, this.#view.y + offsetY / this.#view.scale];
+  }
+
   #move(event) {
     const last = this.#pointers.get(event.pointerId);
     if (!last) return;
-    if (this.#pointers.size === 1) {
+    if (this.#pointers.size === 1 && this.pen) {
+      this.pen.move(...this.#locate(event));
+      this.draw();
+    } else if (this.#pointers.size === 1) {
       this.pan(last.offsetX - event.offsetX, last.offsetY - event.offsetY);
     } else {
       const [other] = [...this.#pointers.values()].filter((pointer) => pointer.pointerId !== event.pointerId);
@@ -169,11 +204,13 @@ export class Viewer {
     context.setTransform(zoom, 0, 0, zoom, -x * zoom, -y * zoom);
     context.imageSmoothingEnabled = zoom < 2;
     context.globalAlpha = 1;
-    if (this.#image) context.drawImage(this.#image, 0, 0);
+    if (this.#shown) context.drawImage(this.#shown, 0, 0);
     context.globalAlpha = this.opacity;
     this.#masks.forEach((mask, c) => {
-      if (mask && this.visible[c]) context.drawImage(mask, 0, 0);
+      if (mask && this.visible[c % this.visible.length]) context.drawImage(mask, 0, 0);
     });
+    context.globalAlpha = Math.max(this.opacity, 0.3);
+    this.pen?.paint(context);
     if (this.#spot) {
       const [left, top, width, height] = this.#spot;
       context.globalAlpha = 1;

@@ -1,0 +1,83 @@
+// The thresholds: the model's own or others to try, and the table of classes that shows and changes them.
+
+import { $, make, makeSwatch } from "./dom.js";
+
+function makeRow(properties, toggle, name, slider, value) {
+  return make("tr", properties, make("td", {}, ...toggle), make("td", { className: "name" }, ...name),
+    make("td", {}, make("meter", { min: 0, max: 1 }), " ", make("output")),
+    make("td", {}, slider, " ", make("output")), make("td", { className: "number" }, value.toFixed(2)));
+}
+
+export class Thresholds {
+  #model;
+  #onChange;
+
+  /** Builds the table; calls back when a threshold changes. */
+  constructor(model, viewer, onChange) {
+    this.#model = model;
+    this.#onChange = onChange;
+    this.#restore();
+    const rows = model.classes.map(({ name, colour, label }, c) => {
+      const toggle = make("input", { type: "checkbox", checked: true, ariaLabel: `Mask of class ${name}` });
+      toggle.addEventListener("change", () => { viewer.visible[c] = toggle.checked; viewer.draw(); });
+      const slider = this.#makeSlider(label, `Threshold of class ${name}`, (value) => { this.labels[c] = value; });
+      return makeRow({}, [toggle], [makeSwatch(colour), name], slider, label);
+    });
+    const slider = this.#makeSlider(model.gate, "Gate", (value) => { this.gate = value; });
+    rows.push(makeRow({ id: "gate" }, [], ["any (gate)"], slider, model.gate));
+    $("#classes tbody").replaceChildren(...rows);
+    viewer.visible = model.classes.map(() => true);
+  }
+
+  #restore() {
+    this.gate = this.#model.gate;
+    this.labels = this.#model.classes.map(({ label }) => label);
+  }
+
+  #makeSlider(value, label, onMove) {
+    const slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value, ariaLabel: label });
+    slider.addEventListener("input", () => {
+      onMove(Number(slider.value));
+      this.#onChange();
+    });
+    return slider;
+  }
+
+  /** Returns to the thresholds of the model. */
+  reset() {
+    this.#restore();
+    this.#onChange();
+  }
+
+  /** True if they are not the thresholds of the model. */
+  get isWhatIf() {
+    return this.gate !== this.#model.gate || this.labels.some((label, c) => label !== this.#model.classes[c].label);
+  }
+
+  /** Returns the decision on an image at these thresholds, from its probabilities. */
+  decide({ answer, error, isRefused }) {
+    if (error) return isRefused ? "unreadable" : "failed";
+    if (!answer) return "waiting";
+    if (answer.gate_probability < this.gate) return "clean";
+    const isOutlined = this.#model.classes.some(({ name }, c) =>
+      answer.class_probabilities[name] >= this.labels[c] && (this.isWhatIf || answer.codes[name]));
+    return isOutlined ? "defective" : "unclear";
+  }
+
+  /** Shows the thresholds, and the probabilities of an image if it has an answer. */
+  show(answer) {
+    const levels = [...this.labels, this.gate];
+    [...$("#classes tbody").rows].forEach((row, c) => {
+      const name = this.#model.classes[c]?.name; // the last row is the gate
+      const probability = answer ? (name === undefined ? answer.gate_probability : answer.class_probabilities[name]) : 0;
+      const [bar, level] = [row.cells[2], row.cells[3]];
+      bar.firstChild.value = probability;
+      bar.lastChild.textContent = answer ? probability.toFixed(2) : "";
+      level.firstChild.value = levels[c];
+      level.lastChild.textContent = levels[c].toFixed(2);
+      const isCalled = answer && answer.gate_probability >= this.gate && probability >= levels[c];
+      row.classList.toggle("over", Boolean(isCalled));
+    });
+    $("#reset-thresholds").hidden = $("#what-if").hidden = !this.isWhatIf;
+  }
+}
