@@ -103,8 +103,8 @@ def _find_exponent(steps: Array) -> float:
     def log_mean(theta: float) -> float:
         return theta * largest + float(np.log(np.exp(theta * (steps - largest)).mean()))
 
-    # At this theta the largest step alone makes the mean 1.
-    high = np.log(len(steps)) / largest
+    # At half of this theta the largest step alone makes the mean 1, but for rounding.
+    high = 2 * np.log(len(steps)) / largest
     return float(brentq(log_mean, high * 1e-6, high)) if log_mean(high * 1e-6) < 0 else high * 1e-6
 
 

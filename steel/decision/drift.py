@@ -120,9 +120,7 @@ def build_reference(
     cuts = [np.unique([_shorten(cut) for cut in column]) for column in quantiles.T]
     counts = [count_at_most(column, column_cuts) for column, column_cuts in zip(values.T, cuts, strict=True)]
     limits = _find_limits(_simulate(values, cuts, groups), num_groups)
-    limits[len(MEASURES) :] = np.maximum(
-        limits[len(MEASURES) :], [_expect_bursts(at_most, groups) for at_most in counts[len(MEASURES) :]]
-    )
+    limits = np.maximum(limits, [_expect_bursts(at_most, groups) for at_most in counts])
     sketches = [
         Sketch(_shorten(np.median(column)), round(float(limit), 3), *(tuple(numbers.tolist()) for numbers in pair))
         for column, limit, *pair in zip(values.T, limits, cuts, counts, strict=True)
@@ -150,9 +148,9 @@ def _find_limits(found: Array, num_groups: int) -> Array:
 
 
 def _expect_bursts(at_most: Counts, groups: NDArray[np.int64]) -> float:
-    """Return `compare` for a window in which a class fills as many groups as chance may bring.
+    """Return `compare` for a window in which something new fills as many groups as chance may bring.
 
-    A class can be on all images of a group even if no known group is like that. One in G + 1 groups exceeds G known
+    A class or a black margin can be on all images of a group even if no known group is like that. One in G + 1 groups exceeds G known
     ones, so a window has more such groups than the binomial quantile in `LEVEL` of the cases at most.
     """
     from scipy import stats
