@@ -82,10 +82,13 @@ class Trained(NamedTuple):
     logs: Path
 
 
+# With a balance of 1, networks start at probabilities of 0.5, so that six steps leave some above and some below.
 FIT = {
-    "classifier": ("--model.scale=1.0",),
-    "segmenter": ("--model.encoder=resnet18", "--model.decoder_channels=[16,8,8]", "--model.scale=1.0"),
-}
+    "classifier": ("--model.scale=1.0", "--model.balance=1"),
+    "segmenter": (
+        "--model.encoder=resnet18", "--model.decoder_channels=[16,8,8]", "--model.scale=1.0", "--model.balance=1",
+    ),
+}  # fmt: skip
 
 
 def fit_args(task: str, root: Path, runs: Path) -> list[str]:

@@ -150,8 +150,8 @@ def _find_limits(found: Array, num_groups: int) -> Array:
 def _expect_bursts(at_most: Counts, groups: NDArray[np.int64]) -> float:
     """Return `compare` for a window in which something new fills as many groups as chance may bring.
 
-    A class or a black margin can be on all images of a group even if no known group is like that. One in G + 1 groups exceeds G known
-    ones, so a window has more such groups than the binomial quantile in `LEVEL` of the cases at most.
+    A class or a black margin can be on all images of a group even if no known group is like that. One in G + 1 groups
+    exceeds G known ones, so a window has more such groups than the binomial quantile in `LEVEL` of the cases at most.
     """
     from scipy import stats
 
