@@ -313,7 +313,7 @@ class DefectSegmenter(Task):
         scale: float = 1.0,
         input_size: tuple[int, int] | None = None,
         loss: LossName = "bce_dice",
-        balance: float = 0.5,
+        balance: float = 0.25,
         freeze_epochs: int = 0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,

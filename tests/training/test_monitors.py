@@ -33,8 +33,8 @@ def checkpoints(runs: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ((), ["best.monitor is val/dice_on_defects", "4 images, 0 with defects", "--best.monitor val/loss"]),
-        (("--best.monitor=val/iou",), ["early_stopping.monitor is val/dice_on_defects"]),
+        (("--best.monitor=val/dice_on_defects",), ["best.monitor is val/dice_on_defects", "4 images, 0 with defects"]),
+        (("--early_stopping.monitor=val/dice_on_defects",), ["early_stopping.monitor is val/dice_on_defects"]),
         (("--best.monitor=val/dise",), ["val/dise, which is not a score of the segmenter"]),
     ],
 )
@@ -52,7 +52,8 @@ def test_a_run_whose_few_validation_batches_lack_the_score_keeps_the_newest_epoc
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: float
 ) -> None:
     write_split(root, val_is_clean=False)
-    args = [*fit_args("segmenter", root, tmp_path), "--trainer.max_epochs=2"]
+    monitors = [f"--{name}.monitor=val/dice_on_defects" for name in ("best", "early_stopping")]
+    args = [*fit_args("segmenter", root, tmp_path), "--trainer.max_epochs=2", *monitors]
     assert main([*args, f"--trainer.limit_val_batches={limit}"]) == 0
     assert checkpoints(tmp_path) == ["best.ckpt", "last.ckpt"]
     assert read_checkpoint(next(tmp_path.rglob("best.ckpt")))["epoch"] == 1
