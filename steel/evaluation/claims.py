@@ -1,13 +1,19 @@
 """Claims about rates at a one-sided confidence level, and how many hits or false alarms they need or allow."""
 
 from bisect import bisect_left, bisect_right
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from steel.decision.tuning import Aim
-from steel.evaluation.calibration import Groups, Scores
+from steel.evaluation.calibration import Groups
 from steel.evaluation.evidence import Evidence
 from steel.intervals import effective_size
+
+# Share of the clean images that tells how correlated high scores are in groups. Few images exceed the threshold itself.
+_HIGH = 0.2
 
 
 def claim_rate(hits: float, n: float, confidence: float) -> float:
@@ -20,10 +26,10 @@ def claim_rate(hits: float, n: float, confidence: float) -> float:
     return float(stats.beta.ppf(1 - confidence, hits, n - hits + 1)) if hits > 0 else 0.0
 
 
-def _find_effective_size(scores: Scores, groups: Groups, confidence: float) -> float:
-    """Return how many independent images count as much as these, given the correlation of their scores in groups."""
+def _find_effective_size(values: NDArray[Any], groups: Groups, confidence: float) -> float:
+    """Return how many independent images count as much as these, given the correlation of their values in groups."""
     # The one-sided level that both ends of a two-sided interval have; at 0.5 such an interval has no width.
-    return effective_size(scores, groups, max(0.5, 2 * confidence - 1)) if len(scores) else 0.0
+    return effective_size(values, groups, max(0.5, 2 * confidence - 1)) if len(values) else 0.0
 
 
 def find_largest_claim(evidence: Evidence, c: int, found: int, aim: Aim) -> float:
@@ -44,15 +50,18 @@ def find_alarm_bound(evidence: Evidence, num_alarms: int, confidence: float) -> 
     """Return the upper bound of the share of clean images with a mask, if `num_alarms` of those of the evidence have.
 
     The thresholds are chosen on these images. One between two scores lets through up to one image in n + 1 more than
-    observed, so one false alarm is added for each class. Half of one is added for each further class, because false
-    alarms are allotted to the classes in which they find most (simulated in `benchmarks.tuning`).
+    observed, so one false alarm is added. Half of one is added for each further class, because false alarms are
+    allotted to the classes in which they find most (simulated in `benchmarks.tuning`).
     """
     clean = evidence.clean
     n = int(clean.sum())
     if n == 0:
         return 1.0
-    share = _find_effective_size(evidence.classes[clean].max(axis=1), evidence.groups[clean], confidence) / n
-    num_added = 1.5 * evidence.labels.shape[1] - 0.5
+    scores = evidence.classes[clean].max(axis=1)
+    # Images of a group are less alike in whether they exceed a high threshold than in their scores.
+    is_high = scores > np.quantile(scores, 1 - _HIGH)
+    share = _find_effective_size(is_high, evidence.groups[clean], confidence) / n
+    num_added = 0.5 + 0.5 * evidence.labels.shape[1]
     num_without = max(0.0, n + 1 - num_alarms - num_added)
     return 1 - claim_rate(num_without * share, n * share, confidence)
 

@@ -66,3 +66,25 @@ def test_fewer_false_alarms_are_allowed_than_the_limit() -> None:
     few = evidence.take(np.arange(20))
     assert count_allowed(few, aim) is None
     assert find_alarm_bound(few, 0, 0.95) > 0.05
+
+
+def test_groups_whose_high_scores_are_not_alike_cost_no_false_alarms() -> None:
+    """The low scores of a group are equal; each group has as many high scores as the others."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 10)
+    scores = 0.5 * rng.random(100)[groups]
+    is_high = np.arange(1000) % 10 < 2
+    scores[is_high] = 0.5 + 0.5 * rng.random(200)
+    nothing, one = np.zeros((1000, 1), np.int64), np.ones((1000, 1, 1, 1), np.int32)
+    evidence = Evidence(
+        np.arange(1000).astype(str), groups, scores[:, None].astype(np.float32), nothing, np.ones((1000, 1), bool),
+        one, one, 0 * one, Grid(),
+    )  # fmt: skip
+    aim = Aim("false_alarms", share=0.05)
+    independent = count_allowed(evidence._replace(groups=np.arange(1000)), aim)
+    assert independent is not None
+    assert count_allowed(evidence, aim) == pytest.approx(independent, abs=1)
+    # All high scores in a fifth of the groups: few groups carry the claim.
+    gathered = evidence._replace(groups=np.where(is_high, np.cumsum(is_high) // 10, groups))
+    fewer = count_allowed(gathered, aim)
+    assert fewer is None or fewer < independent - 5

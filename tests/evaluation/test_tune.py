@@ -99,6 +99,17 @@ def test_promises_stay_in_the_range_of_the_score() -> None:
     assert format_score(cost.value, cost.interval).endswith("(0.000 to inf)")
 
 
+def test_the_prediction_of_a_cost_reaches_further_up_than_down() -> None:
+    promises = tune_on(draw_scores(200), AIMS[0], ("dent", "crack")).promises
+    (cost,) = (row for row in promises if row.name == "cost of an image")
+    up, down = cost.prediction.high - cost.value, cost.value - cost.prediction.low
+    assert cost.prediction.low > 0
+    # On the scale of the square root the interval is symmetric.
+    low, middle, high = np.sqrt([cost.prediction.low, cost.value, cost.prediction.high])
+    assert high - middle == pytest.approx(middle - low)
+    assert up > down > 0
+
+
 def test_warnings_name_a_recall_that_cannot_be_claimed() -> None:
     evidence = draw_scores(1000)
     aim = Aim("recall", share=0.95)
