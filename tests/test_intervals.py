@@ -243,7 +243,7 @@ def test_the_mean_over_classes_is_known_better_than_one_class() -> None:
         factors.append(np.ptp(ends[-1]) / np.mean([np.ptp(score_interval([one], groups)) for one in classes]))
     low, high = np.array(ends).T
     assert ((low <= truth) & (truth <= high)).mean() >= 0.92
-    assert 0.4 < np.median(factors) < 0.52  # the classes are independent: half as wide
+    assert 0.4 < np.median(factors) < 0.53  # the classes are independent: half as wide
 
 
 def test_undefined_scores_have_nan_intervals() -> None:
