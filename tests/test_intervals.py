@@ -216,20 +216,34 @@ def draw_good(rng: np.random.Generator, k: int, size: int, correlation: float, m
     return np.where(latent < norm.ppf(missed), 0, 1 / (1 + np.exp(-2.5 - 0.7 * latent))).ravel()
 
 
-# Groups, images in each, correlation within a group, share of misses.
-SCORES = [(5, 7, 0.9, 0.1), (10, 1, 0.0, 0.05), (20, 7, 0.9, 0.05), (8, 20, 0.3, 0.0)]
+# Groups, images in each, correlation within a group, share of misses, and a bound on the median width.
+SCORES = [(5, 7, 0.9, 0.1, 0.45), (10, 1, 0.0, 0.05, 0.35), (20, 7, 0.9, 0.05, 0.17), (8, 20, 0.3, 0.0, 0.28)]
 
 
 def test_intervals_of_scores_have_their_nominal_coverage() -> None:
     """Dice with misses: with few groups, all of which are found, a percentile bootstrap covers 0.55 to 0.65."""
     rng = np.random.default_rng(0)
-    for k, size, correlation, missed in SCORES:
+    for k, size, correlation, missed, width in SCORES:
         groups = np.repeat(np.arange(k), size)
 
         truth = draw_good(rng, 200_000 // size, size, correlation, missed).mean()
-        ends = [score_interval([mean_of(draw_good(rng, k, size, correlation, missed))], groups) for _ in range(200)]
-        held = np.mean([low <= truth <= high for low, high in ends])
-        assert held >= 0.92, (k, size, correlation, missed)
+        scores = [mean_of(draw_good(rng, k, size, correlation, missed)) for _ in range(200)]
+        low, high = np.array([score_interval([score], groups) for score in scores]).T
+        assert ((low <= truth) & (truth <= high)).mean() >= 0.92, (k, size, correlation, missed)
+        assert np.median(high - low) < width, (k, size, correlation, missed)
+
+
+def test_the_mean_over_classes_is_known_better_than_one_class() -> None:
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(10), 7)
+    truth = draw_good(rng, 30_000, 7, 0.9, 0.1).mean()
+    ends, factors = [], []
+    for _ in range(150):
+        classes = [mean_of(draw_good(rng, 10, 7, 0.9, 0.1)) for _ in range(4)]
+        ends.append(score_interval(classes, groups))
+        factors.append(np.ptp(ends[-1]) / np.mean([np.ptp(score_interval([one], groups)) for one in classes]))
+    low, high = np.array(ends).T
+    assert ((low <= truth) & (truth <= high)).mean() >= 0.92
+    assert 0.4 < np.median(factors) < 0.53  # the classes are independent: half as wide
 
 
 def test_undefined_scores_have_nan_intervals() -> None:
