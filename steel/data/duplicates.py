@@ -229,7 +229,7 @@ def _compute_spectra(
     canvas = (_even(int(limit[0])), _even(int(limit[1])))
     owners = np.repeat(np.arange(len(scenes)), [1 + _is_nearly_square(size) for size in sizes.tolist()])
     spectra = np.empty((len(owners), (canvas[0] // 2 - 1) * (canvas[1] // 2)), np.float16)
-    for row, owner in enumerate(owners):
+    for row, owner in enumerate(owners.tolist()):
         thumbnail = fingerprints[scenes[owner]].thumbnail
         is_second = row > 0 and owners[row - 1] == owner
         spectra[row] = _compute_spectrum(thumbnail.T if is_second else thumbnail, canvas)
