@@ -242,7 +242,7 @@ def plot_image_and_mask(image: NDArray[np.uint8], masks: Masks, names: Sequence[
     """Plot an image `(H, W)`, and its masks `(C, H, W)` alone below or beside it, each class in its colour."""
     height, width = image.shape
     figure, (first, second) = _arrange(2, width / height, 0.4, title)
-    _draw_picture(first, image, masks[:0], [])
+    first.imshow(reduce_image(image), cmap="gray", vmin=0, vmax=255, extent=_extent(image.shape))
     reduced = reduce_masks(masks)
     coloured = np.zeros((*reduced.shape[1:], 3), np.uint8)
     for mask, colour in zip(reduced, CLASS_COLOURS, strict=False):

@@ -171,7 +171,7 @@ def test_large_images_are_reduced_and_keep_thin_masks_and_frames() -> None:
     for axes in (*examples.axes, *pair.axes, *comparison.axes):
         shown = axes.images[0]
         drawn = np.asarray(shown.get_array())
-        assert drawn.shape == (167, 3001, 3)
+        assert drawn.shape[:2] == (167, 3001)
         assert tuple(shown.get_extent()) == (-0.5, 9000.5, 499.5, -0.5)
     expected = (
         (examples.axes[0], CLASS_COLOURS[1]),
@@ -181,7 +181,7 @@ def test_large_images_are_reduced_and_keep_thin_masks_and_frames() -> None:
     for axes, colour in expected:
         drawn = np.asarray(axes.images[0].get_array())
         assert tuple(drawn[250 // 3, 8000 // 3]) == colour
-    grey = np.asarray(pair.axes[0].images[0].get_array())[..., 0]
+    grey = np.asarray(pair.axes[0].images[0].get_array())
     assert (grey[:, :1999] == 0).all()
     assert (grey[:, 2002:] == 200).all()
     assert all(frame.get_x() < 8000 < frame.get_x() + frame.get_width() for frame in examples.axes[0].patches)
