@@ -14,11 +14,34 @@ CLASS_COLOURS = (
     (255, 200, 0), (60, 140, 255), (255, 70, 60), (60, 220, 90), (220, 90, 255), (0, 220, 220), (255, 140, 0),
     (160, 160, 255),
 )  # fmt: skip
+# Longest side in pixels of a picture that is drawn at full size. On a page, the longest has about 1,300.
+_LARGEST = 3200
 
 
 def name_colour(c: int) -> str:
     """Return the CSS colour of class `c`, such as #ff463c."""
     return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[c])
+
+
+def reduce_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image `(H, W)` for drawing: divided by the smallest whole number that makes it at most 3,200 pixels."""
+    factor = _compute_reduction(image.shape)
+    if factor == 1:
+        return image
+    height, width = (-(-side // factor) for side in image.shape)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def reduce_masks(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Reduce masks `(C, H, W)` like their image. A pixel is set if any that it stands for is, so no defect vanishes."""
+    factor = _compute_reduction(masks.shape[1:])
+    for axis in (1, 2) if factor > 1 else ():
+        masks = np.logical_or.reduceat(masks, np.arange(0, masks.shape[axis], factor), axis=axis)
+    return masks
+
+
+def _compute_reduction(size: Sequence[int]) -> int:
+    return -(-max(size) // _LARGEST)
 
 
 def draw_masks(

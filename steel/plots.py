@@ -1,7 +1,7 @@
 """Figures from arrays and tables. This module reads and saves no files."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from steel.overlays import CLASS_COLOURS, PREDICTION, TRUTH, draw_masks
+from steel.overlays import CLASS_COLOURS, PREDICTION, TRUTH, draw_masks, reduce_image, reduce_masks
 
 Colour = tuple[int, int, int]
 Masks = NDArray[np.bool_]
@@ -35,7 +35,7 @@ def plot_comparison(
     figure = _new_figure(16, 1.1 + min(7.8 * height / width, 8), title)
     panels = figure.subplots(1, 2)
     for axes, masks, colour, caption in zip(panels, (truth, predicted), (TRUTH, PREDICTION), captions, strict=True):
-        axes.imshow(draw_masks(image, [masks.max(axis=0)], [colour]))
+        _draw_picture(axes, image, masks.max(axis=0)[None], [colour])
         axes.set_title(caption, fontsize=10, color=np.array(colour) / 255 * 0.8)
         axes.set_axis_off()
     return figure
@@ -242,11 +242,12 @@ def plot_image_and_mask(image: NDArray[np.uint8], masks: Masks, names: Sequence[
     """Plot an image `(H, W)`, and its masks `(C, H, W)` alone below or beside it, each class in its colour."""
     height, width = image.shape
     figure, (first, second) = _arrange(2, width / height, 0.4, title)
-    first.imshow(image, cmap="gray", vmin=0, vmax=255)
-    coloured = np.zeros((height, width, 3), np.uint8)
-    for mask, colour in zip(masks, CLASS_COLOURS, strict=False):
+    first.imshow(reduce_image(image), cmap="gray", vmin=0, vmax=255, extent=_extent(image.shape))
+    reduced = reduce_masks(masks)
+    coloured = np.zeros((*reduced.shape[1:], 3), np.uint8)
+    for mask, colour in zip(reduced, CLASS_COLOURS, strict=False):
         coloured[mask] = colour
-    second.imshow(coloured)
+    second.imshow(coloured, extent=_extent(image.shape))
     second.set_title(", ".join(name for name, mask in zip(names, masks, strict=True) if mask.any()), fontsize=10)
     for axes in (first, second):
         axes.set_axis_off()
@@ -256,7 +257,7 @@ def plot_image_and_mask(image: NDArray[np.uint8], masks: Masks, names: Sequence[
 @_literal_text
 def plot_examples(
     images: Sequence[NDArray[np.uint8]],
-    masks: Sequence[Masks],
+    masks: Iterable[Masks],
     captions: Sequence[str],
     title: str,
     boxes: Sequence[Box | None] = (),
@@ -265,7 +266,7 @@ def plot_examples(
 
     Args:
         images: uint8 `(H, W)` each.
-        masks: bool `(C, H, W)` each.
+        masks: bool `(C, H, W)` each, read one by one.
         captions: Caption of each image.
         title: Title of the figure.
         boxes: Region to frame on each image: top, left, bottom and right in pixels, or None. Empty for no frames.
@@ -275,12 +276,23 @@ def plot_examples(
     num_letters = 156 // _count_columns(aspect)
     boxes = boxes or [None] * len(images)
     for axes, image, mask, caption, box in zip(panels, images, masks, captions, boxes, strict=True):
-        axes.imshow(draw_masks(image, list(mask), CLASS_COLOURS[: len(mask)]))
+        _draw_picture(axes, image, mask, CLASS_COLOURS[: len(mask)])
         axes.set_title("\n".join(textwrap.wrap(caption, num_letters)), fontsize=9)
         axes.set_axis_off()
         if box:
             _draw_frame(axes, box, max(image.shape) / 80)
     return figure
+
+
+def _draw_picture(axes: Axes, image: NDArray[np.uint8], masks: Masks, colours: Sequence[tuple[int, int, int]]) -> None:
+    """Draw an image `(H, W)` with its masks `(C, H, W)`, reduced if it is large; coordinates remain its own pixels."""
+    picture = draw_masks(reduce_image(image), list(reduce_masks(masks)), colours)
+    axes.imshow(picture, extent=_extent(image.shape))
+
+
+def _extent(size: Sequence[int]) -> tuple[float, float, float, float]:
+    """Return the edges of an image of a size (height, width) for `imshow`: pixel centres are whole numbers."""
+    return (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
 
 
 def _draw_frame(axes: Axes, box: Box, margin: float) -> None:

@@ -160,6 +160,33 @@ def test_examples_are_drawn_with_masks_and_frames(size: tuple[int, int], columns
         assert frame.get_y() + frame.get_height() > 29
 
 
+def test_large_images_are_reduced_and_keep_thin_masks_and_frames() -> None:
+    image = np.zeros((500, 9001), np.uint8)
+    image[:, 6000:] = 200
+    masks = np.zeros((2, 500, 9001), bool)
+    masks[1, 250, 8000] = True  # one pixel of 9,001
+    examples = plots.plot_examples([image], [masks], ["caption"], "title", [(250, 8000, 250, 8000)])
+    pair = plots.plot_image_and_mask(image, masks, ["one", "two"], "title")
+    comparison = plots.plot_comparison(image, masks, masks, "title", ("truth", "prediction"))
+    for axes in (*examples.axes, *pair.axes, *comparison.axes):
+        shown = axes.images[0]
+        drawn = np.asarray(shown.get_array())
+        assert drawn.shape[:2] == (167, 3001)
+        assert tuple(shown.get_extent()) == (-0.5, 9000.5, 499.5, -0.5)
+    expected = (
+        (examples.axes[0], CLASS_COLOURS[1]),
+        (pair.axes[1], CLASS_COLOURS[1]),
+        (comparison.axes[0], plots.TRUTH),
+    )
+    for axes, colour in expected:
+        drawn = np.asarray(axes.images[0].get_array())
+        assert tuple(drawn[250 // 3, 8000 // 3]) == colour
+    grey = np.asarray(pair.axes[0].images[0].get_array())
+    assert (grey[:, :1999] == 0).all()
+    assert (grey[:, 2002:] == 200).all()
+    assert all(frame.get_x() < 8000 < frame.get_x() + frame.get_width() for frame in examples.axes[0].patches)
+
+
 def test_long_captions_are_wrapped_if_images_are_side_by_side() -> None:
     images, masks = [np.zeros((50, 50), np.uint8)] * 4, [np.zeros((1, 50, 50), bool)] * 4
     caption = "smallest: a_rather_long_name_of_an_image.png, 1,234,567 px, spots: 1,000"

@@ -155,8 +155,8 @@ def _plot_examples(
     annotations: Annotations, shown: dict[int, NDArray[np.uint8]], captions: Sequence[str], title: str, c: int = -1
 ) -> Figure:
     """Plot images with their masks; small defects of class c are framed."""
-    masks = [annotations.draw_masks(i) for i in shown]
-    boxes = [_find_small(mask[c]) if c >= 0 else None for mask in masks]
+    boxes = [_find_small(annotations.draw_masks(i)[c]) if c >= 0 else None for i in shown]
+    masks = (annotations.draw_masks(i) for i in shown)  # one at a time, because an image of long strip takes 300 MB
     return plots.plot_examples(list(shown.values()), masks, captions, title, boxes)
 
 

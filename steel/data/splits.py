@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
 
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.duplicates import find_duplicates, join
@@ -119,32 +120,36 @@ def _assign(annotations: Annotations, shares: NDArray[np.float64], seed: int) ->
     """Return the index into `shares` that each image is assigned to."""
     content, group_of = _count_content(annotations)
     totals = content.sum(axis=0)
-    order = np.random.default_rng(seed).permutation(len(content))
-    scarcity = (content / totals).max(axis=1)  # the largest share of any feature that a group holds
+    order = np.random.default_rng(seed).permutation(content.shape[0])
+    # The largest share of any feature that a group holds.
+    scarcity = np.maximum.reduceat(content.data / totals[content.indices], content.indptr[:-1])
     order = order[np.argsort(-scarcity[order], kind="stable")]
 
     open_shares = np.flatnonzero(shares)
     targets = shares[open_shares, None] * totals
     filled = np.zeros_like(targets)
-    share_of_group = np.empty(len(content), np.int64)
+    share_of_group = np.empty(content.shape[0], np.int64)
     for g in order:
+        counts, stored = np.zeros_like(totals), slice(*content.indptr[g : g + 2])
+        counts[content.indices[stored]] = content.data[stored]
         # The increase of sum((filled - target)^2 / target) if the group is added.
-        increase = (content[g] * (content[g] + 2 * (filled - targets)) / targets).sum(axis=1)
+        increase = (counts * (counts + 2 * (filled - targets)) / targets).sum(axis=1)
         best = int(np.argmin(increase))
-        filled[best] += content[g]
+        filled[best] += counts
         share_of_group[g] = open_shares[best]
     return share_of_group[group_of]
 
 
-def _count_content(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return counts of images, classes and sets of classes `(groups, features)`, and the group of each image `(n,)`."""
+def _count_content(annotations: Annotations) -> tuple[csr_array, NDArray[np.int64]]:
+    """Return counts of images, classes and class sets, sparse `(groups, features)`, and each image's group `(n,)`."""
     labels = annotations.labels
     _, sets = np.unique(np.packbits(labels, axis=1), axis=0, return_inverse=True)
-    features = np.column_stack([np.ones(len(labels)), labels, np.eye(int(sets.max()) + 1)[sets.ravel()]])
     group_of = pd.factorize(annotations.groups)[0].astype(np.int64)  # by first image, whatever the groups are called
-    content = np.zeros((int(group_of.max()) + 1, features.shape[1]))
-    np.add.at(content, group_of, features)
-    return content[:, content.any(axis=0)], group_of
+    images, classes = np.nonzero(labels)
+    rows = np.concatenate([group_of, group_of[images], group_of])
+    columns = np.concatenate([np.zeros(len(labels), np.int64), 1 + classes, 1 + labels.shape[1] + sets.ravel()])
+    _, columns = np.unique(columns, return_inverse=True)  # leaves out the classes that no image has
+    return coo_array((np.ones(len(rows)), (rows, columns))).tocsr(), group_of
 
 
 def read_split(path: Path, annotations: Annotations, fold: int | None = None) -> Split:

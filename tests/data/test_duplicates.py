@@ -400,3 +400,16 @@ def test_join_follows_chains_and_groups() -> None:
     assert joined[4] == joined[5] != joined[0]
     assert len(np.unique(join(groups, []))) == 4
     assert join(np.array([], np.int64), []).shape == (0,)
+
+
+def test_thousands_of_identical_images_are_renumbered() -> None:
+    num = 20_000
+    order = np.random.default_rng(0).permutation(num).tolist()
+    pairs = [Pair(0, i, "exact", 1.0, "the same pixels") for i in range(1, num - 1)]
+    pairs.append(Pair(0, num - 1, "near", 0.5, "same position, different pixels"))
+    renumbered = duplicates._renumber(pairs, order)
+    representative, other = min(order[:-1]), order[-1]
+    assert {pair[:2] for pair in renumbered if pair.kind == "exact"} == {
+        (representative, i) for i in order[:-1] if i != representative
+    }
+    assert [pair[:2] for pair in renumbered if pair.kind == "near"] == [tuple(sorted((representative, other)))]
