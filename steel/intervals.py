@@ -43,11 +43,6 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
-def largest_claim(hits: int, n: int, confidence: float = 0.95) -> float:
-    """Return the largest rate that can be claimed: the lower end of the Wilson interval; see `wilson`."""
-    return wilson(hits, n, confidence).low
-
-
 def design_effect(values: NDArray[Any], groups: NDArray[np.int64]) -> float:
     """Return the design effect of groups on the mean of the values `(n,)`, numbers or bool.
 

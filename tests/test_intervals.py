@@ -10,7 +10,6 @@ from steel.intervals import (
     bootstrap,
     design_effect,
     effective_size,
-    largest_claim,
     predict_mean,
     predict_rate,
     rate,
@@ -28,11 +27,6 @@ def test_wilson_equals_scipy(confidence: float) -> None:
             expected = binomtest(hits, n).proportion_ci(confidence, method="wilson")
             assert wilson(hits, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
     assert wilson(0, 0) == (0, 1)
-
-
-def test_largest_claim_of_37_hits_out_of_37() -> None:
-    assert largest_claim(37, 37) == pytest.approx(37 / (37 + 1.959964**2))
-    assert round(largest_claim(37, 37), 3) == 0.906
 
 
 def test_design_effect_of_known_correlations() -> None:
