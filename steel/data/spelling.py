@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from steel.errors import InputError
 
-FORMULA_STARTS = ("=", "+", "-", "@")  # of cells that spreadsheets run, unless an apostrophe is put before them
+_FORMULA = re.compile("'*[=+@-]")  # cells that spreadsheets run, or that `escape_formula` has changed
 _UPLOAD = re.compile("[0-9a-f]{8}-")  # Label Studio puts it before the name of an uploaded image
 _SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "__macosx")
 
@@ -50,8 +50,22 @@ class NameIndex:
 
 
 def _normalise(name: str) -> str:
-    plain = name[1:] if name.startswith("'") and name[1:].startswith(FORMULA_STARTS) else name
-    return unicodedata.normalize("NFC", unquote(plain))
+    return unicodedata.normalize("NFC", unquote(unescape_formula(name)))
+
+
+def escape_formula(cell: str) -> str:
+    """Put an apostrophe before a cell that a spreadsheet would run as a formula; see `unescape_formula`.
+
+    Example:
+        >>> escape_formula("=1+2.png"), escape_formula("12.png")
+        ("'=1+2.png", '12.png')
+    """
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unescape_formula(cell: str) -> str:
+    """Remove the apostrophe that `escape_formula` has put before a cell."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def parse_whole(value: object) -> int | None:

@@ -19,7 +19,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 from steel.data import rle, runs
 from steel.data.formats.submission import head_submission, list_codes
-from steel.data.spelling import FORMULA_STARTS
+from steel.data.spelling import escape_formula
 from steel.desk.answers import HistoryEntry, Shift, Verdict, VerdictAnswer, VerdictQuestion
 from steel.desk.errors import InvalidRequestError, NameTakenError, VerdictChangedError
 from steel.errors import InputError
@@ -192,15 +192,16 @@ class Verdicts:
 
     def list_since(self, start: datetime) -> Shift:
         """Return the verdicts saved since `start`, a time with a time zone; newest first."""
+        # By revision, because the clock of the machine may be set back.
         since = start.astimezone(UTC).isoformat(timespec="seconds")
-        rows = self._select("SELECT * FROM verdicts WHERE at >= ? ORDER BY at DESC, image", since)
+        rows = self._select("SELECT * FROM verdicts WHERE at >= ? ORDER BY revision DESC", since)
         verdicts = [self._build_entry(row, VerdictAnswer) for row in rows]
         kinds = [verdict.verdict for verdict in verdicts]
         return Shift(counts={kind: kinds.count(kind) for kind in get_args(Verdict)}, verdicts=verdicts)
 
     def format_csv(self) -> str:
         """Return all verdicts as CSV with the columns of `_CSV_COLUMNS`."""
-        rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY at, image")
+        rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY revision")
         return _format_table([_CSV_COLUMNS, *map(_escape_formulas, rows)])
 
     def pack_labels(self) -> bytes:
@@ -286,5 +287,4 @@ def _format_table(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _escape_formulas(row: Sequence[Any]) -> list[Any]:
-    """Prefix cells that a spreadsheet would run as formulas with an apostrophe; the readers of labels remove it."""
-    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell for cell in row]
+    return [escape_formula(cell) if isinstance(cell, str) else cell for cell in row]

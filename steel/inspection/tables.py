@@ -7,8 +7,9 @@
 
 Until a run is finished, the CSV files are named *.unfinished. An image's row in results.csv is written last, so an
 image with a row there is complete in all three files, whenever the process was killed. Resuming truncates each file
-after the last complete image. The Parquet file is written at the end from the CSV files, because it cannot be read
-without its footer.
+after the last complete image. Cells that a spreadsheet would run as formulas have an apostrophe before them.
+
+The Parquet file is written at the end from the CSV files, because it cannot be read without its footer.
 """
 
 import csv
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
+from steel.data.spelling import escape_formula, unescape_formula
 from steel.data.tables import unlimited_fields
 from steel.errors import InputError
 from steel.files import atomic_path
@@ -72,6 +74,27 @@ class Tables:
         self.parquet = folder / "results.parquet"
         if shard:
             self.parquet /= f"{shard.number}-of-{shard.num_shards}.parquet"
+        self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
+        self.done: set[str] = set()
+        self.num_defective = self.num_unreadable = 0
+        self._lock = FileLock(folder / f".results{suffix}.lock")
+        try:
+            # Before anything else, because the files of a run in progress look like those of an interrupted run.
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(
+                f"another steel inspect is writing to {folder}; wait until it ends, or choose another folder with --out"
+            ) from error
+        try:
+            self._require_own_folder(is_shard=shard is not None, resume=resume)
+            self._files = self._open(self._scan() if resume else (0, 0, 0))
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _require_own_folder(self, *, is_shard: bool, resume: bool) -> None:
+        """Refuse a folder with results that are not to be continued."""
+        if is_shard:
             _require_same_run(self.parquet)
         elif self.parquet.is_dir():
             raise InputError(f"{self.parquet} is a folder with the results of shards; choose another folder with --out")
@@ -80,25 +103,10 @@ class Tables:
                 f"{self.unfinished[0]} belongs to an interrupted run; continue it with --resume, choose another folder "
                 f"with --out, or delete the file"
             )
-        if shard and not resume and self.paths[0].exists():
+        if not resume and self.paths[0].exists():
             raise InputError(
                 f"{self.paths[0]} is from an earlier run; add to it with --resume, or choose another --out"
             )
-        self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
-        self.done: set[str] = set()
-        self.num_defective = self.num_unreadable = 0
-        self._lock = FileLock(folder / f".results{suffix}.lock")
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise InputError(
-                f"another steel inspect is writing to {folder}; wait until it ends, or choose another folder with --out"
-            ) from error
-        try:
-            self._files = self._open(self._scan() if resume else (0, 0, 0))
-        except BaseException:
-            self._lock.release()
-            raise
 
     def _scan(self) -> tuple[int, ...]:
         """Recount the complete images and return the byte offset in each table where the last one ends."""
@@ -227,7 +235,7 @@ def _require_same_run(shard: Path) -> None:
 
 def _append(file: io.TextIOWrapper, rows: Iterable[Row]) -> None:
     try:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(map(escape_formula, row) for row in rows)
         file.flush()
     except OSError as error:  # does not name the file
         raise OSError(error.errno, error.strerror, file.name) from error
@@ -242,4 +250,4 @@ def _read_rows(file: io.BufferedReader) -> Iterator[tuple[Row, int]]:
             row = next(rows, None)
         if row is None:
             return
-        yield row, file.tell()
+        yield list(map(unescape_formula, row)), file.tell()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from served import CLASSES, build_desk, draw, encode, open_client
+from steel.desk import verdicts
 from steel.desk.answers import VerdictQuestion
 from steel.desk.service import build_app
 from steel.desk.verdicts import Verdicts
@@ -248,6 +250,22 @@ def test_verdicts_on_images_that_were_not_inspected_are_refused(client: TestClie
     assert client.get("/v1/verdicts").json()["verdicts"] == []
 
 
+def test_the_latest_verdict_is_first_after_the_clock_was_set_back(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    clock = [now, now + timedelta(hours=3), now - timedelta(hours=2)]
+    for number, time in enumerate(clock):
+        monkeypatch.setattr(verdicts, "_format_now", lambda time=time: time.isoformat(timespec="seconds"))
+        assert save(client, number, verdict="agree").status_code == 200
+    assert save(client, 0, verdict="missed").status_code == 200
+    assert [entry["image"] for entry in client.get("/v1/verdicts").json()["verdicts"]] == ["0.png", "2.png", "1.png"]
+    lines = client.get("/v1/verdicts.csv").text.splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["1.png", "2.png", "0.png"]
+    history = client.get(f"/v1/verdicts/{get_digest(0)}").json()["entries"]
+    assert [entry["verdict"] for entry in history] == ["missed", "agree"]
+
+
 @pytest.mark.parametrize("start", "=+-@")
 def test_formulas_in_csv_cells_are_escaped(client: TestClient, tmp_path: Path, start: str) -> None:
     from steel.data.annotations import read_annotations
@@ -269,6 +287,7 @@ def test_formulas_in_csv_cells_are_escaped(client: TestClient, tmp_path: Path, s
 FULL_DISK = """
 import os, sqlite3, sys
 from pathlib import Path
+from steel.desk import verdicts
 from steel.desk.answers import VerdictQuestion
 from steel.desk.verdicts import Verdicts
 

@@ -110,6 +110,44 @@ def test_repeated_file_names_are_recorded_with_their_folder(model: Path, folder:
     assert {row["image"] for row in read(out / "results.csv")} == {"1.png", "other/1.png"}
 
 
+def test_file_names_that_are_formulas_are_escaped_in_csv_files_only(model: Path, folder: Path, tmp_path: Path) -> None:
+    names = ["'=1.png", "+2.png", "-3.png", "=HYPERLINK(4).png", "@5.png"]
+    for name in names:
+        (folder / name).write_bytes((folder / "1.png").read_bytes())
+    out = tmp_path / "out"
+    args = ["inspect", str(model), f"--out={out}"]
+    assert main([*args, str(folder / "[!0-9]*.png")]) == 0
+    assert main([*args, str(folder), "--resume"]) == 0
+    for table, column in (("results", "image"), ("spots", "image"), ("submission", "ImageId")):
+        found = list(dict.fromkeys(row[column] for row in read(out / f"{table}.csv")))
+        assert found[:5] == [f"'{name}" for name in names]
+        assert "1.png" in found[5:]
+    images = pd.read_parquet(out / "results.parquet")["image"].tolist()
+    assert images == [*names, *(f"{i}.png" for i in range(9))]
+
+
+def test_images_that_change_or_vanish_during_the_run_are_recorded_once(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide, cut = Pipeline.decide, (folder / "1.png").read_bytes()[:40]
+
+    def spoil(pipeline: Pipeline, images: list[Any]) -> Any:
+        # The first call is for the empty window before the first one, when the last images are not read yet.
+        if (folder / "7.png").exists():
+            (folder / "7.png").unlink()
+            (folder / "8.png").write_bytes(cut)
+        return decide(pipeline, images)
+
+    monkeypatch.setattr(Pipeline, "decide", spoil)
+    out = tmp_path / "out"
+    assert main(["inspect", str(model), str(folder), f"--out={out}", "--batch_size=1"]) == 0
+    results = read(out / "results.csv")
+    assert [row["image"] for row in results] == [f"{i}.png" for i in range(9)]
+    assert [row["image"] for row in results if row["error"]] == ["7.png", "8.png"]
+    assert "No such file" in results[7]["error"]
+    assert "not a readable image" in results[8]["error"]
+
+
 def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     out = f"--out={tmp_path / 'out'}"
     assert "no file or folder" in refused("inspect", model, tmp_path / "gone", out)
@@ -427,8 +465,10 @@ def test_two_processes_cannot_write_to_one_folder(
     out = tmp_path / "out"
     out.mkdir()
     running = Tables(out, ["spot", "never"], form="new", shard=None, resume=False)
-    args = ("inspect", model, folder, f"--out={out}", "--resume")
-    assert "another steel inspect is writing to" in refused(*args)
+    args = ("inspect", model, folder, f"--out={out}")
+    for resume in ([], ["--resume"]):  # in both cases, deleting the unfinished tables would lose the results
+        assert "another steel inspect is writing to" in refused(*args, *resume)
     running.close()
-    assert main([str(arg) for arg in args]) == 0
+    assert "belongs to an interrupted run" in refused(*args)
+    assert main([*map(str, args), "--resume"]) == 0
     assert len(read(out / "results.csv")) == 9

@@ -60,6 +60,25 @@ def test_inspects_new_images_once_they_are_complete(
     assert "6 images: 5 defective, 0 unreadable" in printed.out
 
 
+def test_two_hundred_images_at_once_are_each_recorded_once(model: Path, tmp_path: Path) -> None:
+    folder, out = write_images(tmp_path / "line", 1), tmp_path / "out"
+    burst = write_images(tmp_path / "burst", 200)
+
+    def deliver() -> None:
+        wait_for(out, 1)
+        for path in burst.iterdir():
+            path.rename(folder / path.name)
+
+    (burst / "0.png").rename(burst / "200.png")
+    writer = threading.Thread(target=deliver)
+    writer.start()
+    assert main(["inspect", str(model), str(folder), f"--out={out}", "--watch", "--idle_seconds=3"]) == 0
+    writer.join()
+    rows = list(csv.DictReader((out / "results.csv").read_text(encoding="utf-8").splitlines()))
+    assert sorted(int(row["image"].removesuffix(".png")) for row in rows) == list(range(201))
+    assert not any(row["error"] for row in rows)
+
+
 def test_ctrl_c_stops_watching_and_unreadable_images_are_recorded(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
