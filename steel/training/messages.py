@@ -9,7 +9,10 @@ from steel.training.checkpoints import TASKS, import_task
 from steel.training.rebuilding import list_parameters
 
 # What `Summary` and config.yaml show, and advertisements.
-_IGNORED_LOGS = "Tip:|`Trainer.fit` stopped: `max_epochs|TPU|GPU available: |Loading `train_dataloader`|`weights_only` was not set|Seed set to"
+_IGNORED_LOGS = (
+    "Tip:|TPU|GPU available: |Loading `train_dataloader`|`weights_only` was not set|Seed set to|"
+    "`Trainer.fit` stopped: `max_epochs"
+)
 _IGNORED_WARNINGS = (
     r".*LeafSpec.* is deprecated",
     "LightningCLI's args parameter is intended",
