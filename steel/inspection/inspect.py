@@ -52,7 +52,7 @@ def inspect(
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
-    of the masks.
+    of the masks. Batches are smaller than --batch_size if the images have more than a million pixels each.
 
     Args:
         model: File written by `steel export`.
@@ -69,7 +69,7 @@ def inspect(
         idle_seconds: Stop watching after this many seconds without a new image.
         engine: Run in this process (local) or on a Ray cluster (ray). Ray writes results.parquet only.
         out: Output folder, without results of an earlier run unless it is continued with --resume.
-        batch_size: Number of images that the networks process at once; fewer if they have more than a million pixels.
+        batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
         digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
 
