@@ -33,7 +33,7 @@ def hide_unknown(plane: Array, num_classes: int) -> Array:
 
 
 class Labels(NamedTuple, Generic[Array]):
-    """What is known about the C classes on n images, NumPy or torch.
+    """Labels of C classes on n images, as NumPy arrays or tensors.
 
     Attributes:
         present: bool `(n, C)`, whether the class is known to be on the image.

@@ -64,7 +64,7 @@ class Promise(NamedTuple):
 
     @property
     def is_too_wide(self) -> bool:
-        """Whether the prediction interval covers every possible value, so that no new images can break the promise."""
+        """True if the prediction interval covers every possible value, so that no new images can break the promise."""
         # Intervals end at the largest possible value: 1, or infinity for a cost.
         return self.prediction.low <= 0 and self.prediction.high in (1, math.inf)
 

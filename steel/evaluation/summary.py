@@ -37,7 +37,7 @@ class PromiseCheck:
 
     @property
     def held(self) -> str:
-        """Whether the observed value is within the prediction interval: "yes", "no", "-" or "too wide to tell"."""
+        """The result of the comparison: "yes" (within the prediction interval), "no", "too wide to tell" or "-"."""
         low, high = self.promise.prediction
         if math.isnan(self.observed):
             return "-"

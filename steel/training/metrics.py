@@ -44,7 +44,7 @@ class Counts(NamedTuple):
 
     @property
     def labels(self) -> Labels[Tensor]:
-        """What is known about the classes on the images."""
+        """The labels of the images."""
         return find_labels(self.truth, self.hidden > 0)
 
     def take(self, rows: NDArray[np.int64]) -> "Counts":

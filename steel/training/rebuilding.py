@@ -1,4 +1,4 @@
-"""What a checkpoint says about its task, and how the task is rebuilt from that alone.
+"""Rebuild a task from its checkpoint alone.
 
 The key "steel" of a checkpoint holds the name and the arguments of the task and describes the training data. Arguments
 are str, int, float, bool, None and tuples of these, so `torch.load(weights_only=True)` reads them. Lightning's key

@@ -3,7 +3,6 @@
 import csv
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,27 +30,32 @@ IMAGES = {
 }
 
 
-@contextmanager
-def open_browser(profile: Path) -> Iterator["sync_api.BrowserContext"]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.BrowserContext"]:
     """Yield a browser; it keeps what pages store until it is closed."""
     with sync_api.sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, args=FLAGS.split(), viewport={"width": 1400, "height": 900}
+            tmp_path_factory.mktemp("profile"),
+            executable_path=CHROMIUM,
+            args=FLAGS.split(),
+            viewport={"width": 1400, "height": 900},
         )
         yield context
         context.close()
 
 
-@contextmanager
-def close_pages(context: "sync_api.BrowserContext") -> Iterator["sync_api.BrowserContext"]:
+@pytest.fixture
+def context(browser: "sync_api.BrowserContext") -> Iterator["sync_api.BrowserContext"]:
     """Close the pages of a test. Each test serves on a port of its own, so no page sees what others have stored."""
-    yield context
-    for page in context.pages[1:]:
+    yield browser
+    for page in browser.pages[1:]:
         page.close()
 
 
-def write_images(folder: Path) -> Path:
-    """Write IMAGES, a damaged image and a text file to a new folder."""
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a new folder with IMAGES, a damaged image and a text file."""
+    folder = tmp_path / "coil"
     folder.mkdir()
     for name, image in IMAGES.items():
         (folder / name).write_bytes(encode(image, Path(name).suffix))

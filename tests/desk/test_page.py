@@ -2,48 +2,30 @@
 
 import itertools
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import (  # noqa: F401
+from browser import (
     add,
-    close_pages,
+    browser,
+    context,
     count,
     download,
     drop,
     expect,
-    open_browser,
+    folder,
     open_page,
     pick,
     pytestmark,
     read,
     sign,
     sync_api,
-    write_images,
 )
 from served import build_desk, draw, encode, open_server
 from steel.desk.service import build_app
 
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "coil")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.BrowserContext"]:
-    with open_browser(tmp_path_factory.mktemp("profile")) as context:
-        yield context
-
-
-@pytest.fixture
-def context(browser: "sync_api.BrowserContext") -> Iterator["sync_api.BrowserContext"]:
-    with close_pages(browser):
-        yield browser
 
 
 def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: Path, tmp_path: Path) -> None:

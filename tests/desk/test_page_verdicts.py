@@ -2,48 +2,29 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
-import pytest
 
-from browser import (  # noqa: F401
+from browser import (
     add,
-    close_pages,
+    browser,
+    context,
     count,
     expect,
-    open_browser,
+    folder,
     open_page,
     pick,
     pytestmark,
     sign,
     sync_api,
-    write_images,
 )
 from served import build_desk, open_server
 from steel.data import rle
 from steel.desk.service import build_app
 
 SIZE = (64, 96)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "coil")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.BrowserContext"]:
-    with open_browser(tmp_path_factory.mktemp("profile")) as context:
-        yield context
-
-
-@pytest.fixture
-def context(browser: "sync_api.BrowserContext") -> Iterator["sync_api.BrowserContext"]:
-    with close_pages(browser):
-        yield browser
 
 
 def list_verdicts(port: int) -> dict[str, tuple[str, str]]:

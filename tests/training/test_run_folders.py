@@ -150,7 +150,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
     fit(root, tmp_path)
     [run] = (tmp_path / "lightning_logs" / "classifier").iterdir()
     assert run.name == "version_0"
-    # A run that goes on is never removed, even if it fails at once.
+    # The folder of a resumed run is never removed, even if the run fails immediately.
     files = list_files(run)
     with monkeypatch.context() as patch:
         patch.setattr(Task, "training_step", fail)
