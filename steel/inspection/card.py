@@ -145,9 +145,9 @@ def _add_drift(page: Page, about: About) -> None:
         return
     page.add_text(
         f"steel inspect and steel serve compare every {reference.window:,} images with the {reference.num_images:,} "
-        f"images that the thresholds were chosen on, and warn if they differ. Without drift, {reference.level:.0%} of "
-        f"the comparisons warn."
+        f"images that the thresholds were chosen on, and warn if they differ."
     )
+    page.add_text(f"{reference.promise[0].upper()}{reference.promise[1:]}.")
     page.add_table(pd.DataFrame(_describe_reference(reference)), "The images that the thresholds were chosen on")
 
 

@@ -68,6 +68,15 @@ def test_the_card_names_purpose_data_performance_and_limits(path: Path, about: A
         assert part in text, part
 
 
+def test_the_card_promises_nothing_about_drift_if_no_group_is_known(path: Path, about: About) -> None:
+    assert about.reference is not None
+    assert "Without drift, at most 1% of the windows" in read(format_card(path, about))
+    ungrouped = replace(about.reference, level=np.nan, run_length=np.nan)
+    text = read(format_card(path, replace(about, reference=ungrouped)))
+    assert "Nothing is promised about false drift warnings, because the groups of the images are not known." in text
+    assert "nan" not in text
+
+
 def test_the_card_has_the_hash_of_the_file(path: Path, about: About) -> None:
     assert f"SHA-256 of inspector.pt: {hashlib.sha256(b'the program').hexdigest()}" in read(format_card(path, about))
 
