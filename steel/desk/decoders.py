@@ -11,8 +11,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,13 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.data.images import silence_opencv
-from steel.desk.errors import DeskError, ImageTooLargeError, InvalidRequestError, UnsupportedImageError
+from steel.desk.errors import (
+    DeskError,
+    ImageTooLargeError,
+    InvalidRequestError,
+    QueueFullError,
+    UnsupportedImageError,
+)
 from steel.desk.uploads import read_upload
 
 # At least two, so that one slow file does not hold up all others.
 _NUM_PROCESSES = min(4, max(2, os.cpu_count() or 1))
 # Seconds after which a decoder counts as occupied by a slow file. An image of strip takes 3 ms.
 _SLOW_SECONDS = 1.0
+# Seconds that a new process may take for its imports.
+_START_SECONDS = 60.0
 _REFUSALS: dict[str, type[DeskError]] = {
     kind.__name__: kind for kind in (ImageTooLargeError, InvalidRequestError, UnsupportedImageError)
 }
@@ -106,17 +117,21 @@ class _Decoder:
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         try:
             if not self._is_up:  # its imports do not count as decoding
-                self._pipe.recv_bytes()
+                with self._limit(_START_SECONDS):
+                    self._pipe.recv_bytes()
                 self._is_up = True
             self.busy_since = time.monotonic()
-            self._pipe.send_bytes(data)
-            if self._pipe.poll(self._seconds):
+            with self._limit(self._seconds):
+                self._pipe.send_bytes(data)
                 answer = json.loads(self._pipe.recv_bytes())
                 pixels = self._pipe.recv_bytes()
-            else:
-                self._replace()
-                reason = f"the image takes more than {self._seconds:g} seconds to decode"
-                raise InvalidRequestError(f"{reason}; save it again or leave it out")
+        except TimeoutError as error:
+            is_up = self._is_up
+            self._replace()
+            if not is_up:
+                raise QueueFullError from error
+            reason = f"the image takes more than {self._seconds:g} seconds to decode"
+            raise InvalidRequestError(f"{reason}; save it again or leave it out") from error
         except (OSError, EOFError) as error:  # the process crashed, maybe for lack of memory
             self._replace()
             raise InvalidRequestError("the image makes its decoder crash; save it again or leave it out") from error
@@ -125,6 +140,29 @@ class _Decoder:
         if "refusal" in answer:
             raise _REFUSALS[answer["refusal"]](answer["sentence"])
         return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
+
+    @contextmanager
+    def _limit(self, seconds: float) -> Iterator[None]:
+        """Kill the process after a time, which ends any wait for its pipe, and raise TimeoutError."""
+        is_over = threading.Event()
+
+        def end() -> None:
+            is_over.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        try:
+            try:
+                yield
+            finally:
+                timer.cancel()
+                timer.join()
+        except (OSError, EOFError):
+            if not is_over.is_set():
+                raise
+        if is_over.is_set():
+            raise TimeoutError
 
     def _replace(self) -> None:
         self.stop()

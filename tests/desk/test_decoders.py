@@ -16,7 +16,7 @@ from hostile import draw_scans
 from served import build_desk, draw, encode, open_client
 from steel.desk.decoders import Decoders
 from steel.desk.desk import Limits
-from steel.desk.errors import ImageTooLargeError, InvalidRequestError, UnsupportedImageError
+from steel.desk.errors import ImageTooLargeError, InvalidRequestError, QueueFullError, UnsupportedImageError
 from steel.desk.service import build_app
 
 
@@ -44,9 +44,35 @@ def test_images_and_refusals_are_passed_on(decoders: Decoders) -> None:
             asyncio.run(decoders.decode(data))
 
 
+@pytest.mark.parametrize("num_bytes", [100, 4 << 20])
+def test_a_decoder_that_stops_reading_does_not_block_the_service(decoders: Decoders, num_bytes: int) -> None:
+    """More than fits into a pipe cannot be sent to a process that does not read."""
+    asyncio.run(decoders.decode(encode(draw())))
+    for decoder in decoders._decoders:
+        assert decoder._is_up or decoder._pipe.poll(60)
+        os.kill(decoder._process.pid or 0, signal.SIGSTOP)
+    with pytest.raises(InvalidRequestError, match="more than 2 seconds"):
+        asyncio.run(decoders.decode(bytes(num_bytes)))
+
+
+def test_a_decoder_that_never_starts_is_replaced(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped before its first message, as by a computer that has run out of memory."""
+    stuck = decoders._decoders[0]
+    os.kill(stuck._process.pid or 0, signal.SIGSTOP)
+    while stuck._pipe.poll():
+        stuck._pipe.recv_bytes()
+    monkeypatch.setattr("steel.desk.decoders._START_SECONDS", 0.5)
+    with pytest.raises(QueueFullError):
+        stuck.decode(encode(draw()))
+    monkeypatch.undo()
+    assert stuck.decode(encode(draw())).shape == (64, 96)
+
+
 @pytest.mark.parametrize(("blow", "reason"), [(signal.SIGSTOP, "more than 2 seconds"), (signal.SIGKILL, "crash")])
 def test_a_decoder_that_hangs_or_crashes_is_replaced(decoders: Decoders, blow: int, reason: str) -> None:
     before = list_pids(decoders)
+    for decoder in decoders._decoders:
+        assert decoder._pipe.poll(60)  # it is up
     for pid in before:
         os.kill(pid, blow)
 
@@ -78,6 +104,8 @@ def test_ctrl_c_and_sigterm_end_the_service_before_its_decoders(decoders: Decode
 def test_readiness_is_refused_while_slow_files_occupy_all_decoders(tmp_path: Path) -> None:
     desk = build_desk(tmp_path, limits=Limits(decode_seconds=4))
     pids = list_pids(desk._decoders)
+    for decoder in desk._decoders._decoders:
+        assert decoder._pipe.poll(60)  # it is up
     with open_client(build_app(desk)) as client, ThreadPoolExecutor(len(pids)) as clients:
         assert client.get("/readyz").status_code == 200
         for pid in pids:
