@@ -143,7 +143,7 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._take_batch():
+        while (batch := self._take_batch()) is not None:
             jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if jobs:
                 self.on_batch(len(jobs))
@@ -151,12 +151,15 @@ class Batcher:
                 self._resolve(jobs)
                 self._batch_started_at = math.inf
 
-    def _take_batch(self) -> list[_Job]:
-        """Remove the jobs of the next batch from the queue, oldest first; empty once closed and drained."""
+    def _take_batch(self) -> list[_Job] | None:
+        """Remove the jobs of the next batch from the queue, oldest first; None once closed and drained.
+
+        The batch is empty if its clients hung up while their images waited for others.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._is_closed)
             if not self._jobs:
-                return []
+                return None
             first = self._jobs[0]
             self._changed.wait_for(
                 lambda: self._is_closed or sum(job.key == first.key for job in self._jobs) >= self._batch_size,

@@ -138,6 +138,18 @@ def test_cancelled_images_are_skipped(module: Echo) -> None:
     assert len(module.calls) == 2
 
 
+def test_a_cancelled_image_that_waited_alone_does_not_end_the_batcher(module: Echo) -> None:
+    module.unblock.set()
+    batcher = start(module, max_wait=0.3)
+    (alone,) = submit(batcher, 1)
+    time.sleep(0.05)  # the batcher waits for more images of this size
+    assert alone.cancel()
+    time.sleep(0.4)
+    assert batcher.is_ready
+    assert submit(batcher, 2)[0].result(10).gate_probability == 2
+    batcher.close()
+
+
 def test_places_are_bounded_and_returned(module: Echo) -> None:
     batcher = start(module, queue_size=3)
     with batcher.reserve(2):

@@ -299,8 +299,8 @@ def test_a_client_that_hangs_up_in_its_body_is_no_error(tmp_path: Path, capfd: p
 
 
 def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(tmp_path: Path) -> None:
-    desk, unblock, sizes = build_desk(tmp_path, queue_size=4), threading.Event(), []
-    desk.batcher.on_batch = lambda num_images: (sizes.append(num_images), unblock.wait(30))
+    desk = build_desk(tmp_path, limits=Limits(timeout=300), queue_size=4)
+    is_busy, unblock, sizes = threading.Event(), threading.Event(), list[int]()
     body = encode(draw(95))
     head = b"POST /v1/inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
     with open_server(build_app(desk)) as port, ThreadPoolExecutor(2) as clients:
@@ -312,9 +312,15 @@ def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(t
                 time.sleep(0.02)
             pytest.fail(f"{desk.batcher.num_reserved} places are taken, {len(desk.batcher._jobs)} images queued")
 
+        def notice(num_images: int) -> None:
+            sizes.append(num_images)
+            is_busy.set()
+            unblock.wait(300)
+
+        desk.batcher.on_batch = notice
         post = lambda: httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=60)  # noqa: E731
         first = clients.submit(post)
-        wait_until_queued(1)
+        assert is_busy.wait(60)
         for _ in range(5):
             connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
             for connection in connections:
