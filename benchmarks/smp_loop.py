@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("root")
     parser.add_argument("--fold", type=int)
     parser.add_argument("--encoder", default="timm-tf_efficientnet_lite0")
-    parser.add_argument("--decoder_channels", type=int, nargs="+", default=[128, 64, 32, 16, 8])
+    parser.add_argument("--decoder_channels", type=int, nargs="+", default=[128, 64, 32, 16])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=8)

@@ -103,13 +103,14 @@ class _PooledEncoder(nn.Module):
     """An SMP encoder and a last layer, named as in torchvision's ResNets, applied to every place of the features.
 
     The logit of a class is the largest of all places. A mean over the image, as in ResNets, dilutes small defects and
-    invites the network to recognise the background instead.
+    invites the network to recognise the background instead. So do the deepest features, whose field of view is larger
+    than most defects: the features used have a stride of 16.
     """
 
     def __init__(self, name: str, num_classes: int, dropout: float) -> None:
         super().__init__()
         with _named_by_smp("model.backbone", name):
-            self.encoder = smp.encoders.get_encoder(name)
+            self.encoder = smp.encoders.get_encoder(name, depth=4)
         self.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.encoder.out_channels[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

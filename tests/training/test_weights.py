@@ -173,7 +173,7 @@ def test_both_networks_start_from_the_installed_package(variant: int, caches: Pa
         assert torch.allclose(own(x)[-1], features, atol=1e-3)
         head = own.bn2(own.conv_head(own(x)[-1])).mean((2, 3))
         assert torch.allclose(F.linear(head, state["_fc.weight"], state["_fc.bias"]), logits, atol=1e-3)
-        places = F.linear(features.flatten(2).mT, *classifier.pooled.fc[1].parameters())  # type: ignore[union-attr]
+        places = F.linear(own(x)[-2].flatten(2).mT, *classifier.pooled.fc[1].parameters())  # type: ignore[union-attr]
         pooled = places.amax(1)
         assert torch.allclose(classifier(draw_disc()), pooled, atol=1e-3)
 
