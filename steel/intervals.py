@@ -282,7 +282,9 @@ def bootstrap(
 
     def list_members(chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         num = sizes[chosen]
-        rows: NDArray[np.int64] = members[np.repeat(firsts[chosen] - (np.cumsum(num) - num), num) + np.arange(num.sum())]
+        rows: NDArray[np.int64] = members[
+            np.repeat(firsts[chosen] - (np.cumsum(num) - num), num) + np.arange(num.sum())
+        ]
         return rows
 
     rng = np.random.default_rng(seed)

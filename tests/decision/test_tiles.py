@@ -69,7 +69,7 @@ class Blur(nn.Module):
 
 
 class Brightest(nn.Module):
-    """Class logits from the brightest and the darkest pixel of the blurred image, like a classifier with max pooling."""
+    """Class logits from the extremes of the blurred image, like a classifier with max pooling."""
 
     def forward(self, images: Tensor) -> Tensor:
         mean = blur(images, 10)[:, :, :, 10:-10]
