@@ -277,11 +277,18 @@ def bootstrap(
     if groups is None:
         groups = np.arange(num_images)
     _, group = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-    k = len(members)
+    members, sizes = np.argsort(group, kind="stable"), np.bincount(group)
+    firsts, k = np.cumsum(sizes) - sizes, len(sizes)
+
+    def list_members(chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        num = sizes[chosen]
+        rows: NDArray[np.int64] = members[
+            np.repeat(firsts[chosen] - (np.cumsum(num) - num), num) + np.arange(num.sum())
+        ]
+        return rows
+
     rng = np.random.default_rng(seed)
-    resamples = (rng.integers(0, k, k) for _ in range(num_resamples))
-    scores = np.stack([statistic(np.concatenate([members[g] for g in resample])) for resample in resamples])
+    scores = np.stack([statistic(list_members(rng.integers(0, k, k))) for _ in range(num_resamples)])
     observed = statistic(np.arange(num_images))
     carrying = _count_carrying(statistic, observed, group)
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]

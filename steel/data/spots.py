@@ -71,7 +71,7 @@ def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:
 def _find_runs(num_spots: int, labels: NDArray[np.int32], first_column: int) -> list[Runs]:
     """Return the runs of each spot in a block of columns; a run of the whole mask may belong to two spots."""
     flat = cv2.transpose(labels).ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=-1))
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # np.diff would copy the labels twice
     owners = flat[starts]
     runs = np.column_stack([starts + first_column * len(labels) + 1, np.diff(starts, append=flat.size)])
     order = np.argsort(owners, kind="stable")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steel.decision.components import drop_small_spots
 from steel.decision.point import OperatingPoint, Point, calibrate
+from steel.decision.tiles import LARGEST_WHOLE, Tile, list_tiles
 
 
 class Probabilities(NamedTuple):
@@ -69,6 +70,9 @@ class Ensemble(nn.Module):
 class Inspector(nn.Module):
     """A classifier used as gate, a segmenter for the images that pass it, and an operating point.
 
+    Images of more than `largest_whole` pixels go through the networks in overlapping tiles. The largest probability of
+    a class over all tiles is that of the image. Spots are found on the masks of the whole image.
+
     The operating point is stored in buffers, so that a program that loads the exported file can read and set it.
 
     Args:
@@ -77,6 +81,9 @@ class Inspector(nn.Module):
         point: Operating point for C classes.
         flips: Average the probabilities over four views: unchanged, flipped left to right, top to bottom, and both.
             Takes four times as long.
+
+    Attributes:
+        largest_whole: Pixels of the largest image that is not divided.
     """
 
     gate: Tensor
@@ -94,6 +101,7 @@ class Inspector(nn.Module):
         self.classifier = classifier
         self.segmenter = segmenter
         self.flips = flips
+        self.largest_whole = LARGEST_WHOLE
         for name, tensor in point.to_tensors()._asdict().items():
             self.register_buffer(name, tensor)
 
@@ -107,16 +115,19 @@ class Inspector(nn.Module):
             ValueError: The images have the wrong type or shape.
         """
         grey = self._to_grey(images)
-        classes = self._classify(grey)
+        classes = self._classify_tiles(grey)
         point = self.point()
         calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
-        is_defective = calibrated.amax(1) >= point.gate
-        passed = torch.nonzero(is_defective).squeeze(1)
+        passed = torch.nonzero(calibrated.amax(1) >= point.gate).squeeze(1)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
-        pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
+        # Masks take a quarter of the memory of probabilities.
+        masks = torch.zeros(shape, dtype=torch.bool, device=grey.device)
         if len(passed) > 0:
-            pixels[passed] = self._segment(grey[passed])
-        return self.decide(Probabilities(classes, pixels), point)
+            for tile in self._list_tiles(grey, 2):
+                rows, columns = tile
+                predicted = self._segment_tile(grey[passed], tile) >= point.pixel[:, None, None]
+                masks[passed, :, rows.first : rows.last, columns.first : columns.last] = predicted
+        return self._decide(classes, masks, point)
 
     @torch.jit.export
     def point(self) -> Point:
@@ -128,33 +139,74 @@ class Inspector(nn.Module):
     def probabilities(self, images: Tensor) -> Probabilities:
         """Run both networks on every image, so that `decide` can evaluate several operating points; see `forward`."""
         grey = self._to_grey(images)
-        return Probabilities(self._classify(grey), self._segment(grey))
+        classes = self._classify_tiles(grey)
+        tiles = self._list_tiles(grey, 2)
+        if len(tiles) == 1:
+            return Probabilities(classes, self.segment(grey))
+        shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
+        pixels = torch.zeros(shape, device=grey.device)
+        for tile in tiles:
+            rows, columns = tile
+            pixels[:, :, rows.first : rows.last, columns.first : columns.last] = self._segment_tile(grey, tile)
+        return Probabilities(classes, pixels)
 
     @torch.jit.export
     def decide(self, probabilities: Probabilities, point: Point) -> Inspection:
         """Apply an operating point, such as `point()`, to the outputs of the networks."""
-        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values, point.shift)
+        return self._decide(probabilities.classes, probabilities.pixels >= point.pixel[:, None, None], point)
+
+    def _decide(self, classes: Tensor, masks: Tensor, point: Point) -> Inspection:
+        """Decide from class probabilities that are not calibrated, and masks by the pixel thresholds. Changes masks."""
+        classes = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
         gate = classes.amax(1)
         is_called = (gate >= point.gate)[:, None] & (classes >= point.label)
-        masks = (probabilities.pixels >= point.pixel[:, None, None]) & is_called[:, :, None, None]
+        masks.masked_fill_(~is_called[:, :, None, None], False)
         masks = drop_small_spots(masks, point.smallest_spot)
-        areas = masks.flatten(2).sum(2)
+        areas = _count_pixels(masks)
         is_large = areas >= point.smallest_area
-        return Inspection(gate, classes, masks & is_large[:, :, None, None], areas * is_large)
+        masks.masked_fill_(~is_large[:, :, None, None], False)
+        return Inspection(gate, classes, masks, areas * is_large)
 
-    def _classify(self, grey: Tensor) -> Tensor:
+    def classify(self, grey: Tensor) -> Tensor:
+        """Return class probabilities `(N, C)` of grey images, uint8 `(N, 1, H, W)`, which are not divided."""
         views = self._views()
         total = torch.zeros(1, device=grey.device)
         for axes in views:
             total = total + self.classifier(grey.flip(axes)).float().sigmoid()
         return total / len(views)
 
-    def _segment(self, grey: Tensor) -> Tensor:
+    def segment(self, grey: Tensor) -> Tensor:
+        """Return pixel probabilities `(N, C, H, W)` of grey images, uint8 `(N, 1, H, W)`, which are not divided."""
         views = self._views()
         total = torch.zeros(1, device=grey.device)
         for axes in views:
             total = total + self.segmenter(grey.flip(axes)).float().sigmoid().flip(axes)
         return total / len(views)
+
+    def _classify_tiles(self, grey: Tensor) -> Tensor:
+        """Return the largest class probabilities over all tiles.
+
+        The tiles of the gate are smaller than those of the segmenter: a network that averages over a tile misses small
+        defects in a large one.
+        """
+        tiles = self._list_tiles(grey, 8)
+        classes = self.classify(_cut(grey, tiles[0]))
+        for tile in tiles[1:]:
+            classes = torch.maximum(classes, self.classify(_cut(grey, tile)))
+        return classes
+
+    def _segment_tile(self, grey: Tensor, tile: Tile) -> Tensor:
+        """Return the pixel probabilities of the part of a tile that counts."""
+        rows, columns = tile
+        top, left = rows.first - rows.start, columns.first - columns.start
+        height, width = rows.last - rows.first, columns.last - columns.first
+        return self.segment(_cut(grey, tile))[:, :, top : top + height, left : left + width]
+
+    def _list_tiles(self, grey: Tensor, share: int) -> list[Tile]:
+        """Return the tiles of an image, of `largest_whole / share` pixels; a single one if it need not be divided."""
+        height, width = grey.shape[2], grey.shape[3]
+        pixels = self.largest_whole
+        return list_tiles(height, width, pixels // share if height * width > pixels else pixels)
 
     def _views(self) -> list[list[int]]:
         """Return the axes to flip for each view."""
@@ -176,3 +228,21 @@ class Inspector(nn.Module):
             luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
             images = luma.to(torch.uint8)[:, None]
         return images
+
+
+def _cut(grey: Tensor, tile: Tile) -> Tensor:
+    """Return the part of images that a network sees for a tile."""
+    rows, columns = tile
+    return grey[:, :, rows.start : rows.end, columns.start : columns.end]
+
+
+def _count_pixels(masks: Tensor) -> Tensor:
+    """Return the pixels of each mask, int64 `(N, C)`, of masks, bool `(N, C, H, W)`."""
+    if masks.device.type != "cpu":
+        return masks.flatten(2).sum(2)
+    # On a CPU, a sum converts each pixel to 8 bytes before and takes 16 times as long.
+    areas = torch.zeros(masks.shape[:2], dtype=torch.int64)
+    for i in range(masks.shape[0]):
+        for c in range(masks.shape[1]):
+            areas[i, c] = torch.count_nonzero(masks[i, c])
+    return areas

@@ -67,10 +67,10 @@ class _Scorer(nn.Module):
         self.inspector = inspector
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        probabilities = self.inspector.probabilities(images)
+        classes, pixels = self.inspector.classify(images), self.inspector.segment(images)
         point = self.inspector.point()
-        classes = calibrate(probabilities.classes, point.temperature, point.knots, point.values, point.shift)
-        return dict(zip(_SCORES, (classes.amax(1), *probabilities), strict=True))
+        calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
+        return dict(zip(_SCORES, (calibrated.amax(1), classes, pixels), strict=True))
 
 
 class ScoredInspector(Inspector):

@@ -52,7 +52,8 @@ def inspect(
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
-    of the masks. Batches are smaller than --batch_size if the images have more than a million pixels each.
+    of the masks. Batches are smaller than --batch_size if the images have more than a million pixels each. Images of
+    more than 8 million pixels are inspected in overlapping tiles, and pictures of more than 3,200 pixels are reduced.
 
     Args:
         model: File written by `steel export`.

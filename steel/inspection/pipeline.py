@@ -4,8 +4,9 @@ While one window of images is decided, threads decode the next window and record
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,7 +28,7 @@ from steel.inspection.records import Record, Unreadable
 Image = NDArray[np.uint8]
 OverlayChoice = Literal["defective", "all", "none"]
 
-# Batches in a window. A larger window finds more images of one size.
+# Batches in a window. A larger window finds more images of one size. Like a batch, a window is bounded by pixels.
 _BATCHES = 4
 # A batch has at most `batch_size` times as many pixels, because the memory of the networks grows with pixels. Images of
 # 256 x 1600 have 0.4 million and are not affected.
@@ -98,6 +99,7 @@ class Pipeline:
         drift: Monitor | None = None,
     ) -> None:
         self._module, self._classes, self._device, self._batch_size = module, classes, device, batch_size
+        self._most_pixels = _BATCHES * batch_size * _PIXELS_PER_IMAGE
         self._overlay_folder, self._overlays, self._drift = overlay_folder, overlays, drift
         self.drifts: list[Drift] = []
 
@@ -110,26 +112,52 @@ class Pipeline:
             sources: The name of each image, and its path or whatever `read` takes.
             read: Decodes an image to uint8 `(H, W)`, or raises an InputError.
         """
-        remaining = iter(sources)
-        windows = iter(lambda: list(islice(remaining, _BATCHES * self._batch_size)), [])
-        decoding: list[tuple[str, Future[Image | InputError]]] = []
         recording: list[Future[Record | Unreadable]] = []
         pool = ThreadPoolExecutor()
         try:
             # The empty window at the end flushes the last one.
-            for window in chain(windows, [[]]):
-                current, decoding = decoding, [(name, pool.submit(_try, read, source)) for name, source in window]
-                images = [future.result() for _, future in current]
-                decisions = self.decide(images)
-                self._check_drift(images, decisions)
+            for window in chain(self._decode(sources, read, pool), [[]]):
+                if _count_pixels(window) >= self._most_pixels:  # the masks of two such windows take too much memory
+                    wait(recording)
+                started = self._inspect(window, pool)
                 yield from (future.result() for future in recording)
-                recording = [
-                    pool.submit(self._record, name, image, decision)
-                    for (name, _), image, decision in zip(current, images, decisions, strict=True)
-                ]
-            yield from (future.result() for future in recording)
+                recording = started
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _decode(
+        self, sources: Iterable[tuple[str, Any]], read: Callable[[Any], Image], pool: ThreadPoolExecutor
+    ) -> Iterator[list[tuple[str, Image | InputError]]]:
+        """Yield windows of decoded images; while one is used, the next is decoded."""
+        longest = _BATCHES * self._batch_size
+        remaining = iter(sources)
+        decoding: deque[tuple[str, Future[Image | InputError]]] = deque()
+        window: list[tuple[str, Image | InputError]] = []
+        num_ahead = 1
+        while True:
+            for name, source in islice(remaining, max(0, num_ahead - len(decoding))):
+                decoding.append((name, pool.submit(_try, read, source)))
+            if not decoding:
+                break
+            name, future = decoding.popleft()
+            window.append((name, future.result()))
+            num_ahead = max(1, min(longest, self._most_pixels // max(1, _count_pixels(window[-1:]))))
+            if len(window) == longest or _count_pixels(window) >= self._most_pixels:
+                yield window
+                window = []
+        yield window
+
+    def _inspect(
+        self, window: Sequence[tuple[str, Image | InputError]], pool: ThreadPoolExecutor
+    ) -> list[Future[Record | Unreadable]]:
+        """Decide on a window of images and start to record them."""
+        images = [image for _, image in window]
+        decisions = self.decide(images)
+        self._check_drift(images, decisions)
+        return [
+            pool.submit(self._record, name, image, decision)
+            for (name, image), decision in zip(window, decisions, strict=True)
+        ]
 
     def decide(self, images: Sequence[Image | InputError]) -> list[Decision | InputError]:
         """Run the inspector on images of any sizes, in batches of one size; errors are passed through."""
@@ -165,14 +193,22 @@ class Pipeline:
 
 
 def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str]) -> Image:
-    """Draw a decision on its image uint8 `(H, W)`, below a line of text; return RGB uint8 `(H + 24, W, 3)`."""
+    """Draw a decision on its image uint8 `(H, W)`, below a line of text; return RGB uint8 `(H + 24, W, 3)`.
+
+    A picture longer than 3,200 pixels is reduced.
+    """
     state = "defective" if decision.is_defective else "clean"
     headline = f"{name}  {state} p={decision.gate_probability:.2f}"
     captions = [
         f"{label} p={p:.2f} {area:,} px"
         for label, p, area in zip(classes, decision.class_probabilities, decision.areas, strict=True)
     ]
-    return overlays.draw_overlay(image, decision.masks, captions, headline)
+    reduced = overlays.reduce_image(image), overlays.reduce_masks(decision.masks)
+    return overlays.draw_overlay(*reduced, captions, headline)
+
+
+def _count_pixels(window: Sequence[tuple[str, Image | InputError]]) -> int:
+    return sum(image.size for _, image in window if not isinstance(image, InputError))
 
 
 def _try(read: Callable[[Any], Image], source: Any) -> Image | InputError:

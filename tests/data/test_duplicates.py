@@ -221,6 +221,27 @@ def test_candidates_across_block_boundaries_are_found() -> None:
         assert set(duplicates._find_candidates(spectra, owners, block)) == {(2, 17), (8, 9)}, block
 
 
+def test_candidates_are_similar_in_low_frequencies_and_in_all() -> None:
+    rng = np.random.default_rng(0)
+    # Of 1,200 frequencies, the first 256 are compared first.
+    spectra = rng.standard_normal((6, 1200)).astype(np.float32)
+    spectra[1, :600] = spectra[0, :600]  # alike in low and in half of all frequencies
+    spectra[3, 600:] = spectra[2, 600:]  # alike in high frequencies alone
+    spectra[5] += 0.05 * spectra[4]
+    spectra[5, :120] = spectra[4, :120]  # alike in a tenth of all frequencies
+    spectra /= np.linalg.norm(spectra, axis=1, keepdims=True)
+    assert list(duplicates._find_candidates(spectra, np.arange(6))) == [(0, 1)]
+
+
+def test_a_thousand_copies_of_one_scene_are_joined_by_few_candidates() -> None:
+    rng = np.random.default_rng(0)
+    spectra = rng.standard_normal(600) + 0.7 * rng.standard_normal((1000, 600))
+    spectra = (spectra / np.linalg.norm(spectra, axis=1, keepdims=True)).astype(np.float32)
+    pairs = list(duplicates._find_candidates(spectra, np.arange(1000), block=100))
+    assert len(pairs) == len(set(pairs)) <= 32 * 1000
+    assert len(set(duplicates.join(np.arange(1000), pairs).tolist())) == 1
+
+
 def test_each_of_many_similar_images_is_compared_with_the_32_nearest() -> None:
     rng = np.random.default_rng(0)
     spectra = rng.standard_normal(50) + rng.standard_normal((90, 50))

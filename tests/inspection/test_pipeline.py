@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steel.inspection.pipeline import Decision, Pipeline
+from steel.inspection.pipeline import Decision, Pipeline, draw_decision
 
 
 class Recorder(nn.Module):
@@ -44,3 +44,35 @@ def test_batches_of_large_images_have_fewer_images(
     for i, decision in enumerate(decisions):
         assert isinstance(decision, Decision)
         assert decision.gate_probability == pytest.approx(i / 255)
+
+
+@pytest.mark.parametrize(
+    ("size", "num", "most_ahead"),
+    [((2048, 2048), 6, 2), ((16, 16), 12, 9)],  # the second is the next window of four batches
+)
+def test_large_images_are_not_decoded_far_ahead(size: tuple[int, int], num: int, most_ahead: int) -> None:
+    decoded, decided = [], []
+
+    def read(i: int) -> np.ndarray:
+        decoded.append(i)
+        return np.broadcast_to(np.uint8(i), size)
+
+    class Counter(Recorder):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            decided.append(int(images[0, 0, 0]))
+            assert len(decoded) - len(decided) <= most_ahead
+            return super().forward(images)
+
+    pipeline = Pipeline(Counter(), ["a"], torch.device("cpu"), batch_size=1)
+    records = list(pipeline.run([(str(i), i) for i in range(num)], read))
+    assert [record.image for record in records] == [str(i) for i in range(num)]
+    assert decided == list(range(num))
+
+
+def test_a_picture_of_long_strip_is_reduced() -> None:
+    masks = np.zeros((1, 256, 6400), bool)
+    masks[0, 7, 9] = True
+    decision = Decision(True, 0.5, np.array([0.5], np.float32), masks, np.array([1]))
+    picture = draw_decision("a", np.zeros((256, 6400), np.uint8), decision, ["scratch"])
+    assert picture.shape == (24 + 128, 3200, 3)
+    assert picture[24:].any(axis=2).sum() == 1  # the spot of one pixel is still there
