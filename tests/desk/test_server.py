@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx2 as httpx
 import numpy as np
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from hostile import draw_scans, pack_tiff
 from served import build_desk, draw, encode, open_server, write_inspector
@@ -27,6 +28,7 @@ from steel.desk.desk import Limits
 from steel.desk.service import build_app
 
 TOKEN = "secret"
+SLOW = Limits(timeout=200)  # for a busy machine
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -225,6 +227,14 @@ def send_raw(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
             return b""
 
 
+def send_image(port: int, image: bytes) -> socket.socket:
+    """Send a whole request and return the connection, on which the answer arrives."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = b"POST /v1/inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(image)
+    connection.sendall(head + image)
+    return connection
+
+
 @pytest.mark.slow
 def test_hostile_requests_are_refused_and_do_not_affect_other_clients(tmp_path: Path) -> None:
     limits = Limits(max_images=4, max_pixels=1_000_000, max_bytes=1_000_000, timeout=2)
@@ -299,26 +309,24 @@ def test_a_client_that_hangs_up_in_its_body_is_no_error(tmp_path: Path, capfd: p
 
 
 def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(tmp_path: Path) -> None:
-    desk, unblock, sizes = build_desk(tmp_path, queue_size=4), threading.Event(), []
-    desk.batcher.on_batch = lambda num_images: (sizes.append(num_images), unblock.wait(30))
+    desk, unblock, sizes = build_desk(tmp_path, limits=SLOW, queue_size=4), threading.Event(), []
+    desk.batcher.on_batch = lambda num_images: (sizes.append(num_images), unblock.wait(SLOW.timeout))
     body = encode(draw(95))
-    head = b"POST /v1/inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
     with open_server(build_app(desk)) as port, ThreadPoolExecutor(2) as clients:
 
         def wait_until_queued(num: int) -> None:
-            for _ in range(2000):  # 40 seconds, for a busy machine
+            for _ in range(5000):  # 100 seconds, for a busy machine
                 if desk.batcher.num_reserved == num and len(desk.batcher._jobs) == num - 1:
                     return
                 time.sleep(0.02)
+            unblock.set()
             pytest.fail(f"{desk.batcher.num_reserved} places are taken, {len(desk.batcher._jobs)} images queued")
 
-        post = lambda: httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=60)  # noqa: E731
+        post = lambda: httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=SLOW.timeout)  # noqa: E731
         first = clients.submit(post)
         wait_until_queued(1)
         for _ in range(5):
-            connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-            for connection in connections:
-                connection.sendall(head + body)
+            connections = [send_image(port, body) for _ in range(3)]
             wait_until_queued(4)
             for connection in connections:
                 connection.close()
@@ -328,6 +336,28 @@ def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(t
         unblock.set()
         assert (first.result().status_code, last.result().status_code) == (200, 200)
     assert sizes == [1, 1]
+
+
+def test_clients_that_hung_up_while_the_service_was_busy_take_no_places(tmp_path: Path) -> None:
+    """The service sees 100 requests at once, all of them abandoned, before the request of a client that waits."""
+    app = build_app(build_desk(tmp_path, queue_size=20))
+    is_busy = threading.Event()
+
+    async def busy_app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == "/busy":
+            is_busy.set()
+            time.sleep(2)  # blocks the event loop
+        await app(scope, receive, send)
+
+    body = encode(draw(95))
+    with open_server(busy_app) as port, ThreadPoolExecutor(2) as clients:
+        busy = clients.submit(httpx.get, f"http://127.0.0.1:{port}/busy", timeout=60)
+        assert is_busy.wait(30)
+        for _ in range(100):
+            send_image(port, body).close()
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=60)
+        busy.result(60)
+    assert answer.status_code == 200, answer.text
 
 
 def measure_memory() -> int:
