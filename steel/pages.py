@@ -11,11 +11,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from steel.files import write_atomic
+from steel.files import fit_name, write_atomic
 
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
 .note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
@@ -85,7 +86,7 @@ class Page:
             png = buffer.getvalue()
         else:
             png = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])[1].tobytes()
-        write_atomic(self._folder / f"{name}.png", png)
+        write_atomic(fit_name(self._folder / f"{name}.png"), png)
         text = html.escape(caption)
         data = base64.b64encode(png).decode()
         self._parts.append(

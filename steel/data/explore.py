@@ -22,6 +22,7 @@ from steel.progress import track
 
 NUM_EXAMPLES = 4  # of each class
 NUM_BROKEN = 5  # unreadable images named on the page
+_MAX_LETTERS = 24  # of the name of a class; longer ones would leave no room for the figures
 # Names and colours of the rows of figures.
 _CLEAN_AND_DEFECTIVE = ["clean", "defective"], [(70, 130, 180), (200, 80, 60)]
 _LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
@@ -62,7 +63,8 @@ class Section:
 
 
 def _name_classes(annotations: Annotations) -> list[str]:
-    return [f"class {name}" if name.isdigit() else name for name in annotations.classes]
+    names = [f"class {name}" if name.isdigit() else name for name in annotations.classes]
+    return [name if len(name) <= _MAX_LETTERS else f"{name[:_MAX_LETTERS]}…" for name in names]
 
 
 def summarise(annotations: Annotations, defects: Defects) -> pd.DataFrame:
