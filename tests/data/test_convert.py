@@ -79,7 +79,7 @@ def test_labels_are_converted_without_images_if_the_format_stores_sizes(
     convert(str(root), str(tmp_path / "out"), copy_images=False, **{"from": "coco", "to": "yolo"})
     printed = capsys.readouterr().out
     assert f"put the images into {tmp_path / 'out' / 'images'}" in printed
-    assert "skipped 1 annotations that cover no pixel" in printed
+    assert "skipped 1 annotation without a pixel" in printed
     assert not (tmp_path / "out" / "images").exists()
     labels = read_labels(tmp_path / "out", "yolo", tmp_path / "elsewhere")
     assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [6]
