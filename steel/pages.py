@@ -1,6 +1,7 @@
 """Self-contained HTML reports: one page with its style, tables and pictures inside, which loads nothing else."""
 
 import base64
+import hashlib
 import html
 from io import BytesIO
 from pathlib import Path
@@ -27,8 +28,8 @@ th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px s
 th:first-child, td:first-child { text-align: left; }
 """
 
-# Makes the browser block every request of the page.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# Makes the browser block every request of the page, and every script but the one that `Page.render` allows by its hash.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def clear_pictures(folder: Path) -> None:
@@ -95,9 +96,11 @@ class Page:
 
     def render(self, style: str = "", script: str = "") -> str:
         """Return the page as HTML; style (CSS) and script (JavaScript) are added to it."""
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy = f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
             + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])
