@@ -72,7 +72,7 @@ def test_text_is_escaped_everywhere(tmp_path: Path) -> None:
 
 def test_only_the_script_of_the_page_may_run(tmp_path: Path) -> None:
     script = "document.title = 'größer';"
-    policies = [re.findall("script-src [^;\"]*", Page("title", tmp_path).render(script=text)) for text in ("", script)]
+    policies = [re.findall('script-src [^;"]*', Page("title", tmp_path).render(script=text)) for text in ("", script)]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policies == [[], [f"script-src 'sha256-{digest}'"]]
 

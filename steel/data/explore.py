@@ -148,7 +148,7 @@ def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
     if len(unique) == 1:
         sentences.append(f"Size of all images: {size}.")
     else:
-        most = f"The most frequent is {size}, with {format_count(counts.max(), 'image')}."
+        most = f"The most frequent is {size}, with {format_count(int(counts.max()), 'image')}."
         sentences.append(f"The images have {len(unique):,} different sizes. {most}")
         figures["sizes"] = plots.plot_sizes(annotations.sizes, f"{len(unique):,} sizes")
     return Section("Pixels", sentences, figures)
@@ -273,18 +273,11 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
 def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequence[Section], folder: Path) -> Path:
     classes = _name_classes(annotations)
     page = Page(f"Contents of {annotations.root}", folder)
-    images, groups, defects, kinds = (
-        format_count(int(num), noun, plural)
-        for num, noun, plural in (
-            (len(annotations), "image", None),
-            (len(np.unique(annotations.groups)), "group", None),
-            (annotations.labels.sum(), "defect", None),
-            (annotations.num_classes, "class", "classes"),
-        )
-    )
+    num_groups, num_defects = len(np.unique(annotations.groups)), int(annotations.labels.sum())
+    defects = f"{format_count(num_defects, 'defect')} of {format_count(annotations.num_classes, 'class', 'classes')}"
     page.add_text(
-        f"{images} in {groups}, with {defects} of {kinds}. A defect is one class on one image. Digest of the labels: "
-        f"{annotations.digest}."
+        f"{format_count(len(annotations), 'image')} in {format_count(num_groups, 'group')}, with {defects}. A defect is "
+        f"one class on one image. Digest of the labels: {annotations.digest}."
     )
     page.add_table(table, "Images, and areas and spots of each class; an area is the labelled pixels of an image")
     for section in track(sections, "drawing", len(sections)):

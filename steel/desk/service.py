@@ -94,7 +94,8 @@ async def _reserve(places: ExitStack, desk: Desk, num_images: int) -> None:
     """
     for _ in range(_NUM_TRIES - 1):
         with suppress(errors.QueueFullError):
-            return places.enter_context(desk.batcher.reserve(num_images))
+            places.enter_context(desk.batcher.reserve(num_images))
+            return
         await asyncio.sleep(_TRY_SECONDS)
     places.enter_context(desk.batcher.reserve(num_images))
 

@@ -225,7 +225,7 @@ def _build_reference(evidence: Evidence, point: OperatingPoint) -> tuple[Referen
 def _print_tuned(tuned: TunedPoint, classes: Sequence[str], notes: Sequence[str | None]) -> None:
     point = tuned.point
     print("operating point: thresholds of labels and pixels, smallest sizes in pixels:")
-    print(format_table([_POINT_COLUMNS, *(tuple(map(str, row)) for row in tabulate_point(point, classes).values)]))
+    print(format_table([_POINT_COLUMNS, *tabulate_point(point, classes).astype(str).to_numpy().tolist()]))
     print(f"gate threshold {point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
     for note in filter(None, notes):
         print(wrap(note))
