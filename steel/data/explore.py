@@ -276,8 +276,8 @@ def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequenc
     num_groups, num_defects = len(np.unique(annotations.groups)), int(annotations.labels.sum())
     defects = f"{format_count(num_defects, 'defect')} of {format_count(annotations.num_classes, 'class', 'classes')}"
     page.add_text(
-        f"{format_count(len(annotations), 'image')} in {format_count(num_groups, 'group')}, with {defects}. A defect is "
-        f"one class on one image. Digest of the labels: {annotations.digest}."
+        f"{format_count(len(annotations), 'image')} in {format_count(num_groups, 'group')}, with {defects}. A defect "
+        f"is one class on one image. Digest of the labels: {annotations.digest}."
     )
     page.add_table(table, "Images, and areas and spots of each class; an area is the labelled pixels of an image")
     for section in track(sections, "drawing", len(sections)):
