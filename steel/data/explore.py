@@ -236,8 +236,8 @@ def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) 
         _show_extremes(reader, defects, pixels),
     ]
     if broken := sorted(reader.broken.values()):
-        missing = format_count(len(broken), "unreadable image")
-        sentence = f"Missing from the figures: {missing}. The first of them:"
+        missing = format_count(len(broken), "image")
+        sentence = f"Missing from the figures, because they could not be read: {missing}. The first ones:"
         sections.insert(0, Section("Unreadable images", [sentence, *broken[:NUM_BROKEN]], {}))
     return summarise(annotations, defects), sections
 

@@ -13,6 +13,7 @@ from steel import cli
 from steel.data.annotations import read_annotations
 from steel.data.convert import Format, convert, read_labels
 from steel.errors import InputError
+from steel.wording import format_count
 
 LOSSLESS: tuple[Format, ...] = ("severstal", "coco", "coco-polygons", "yolo", "masks")
 
@@ -123,7 +124,10 @@ def test_the_number_of_changed_pixels_is_printed(tmp_path: Path, capsys: pytest.
     total = sum(int(mask.sum()) for mask in masks.values())
     printed = capsys.readouterr().out
     assert f"{sum(changed.values()):,} of {total:,} labelled pixels changed" in printed
-    assert f"on {sum(num > 0 for num in changed.values())} images, most on a.png ({changed['a.png']:,})" in printed
+    assert (
+        f"on {format_count(sum(num > 0 for num in changed.values()), 'image')}, most on a.png ({changed['a.png']:,})"
+        in printed
+    )
 
 
 def test_steel_convert(tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
