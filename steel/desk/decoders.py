@@ -27,6 +27,8 @@ from steel.desk.uploads import read_upload
 _NUM_PROCESSES = min(4, max(2, os.cpu_count() or 1))
 # Seconds after which a decoder counts as occupied by a slow file. An image of strip takes 3 ms.
 _SLOW_SECONDS = 1.0
+# Seconds after which a process that has not finished its imports is replaced.
+_START_SECONDS = 60.0
 _REFUSALS: dict[str, type[DeskError]] = {
     kind.__name__: kind for kind in (ImageTooLargeError, InvalidRequestError, UnsupportedImageError)
 }
@@ -106,6 +108,8 @@ class _Decoder:
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         try:
             if not self._is_up:  # its imports do not count as decoding
+                if not self._pipe.poll(_START_SECONDS):
+                    raise TimeoutError
                 self._pipe.recv_bytes()
                 self._is_up = True
             self.busy_since = time.monotonic()
@@ -117,7 +121,7 @@ class _Decoder:
                 self._replace()
                 reason = f"the image takes more than {self._seconds:g} seconds to decode"
                 raise InvalidRequestError(f"{reason}; save it again or leave it out")
-        except (OSError, EOFError) as error:  # the process crashed, maybe for lack of memory
+        except (OSError, EOFError) as error:  # the process crashed, maybe for lack of memory, or did not start in time
             self._replace()
             raise InvalidRequestError("the image makes its decoder crash; save it again or leave it out") from error
         finally:

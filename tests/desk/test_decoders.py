@@ -1,6 +1,7 @@
 """Processes that decode: their answers, and that one that hangs or crashes costs only its own file."""
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from hostile import draw_scans
 from served import build_desk, draw, encode, open_client
+from steel.desk import decoders as module
 from steel.desk.decoders import Decoders
 from steel.desk.desk import Limits
 from steel.desk.errors import ImageTooLargeError, InvalidRequestError, UnsupportedImageError
@@ -22,6 +24,11 @@ from steel.desk.service import build_app
 
 def list_pids(decoders: Decoders) -> list[int]:
     return [decoder._process.pid or 0 for decoder in decoders._decoders]
+
+
+def wait_for_start(decoders: Decoders) -> None:
+    """Wait until each process has reported that it is up; a process that is stopped before that would not be timed."""
+    assert all(decoder._pipe.poll(60) for decoder in decoders._decoders)
 
 
 @pytest.fixture
@@ -44,9 +51,25 @@ def test_images_and_refusals_are_passed_on(decoders: Decoders) -> None:
             asyncio.run(decoders.decode(data))
 
 
+def test_a_decoder_that_does_not_start_is_replaced(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_START_SECONDS", 0.2)
+        silent = []
+        for decoder in decoders._decoders:
+            decoder._pipe.close()
+            decoder._pipe, other = multiprocessing.Pipe()
+            silent.append(other)
+            with pytest.raises(InvalidRequestError, match="crash"):
+                asyncio.run(decoders.decode(encode(draw())))
+    assert asyncio.run(decoders.decode(encode(draw()))).shape == (64, 96)
+    for other in silent:
+        other.close()
+
+
 @pytest.mark.parametrize(("blow", "reason"), [(signal.SIGSTOP, "more than 2 seconds"), (signal.SIGKILL, "crash")])
 def test_a_decoder_that_hangs_or_crashes_is_replaced(decoders: Decoders, blow: int, reason: str) -> None:
     before = list_pids(decoders)
+    wait_for_start(decoders)
     for pid in before:
         os.kill(pid, blow)
 
@@ -78,6 +101,7 @@ def test_ctrl_c_and_sigterm_end_the_service_before_its_decoders(decoders: Decode
 def test_readiness_is_refused_while_slow_files_occupy_all_decoders(tmp_path: Path) -> None:
     desk = build_desk(tmp_path, limits=Limits(decode_seconds=4))
     pids = list_pids(desk._decoders)
+    wait_for_start(desk._decoders)
     with open_client(build_app(desk)) as client, ThreadPoolExecutor(len(pids)) as clients:
         assert client.get("/readyz").status_code == 200
         for pid in pids:
