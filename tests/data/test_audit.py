@@ -263,7 +263,7 @@ def test_steel_audit_writes_a_report(
     printed = capsys.readouterr().out
     assert "LEAKS: 1 of 11 images of test" in printed
     assert "1 near-duplicate (test and train)." in printed
-    assert "not in the dataset: 1 names" in printed
+    assert "not in the dataset: 1 name" in printed
     assert f"page: {out / 'index.html'}" in printed
     found = json.loads((out / "audit.json").read_text())
     assert found["data"] == read_annotations(root).digest
