@@ -104,4 +104,4 @@ def check_monitors(monitors: Iterable[tuple[str, str]], task: Task, data: SteelD
         if monitor.startswith("val/") and monitor not in possible and trainer.is_global_zero:
             effect = "best.ckpt is the newest epoch" if option == "best" else "no epoch counts as an improvement"
             images = format_count(len(seen), "image")
-            print(f"{option}.monitor: {monitor} does not exist on the part of val in use ({images}), so {effect}")
+            print(f"{option}.monitor: {monitor} does not exist on the {images} of val in use, so {effect}")
