@@ -25,6 +25,7 @@ from steel.inspection.inspect import inspect
 from steel.progress import format_duration
 from steel.training.checkpoints import find_checkpoint
 from steel.training.fit import run_cli
+from steel.wording import WIDTH
 
 NUM_IMAGES = 400
 _LOG = "demo.log"
@@ -131,7 +132,7 @@ class _Log(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if text.startswith("epoch "):
-            print(textwrap.shorten(text, 80, placeholder=" ..."), file=self._terminal, flush=True)
+            print(textwrap.shorten(text, WIDTH, placeholder=" ..."), file=self._terminal, flush=True)
         elif text.lstrip().startswith(("stopping ", "stopped: ")):
             print(text.strip(), file=self._terminal, flush=True)
         return self._file.write(text)

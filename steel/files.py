@@ -1,5 +1,6 @@
 """Atomic file writes: a file appears under its final name only once it is complete, even after Ctrl-C or a crash."""
 
+import hashlib
 import os
 import re
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from steel.errors import InputError
 
 _DRAFT = ".steel-"  # name of a temporary folder
+_MAX_NAME_BYTES = 200  # leaves room for the suffix of a draft
 
 
 @contextmanager
@@ -59,6 +61,18 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     """
     with atomic_path(path, durable=durable) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def fit_name(path: Path) -> Path:
+    """Return a path whose file name any file system takes: the end of a very long name is replaced by its hash.
+
+    Pictures are called after their images, whose names may already have 255 bytes, the most that is possible.
+    """
+    name = os.fsencode(path.name)
+    if len(name) <= _MAX_NAME_BYTES:
+        return path
+    start = name[: _MAX_NAME_BYTES // 2].decode(errors="ignore")
+    return path.with_name(f"{start}-{hashlib.sha256(name).hexdigest()}{path.suffix}")
 
 
 def require_writable(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Self-contained HTML reports: one page with its style, tables and pictures inside, which loads nothing else."""
 
 import base64
+import hashlib
 import html
 from io import BytesIO
 from pathlib import Path
@@ -11,11 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from steel.files import write_atomic
+from steel.files import fit_name, write_atomic
 
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
 .note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
@@ -26,8 +28,8 @@ th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px s
 th:first-child, td:first-child { text-align: left; }
 """
 
-# Makes the browser block every request of the page.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# Makes the browser block every request of the page, and every script but the one that `Page.render` allows by its hash.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def clear_pictures(folder: Path) -> None:
@@ -85,7 +87,7 @@ class Page:
             png = buffer.getvalue()
         else:
             png = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])[1].tobytes()
-        write_atomic(self._folder / f"{name}.png", png)
+        write_atomic(fit_name(self._folder / f"{name}.png"), png)
         text = html.escape(caption)
         data = base64.b64encode(png).decode()
         self._parts.append(
@@ -94,9 +96,11 @@ class Page:
 
     def render(self, style: str = "", script: str = "") -> str:
         """Return the page as HTML; style (CSS) and script (JavaScript) are added to it."""
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy = f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
             + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steel.errors import InputError
-from steel.files import atomic_path, new_folder, require_new_folder, require_writable, write_atomic
+from steel.files import atomic_path, fit_name, new_folder, require_new_folder, require_writable, write_atomic
 
 STOPS = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 
@@ -214,3 +214,16 @@ def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
     assert list_all(tmp_path) == []
     with pytest.raises(OSError, match="/proc"):
         require_writable(Path("/proc/steel/a.yaml"))
+
+
+@pytest.mark.parametrize("character", ["a", "é", "\udcff"], ids=["ASCII", "UTF-8", "not UTF-8"])
+def test_a_file_name_that_is_too_long_is_shortened(tmp_path: Path, character: str) -> None:
+    stem = character * (251 // len(os.fsencode(character)))
+    names = [f"{stem}{i}.png" for i in range(2)]
+    paths = [fit_name(tmp_path / f"{name}.png") for name in names]
+    for path in paths:
+        write_atomic(path, path.name.encode(errors="replace"))
+        assert path.name.startswith(stem[:20].replace("\udcff", ""))
+        assert path.suffix == ".png"
+    assert len(set(tmp_path.iterdir())) == 2
+    assert fit_name(tmp_path / "short.png") == tmp_path / "short.png"

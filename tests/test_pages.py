@@ -1,6 +1,7 @@
 """Pages are self-contained, load nothing else, and escape all text."""
 
 import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -67,6 +68,13 @@ def test_text_is_escaped_everywhere(tmp_path: Path) -> None:
         assert "".join(reader.texts_in(tag)).removesuffix("1") == NASTY, tag
     assert reader.images()[0]["alt"] == NASTY
     assert not [tag for tag, _ in reader.tags if tag == "script"]
+
+
+def test_only_the_script_of_the_page_may_run(tmp_path: Path) -> None:
+    script = "document.title = 'größer';"
+    policies = [re.findall('script-src [^;"]*', Page("title", tmp_path).render(script=text)) for text in ("", script)]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policies == [[], [f"script-src 'sha256-{digest}'"]]
 
 
 def test_a_table_may_have_columns_of_the_same_name(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from steel.errors import InputError
 from steel.files import new_folder, require_new_folder, write_atomic
 from steel.intervals import effective_size, wilson
 from steel.pages import Page
+from steel.wording import format_count
 
 NUM_PICTURES = 8  # leaks shown on the screen and as figures
 _KINDS = ("same image", "same pixels", "near-duplicate", "same group", "chain")  # worst first
@@ -248,14 +249,17 @@ def _describe_leaks(assignment: Assignment, leaks: Sequence[Leak]) -> str:
     total = sum(len(assignment.members[part]) for part in assignment.parts[1:])
     later = ", ".join(assignment.parts[1:])
     num_unknown = sum(len(names) for names in assignment.unknown.values())
-    ignored = f" Ignored, because they are not in the dataset: {num_unknown:,} names." if num_unknown else ""
+    ignored = (
+        f" Ignored, because they are not in the dataset: {format_count(num_unknown, 'name')}." if num_unknown else ""
+    )
     if not leaks:
-        return f"No leak: none of the {total:,} images of {later} is in an earlier part.{ignored}"
+        return f"No leak: of {format_count(total, 'image')} of {later}, none is in an earlier part.{ignored}"
     kinds = Counter(f"{leak.kind} ({leak.part} and {leak.twin_part})" for leak in leaks)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    images = f"{len(leaks):,} of {format_count(total, 'image')} of {later}"
     return (
-        f"LEAKS: {len(leaks):,} of {total:,} images of {later} are also in an earlier part: {listed}. Scores on them "
-        f"say nothing about new steel; make a new split with steel split --near_duplicates.{ignored}"
+        f"LEAKS: {images} also in an earlier part: {listed}. Scores on them say nothing about new steel; make a new "
+        f"split with steel split --near_duplicates.{ignored}"
     )
 
 
@@ -265,7 +269,8 @@ def _write_report(
     page = Page(f"Audit of {source}", folder)
     page.add_text(_describe_leaks(assignment, leaks))
     page.add_text(
-        f"Dataset {annotations.root}: {len(annotations):,} images, digest of the labels {annotations.digest}."
+        f"Dataset {annotations.root}: {format_count(len(annotations), 'image')}, digest of the labels "
+        f"{annotations.digest}."
     )
     page.add_heading("Balance")
     caption = "Images of each part; in brackets the deviation of a class from the part's share of images"

@@ -20,6 +20,7 @@ from steel.data.severstal import MAX_CLASSES
 from steel.errors import InputError
 from steel.files import new_folder, require_new_folder
 from steel.progress import track
+from steel.wording import format_count
 
 Format = Literal["severstal", "coco", "coco-polygons", "yolo", "masks", "index"]
 
@@ -142,12 +143,13 @@ def _report(labels: Labels, changed: Counter[str]) -> None:
     num_clean = sum(not image.runs for image in labels.images)
     areas = [area(runs) for image in labels.images for runs in image.runs.values()]
     num_pixels = sum(areas)
-    print(f"{len(labels.images):,} images, {num_clean:,} clean; {len(areas):,} defects of {', '.join(labels.classes)}")
+    num_images, num_defects = format_count(len(labels.images), "image"), format_count(len(areas), "defect")
+    print(f"{num_images}, {num_clean:,} clean; {num_defects} of {', '.join(labels.classes)}")
     if labels.num_empty:
-        print(f"skipped {labels.num_empty:,} annotations that cover no pixel")
+        print(f"skipped {format_count(labels.num_empty, 'annotation')} without a pixel")
     if num_changed := changed.total():
         ((worst, num_worst),) = changed.most_common(1)
         fraction = f"{num_changed:,} of {num_pixels:,} labelled pixels changed ({num_changed / num_pixels:.3%})"
-        print(f"{fraction}, on {len(changed):,} images, most on {worst} ({num_worst:,})")
+        print(f"{fraction}, on {format_count(len(changed), 'image')}, most on {worst} ({num_worst:,})")
     else:
         print(f"none of {num_pixels:,} labelled pixels changed")

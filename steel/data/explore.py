@@ -19,9 +19,11 @@ from steel.files import new_folder
 from steel.overlays import CLASS_COLOURS
 from steel.pages import Page
 from steel.progress import track
+from steel.wording import format_count
 
 NUM_EXAMPLES = 4  # of each class
 NUM_BROKEN = 5  # unreadable images named on the page
+_MAX_LETTERS = 24  # of the name of a class; longer ones would leave no room for the figures
 # Names and colours of the rows of figures.
 _CLEAN_AND_DEFECTIVE = ["clean", "defective"], [(70, 130, 180), (200, 80, 60)]
 _LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
@@ -62,7 +64,8 @@ class Section:
 
 
 def _name_classes(annotations: Annotations) -> list[str]:
-    return [f"class {name}" if name.isdigit() else name for name in annotations.classes]
+    names = [f"class {name}" if name.isdigit() else name for name in annotations.classes]
+    return [name if len(name) <= _MAX_LETTERS else f"{name[:_MAX_LETTERS]}…" for name in names]
 
 
 def summarise(annotations: Annotations, defects: Defects) -> pd.DataFrame:
@@ -87,7 +90,7 @@ def _show_counts(annotations: Annotations) -> Section:
     )
     num_classes, together = pd.Series(np.bincount(labels.sum(axis=1))), labels.T.astype(np.int64) @ labels
     figures = {
-        "defective_or_clean": plots.plot_bars(halves, f"{n:,} images", ("kind of image", "images")),
+        "defective_or_clean": plots.plot_bars(halves, format_count(n, "image"), ("kind of image", "images")),
         "defects_per_image": plots.plot_bars(num_classes, "classes per image", ("classes on the image", "images")),
         "images_per_class": plots.plot_bars(
             numbers, "images per class", ("class", "images"), CLASS_COLOURS[: len(classes)]
@@ -116,7 +119,7 @@ def _show_defects(annotations: Annotations, defects: Defects) -> Section:
 
 def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
     m = len(pixels.indices)
-    sentences, figures = [f"Measured on {m:,} of {len(annotations):,} images."], {}
+    sentences, figures = [f"Measured on {m:,} of {format_count(len(annotations), 'image')}."], {}
     if m:
         is_defective = annotations.labels[pixels.indices].any(axis=1)
         values = [pixels.brightness[~is_defective], pixels.brightness[is_defective]]
@@ -143,9 +146,9 @@ def _show_pixels(annotations: Annotations, pixels: Pixels) -> Section:
     height, width = unique[int(np.argmax(counts))].tolist()
     size = f"{width} x {height} pixels (width x height)"
     if len(unique) == 1:
-        sentences.append(f"All {len(annotations):,} images are {size}.")
+        sentences.append(f"Size of all images: {size}.")
     else:
-        most = f"The most frequent is {size}, with {counts.max():,} images."
+        most = f"The most frequent is {size}, with {format_count(int(counts.max()), 'image')}."
         sentences.append(f"The images have {len(unique):,} different sizes. {most}")
         figures["sizes"] = plots.plot_sizes(annotations.sizes, f"{len(unique):,} sizes")
     return Section("Pixels", sentences, figures)
@@ -180,7 +183,7 @@ def _show_examples(reader: Reader, seed: int) -> Section:
         shown = dict(sorted(reader.read_first(rng.permutation(members).tolist(), NUM_EXAMPLES).items()))
         if shown:
             captions = [f"{names[i]}: {', '.join(classes[k] for k in np.flatnonzero(labels[i]))}" for i in shown]
-            title = f"{name}: {len(members):,} images"
+            title = f"{name}: {format_count(len(members), 'image')}"
             figures[f"examples_class_{c + 1}"] = _plot_examples(annotations, shown, captions, title)
     return Section("Examples", [], figures)
 
@@ -233,7 +236,8 @@ def build_sections(annotations: Annotations, seed: int = 0, sample: int = 1000) 
         _show_extremes(reader, defects, pixels),
     ]
     if broken := sorted(reader.broken.values()):
-        sentence = f"Missing from the figures, because they could not be read: {len(broken):,} images. The first ones:"
+        missing = format_count(len(broken), "image")
+        sentence = f"Missing from the figures, because they could not be read: {missing}. The first ones:"
         sections.insert(0, Section("Unreadable images", [sentence, *broken[:NUM_BROKEN]], {}))
     return summarise(annotations, defects), sections
 
@@ -260,7 +264,7 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
         table, sections = build_sections(annotations, seed, sample)
         page = _write_page(annotations, table, sections, folder)
     clean = int((~annotations.labels.any(axis=1)).sum())
-    print(f"{len(annotations):,} images, {clean:,} clean; images of each class:")
+    print(f"{format_count(len(annotations), 'image')}, {clean:,} clean; images of each class:")
     for name, count in zip(annotations.classes, annotations.labels.sum(axis=0), strict=True):
         print(f"  {name}: {count:,}")
     print(f"page: {Path(out) / page.name}")
@@ -269,10 +273,11 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
 def _write_page(annotations: Annotations, table: pd.DataFrame, sections: Sequence[Section], folder: Path) -> Path:
     classes = _name_classes(annotations)
     page = Page(f"Contents of {annotations.root}", folder)
+    num_groups, num_defects = len(np.unique(annotations.groups)), int(annotations.labels.sum())
+    defects = f"{format_count(num_defects, 'defect')} of {format_count(annotations.num_classes, 'class', 'classes')}"
     page.add_text(
-        f"{len(annotations):,} images in {len(np.unique(annotations.groups)):,} groups, with "
-        f"{int(annotations.labels.sum()):,} defects of {annotations.num_classes} classes. A defect is one class on one "
-        f"image. Digest of the labels: {annotations.digest}."
+        f"{format_count(len(annotations), 'image')} in {format_count(num_groups, 'group')}, with {defects}. A defect "
+        f"is one class on one image. Digest of the labels: {annotations.digest}."
     )
     page.add_table(table, "Images, and areas and spots of each class; an area is the labelled pixels of an image")
     for section in track(sections, "drawing", len(sections)):

@@ -22,6 +22,7 @@ from steel.data.tables import Finding, read_table
 from steel.errors import InputError
 from steel.files import write_atomic
 from steel.progress import map_on_all_cores
+from steel.wording import format_count
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")  # first bytes of readable formats
 _KEEP_TOGETHER = "keep them together with steel split --near_duplicates"
@@ -200,10 +201,10 @@ def check(root: str, *, out: str | None = None) -> int:
     if out:
         _write(report, Path(root), Path(out))
     num_errors, saved = report.num_errors, f"; saved to {out}" if out else ""
-    counts = f"{report.num_rows:,} rows = {report.num_used:,} used + {report.num_reported:,} reported"
-    print(f"{report.num_images:,} images; train.csv: {counts}")
-    noun = "error" if num_errors == 1 else "errors"
-    print(f"{num_errors:,} {noun}, {len(report.findings) - num_errors:,} for information{saved}")
+    counts = f"{format_count(report.num_rows, 'row')} = {report.num_used:,} used + {report.num_reported:,} reported"
+    print(f"{format_count(report.num_images, 'image')}; train.csv: {counts}")
+    num_others = len(report.findings) - num_errors
+    print(f"{format_count(num_errors, 'error')}, {num_others:,} for information{saved}")
     return 1 if num_errors else 0
 
 

@@ -23,6 +23,7 @@ from steel.data.spelling import parse_whole
 from steel.data.tables import Finding, raise_first
 from steel.errors import InputError, require_at_least
 from steel.files import write_atomic
+from steel.wording import format_count
 
 PARTS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
@@ -344,7 +345,6 @@ def join_near_duplicates(annotations: Annotations) -> Annotations:
     pairs = find_duplicates([annotations.path(i) for i in range(len(annotations))])
     groups = join(annotations.groups, pairs)
     before, after = len(np.unique(annotations.groups)), len(np.unique(groups))
-    print(
-        f"{len(pairs):,} pairs of images show the same scene; groups (single images included): {before:,} -> {after:,}"
-    )
+    num_pairs = format_count(len(pairs), "pair of images with the same scene", "pairs of images with the same scene")
+    print(f"{num_pairs}; groups (single images included): {before:,} -> {after:,}")
     return replace(annotations, groups=groups, grouped=np.arange(len(annotations)))

@@ -16,6 +16,7 @@ from steel.data import rle
 from steel.errors import InputError, require_at_least
 from steel.files import new_folder
 from steel.progress import map_on_all_cores
+from steel.wording import format_count
 
 NUM_CLASSES = 4
 
@@ -223,4 +224,4 @@ def synth(out: str, *, num_images: int = 200, size: tuple[int, int] = (256, 1600
         steel synth small --num_images 20 --size [128,400]
     """
     write_synthetic(Path(out), num_images, seed, size)
-    print(f"wrote {num_images} images to {out}")
+    print(f"wrote {format_count(num_images, 'image')} to {out}")

@@ -23,6 +23,10 @@ from steel.inspection.pipeline import Decision, decide_batch
 
 _log = logging.getLogger(__name__)
 
+# Longest time in seconds that a batch should take. A client waits for the batch in progress, whose images cannot be
+# abandoned any more. Slow networks therefore get smaller batches, which cost a processor nothing.
+_BATCH_SECONDS = 1.0
+
 
 class Thresholds(NamedTuple):
     """The thresholds that a request may override, in single precision, as the module compares them."""
@@ -55,7 +59,7 @@ class Batcher:
     Args:
         module: Inspector from `bundle.read`. The batcher changes its thresholds, so nothing else may run it.
         device: Device of the module.
-        batch_size: Largest number of images per batch.
+        batch_size: Largest number of images per batch; slow networks get fewer.
         max_wait: Longest time in seconds that an image waits for other images of its size.
         queue_size: Largest number of images waiting or being inspected.
 
@@ -75,6 +79,7 @@ class Batcher:
         self._module_thresholds = self.thresholds
         self._jobs: list[_Job] = []
         self._batch_started_at = math.inf
+        self._seconds_per_pixel = 0.0
         self.num_reserved = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -149,23 +154,30 @@ class Batcher:
                 self.on_batch(len(jobs))
                 self._batch_started_at = time.monotonic()
                 self._resolve(jobs)
+                seconds = self.busy_seconds / sum(job.image.size for job in jobs)
+                # Clean images take less time than defective ones, so a slow batch is remembered for a while.
+                self._seconds_per_pixel = max(seconds, 0.9 * self._seconds_per_pixel)
                 self._batch_started_at = math.inf
 
     def _take_batch(self) -> list[_Job] | None:
-        """Remove the jobs of the next batch from the queue, oldest first; None once closed and drained.
+        """Remove the jobs of the next batch from the queue, oldest first, and return them.
 
-        The batch is empty if its clients hung up while their images waited for others.
+        Returns:
+            The jobs, an empty list if all of them were cancelled while they waited for others, or None once the batcher
+            is closed and the queue is empty.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._is_closed)
             if not self._jobs:
                 return None
             first = self._jobs[0]
+            in_time = _BATCH_SECONDS / max(1e-12, self._seconds_per_pixel * first.image.size)
+            num_images = max(1, int(min(self._batch_size, in_time)))
             self._changed.wait_for(
-                lambda: self._is_closed or sum(job.key == first.key for job in self._jobs) >= self._batch_size,
+                lambda: self._is_closed or sum(job.key == first.key for job in self._jobs) >= num_images,
                 timeout=max(0.0, first.submitted_at + self._max_wait - time.monotonic()),
             )
-            batch = [job for job in self._jobs if job.key == first.key][: self._batch_size]
+            batch = [job for job in self._jobs if job.key == first.key][:num_images]
             self._jobs = [job for job in self._jobs if job not in batch]
             return batch
 

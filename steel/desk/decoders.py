@@ -36,7 +36,7 @@ from steel.desk.uploads import read_upload
 _NUM_PROCESSES = min(4, max(2, os.cpu_count() or 1))
 # Seconds after which a decoder counts as occupied by a slow file. An image of strip takes 3 ms.
 _SLOW_SECONDS = 1.0
-# Seconds that a new process may take for its imports.
+# Seconds after which a process that has not finished its imports is replaced.
 _START_SECONDS = 60.0
 _REFUSALS: dict[str, type[DeskError]] = {
     kind.__name__: kind for kind in (ImageTooLargeError, InvalidRequestError, UnsupportedImageError)

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Annotated, Any, TypeVar
@@ -25,6 +25,8 @@ from steel.pages import POLICY
 from steel.versions import read_version
 
 _Result = TypeVar("_Result")
+# Attempts to reserve places in a full queue, and the seconds between them.
+_NUM_TRIES, _TRY_SECONDS = 10, 0.03
 _STATUSES: dict[type[errors.DeskError], int] = {
     errors.NotInspectedError: 404,
     errors.NameTakenError: 409,
@@ -79,6 +81,23 @@ If it answers 503, wait for the number of seconds in Retry-After and try again.
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     every = (401, 403, 421, *statuses)
     return {status: {"model": answers.Problem, "description": _STATUS_TEXTS[status]} for status in every}
+
+
+async def _reserve(places: ExitStack, desk: Desk, num_images: int) -> None:
+    """Reserve places in the queue until `places` is closed.
+
+    If the queue is full, this waits a moment: after the event loop was busy, the requests of clients that have hung up
+    arrive first and their hang-ups only then, so that for a few milliseconds they hold places.
+
+    Raises:
+        QueueFullError: Too few places are free after that.
+    """
+    for _ in range(_NUM_TRIES - 1):
+        with suppress(errors.QueueFullError):
+            places.enter_context(desk.batcher.reserve(num_images))
+            return
+        await asyncio.sleep(_TRY_SECONDS)
+    places.enter_context(desk.batcher.reserve(num_images))
 
 
 async def _read_uploads(request: Request, name: str, max_images: int) -> list[Upload]:
@@ -150,11 +169,11 @@ def _route_inspection(desk: Desk) -> APIRouter:
     ) -> answers.InspectionAnswer | Response:
         thresholds = desk.choose_thresholds(gate, label)
         with ExitStack() as places:
-            places.enter_context(desk.batcher.reserve(1))  # before the body is read into memory
+            await _reserve(places, desk, 1)  # before the body is read into memory
             uploads = await _read_uploads(request, name, desk.limits.max_images)
             if overlay and len(uploads) > 1:
                 raise errors.InvalidRequestError(f"overlay=png draws a single image, got {len(uploads)}; send only one")
-            places.enter_context(desk.batcher.reserve(len(uploads) - 1))
+            await _reserve(places, desk, len(uploads) - 1)
             async with asyncio.timeout(desk.limits.timeout):
                 results = await _unless_client_hangs_up(request, desk.inspect(uploads, thresholds))
             if overlay and isinstance(results[0], Inspected):

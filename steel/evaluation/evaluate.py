@@ -27,6 +27,7 @@ from steel.evaluation.verdict import format_results, reach_verdict
 from steel.files import require_writable, write_atomic
 from steel.pages import clear_pictures
 from steel.versions import describe_versions
+from steel.wording import format_count
 
 
 def evaluate(
@@ -112,7 +113,8 @@ def evaluate(
     content = to_plain(summary.to_dict() | described | on.to_dict() | {"verdict": verdict._asdict()})
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
 
-    print(f"{summary.num_images:,} images in {summary.num_groups:,} groups ({split})")
+    num_images, num_groups = format_count(summary.num_images, "image"), format_count(summary.num_groups, "group")
+    print(f"{num_images} in {num_groups} ({split})")
     print(format_results(content))
     for warning in summary.warnings:
         print(f"warning: {warning}")

@@ -16,6 +16,7 @@ from steel.decision.inspector import Probabilities
 from steel.errors import InputError
 from steel.evaluation.assemble import Assembly
 from steel.progress import track
+from steel.wording import format_count
 
 
 class BatchOutput(NamedTuple):
@@ -62,10 +63,13 @@ def warn_of_groups(num_images: int, num_ungrouped: int) -> list[str]:
     """Return a warning if the group of some images is not known: intervals would be too narrow."""
     if num_ungrouped == 0:
         return []
-    which = "no group of images is known" if num_ungrouped == num_images else f"{num_ungrouped:,} images have no group"
+    images = format_count(num_ungrouped, "image")
+    which = f"{images} {'has' if num_ungrouped == 1 else 'have'} no group"
+    if num_ungrouped == num_images:
+        which = "no group of images is known"
     return [
-        f"{which}, so each of {num_ungrouped:,} images counts as independent of all others; if several show one coil "
-        f"or scene, all intervals are too narrow: name the coils in groups.csv, or run steel split --near_duplicates"
+        f"{which}, so each of {images} counts as independent of all others; if several show one coil or scene, all "
+        f"intervals are too narrow: name the coils in groups.csv, or run steel split --near_duplicates"
     ]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from steel.decision.tuning import Aim, Promise
@@ -188,16 +187,15 @@ def _skew(interval: Interval, value: float) -> Interval:
     return Interval(interval.low + moved, interval.high + moved)
 
 
-def tabulate_promises(promises: Sequence[Promise]) -> pd.DataFrame:
-    """Return the estimates as a table of text, one row for each measure."""
-    return pd.DataFrame(
-        {
-            "": row.name,
-            "of": row.num,
-            "expected": f"{row.value:.4f}",
-            "95 % interval": f"{row.interval.low:.4f} to {row.interval.high:.4f}",
-            "on new images": f"{row.prediction.low:.4f} to {row.prediction.high:.4f} (of {row.num_new})",
-            "as chosen": f"{row.as_chosen:.4f}",
-        }
-        for row in promises
-    )
+def tabulate_promises(promises: Sequence[Promise]) -> list[tuple[str, ...]]:
+    """Return the estimates as text, a header and one row for each measure, narrow enough for a terminal.
+
+    The measures of the classes are below that of all classes, indented. The value as chosen is left out.
+    """
+    rows: list[tuple[str, ...]] = [("", "of", "expected, 95 % interval", "on new images")]
+    for row in promises:
+        measure_of_all, _, name = row.name.partition(", ")
+        expected = f"{row.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})"
+        new = f"{row.prediction.low:.3f} to {row.prediction.high:.3f}"
+        rows.append((f"  {name}" if name else measure_of_all, f"{row.num:,}", expected, new))
+    return rows

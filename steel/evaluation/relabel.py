@@ -23,6 +23,7 @@ from steel.evaluation.suspects import Kind, Predictions, Suspect, choose_network
 from steel.files import require_writable, write_atomic
 from steel.pages import Page, clear_pictures
 from steel.progress import track
+from steel.wording import format_count
 
 _SCORE_BINS = (0, 0.1, 0.25, 0.5, 0.75, 1)
 
@@ -81,9 +82,9 @@ def relabel(
     warnings = []
     if num_learnt := int(is_learnt.sum()):
         warnings.append(
-            f"{num_learnt:,} of {len(annotations):,} images are compared with networks that were trained on them and "
-            f"may have learnt their wrong labels; give the checkpoints of all folds (steel split --folds, steel fit "
-            f"--data.fold)"
+            f"{num_learnt:,} of {format_count(len(annotations), 'image')} are compared with networks that were trained "
+            f"on them and may have learnt their wrong labels; give the checkpoints of all folds (steel split --folds, "
+            f"steel fit --data.fold)"
         )
 
     folder = Path(out)
@@ -123,9 +124,9 @@ def _write_page(
 ) -> None:
     page = Page(f"Labels that look wrong in {annotations.root}", folder)
     page.add_text(
-        f"{len(table):,} images, data {annotations.digest}. The score says how well the worst label of an image agrees "
-        f"with networks that were not trained on it: 0 is no agreement, 1 is the usual agreement of its class. The "
-        f"networks make errors too, so check each image before you change its labels."
+        f"{format_count(len(table), 'image')}, data {annotations.digest}. The score says how well the worst label of "
+        f"an image agrees with networks that were not trained on it: 0 is no agreement, 1 is the usual agreement of "
+        f"its class. The networks make errors too, so check each image before you change its labels."
     )
     for warning in warnings:
         page.add_text(f"Warning: {warning}.")

@@ -24,6 +24,7 @@ from steel.evaluation.verdict import Level, Verdict
 from steel.pages import Page
 from steel.progress import track
 from steel.training.metrics import dice, unpack
+from steel.wording import format_count
 
 _DECISIONS = ("clean", "defective")
 _COLOURS: dict[Level, str] = {
@@ -186,8 +187,8 @@ def _add_verdict(page: Page, verdict: Verdict, summary: Summary) -> None:
     page.add_markup(
         f'<section class="verdict" style="--colour: {_COLOURS[verdict.level]}"><p>{html.escape(verdict.sentence)}</p>'
         f"{f'<p>What limits it:</p><ul>{limits}</ul>' if limits else ''}"
-        f"<p>Measured on {summary.num_images:,} images in {summary.num_groups:,} groups, of which "
-        f"{summary.num_defective:,} are defective.</p></section>"
+        f"<p>Measured on {format_count(summary.num_images, 'image')} in {format_count(summary.num_groups, 'group')}; "
+        f"defective: {summary.num_defective:,}.</p></section>"
     )
 
 
@@ -224,7 +225,8 @@ def _add_point(page: Page, summary: Summary, about: About, fold: str) -> None:
     if about.tuned:
         on = about.tuned.chosen_on
         page.add_text(
-            f"Chosen for the aim {about.tuned.aim.name} on {on.num_images:,} images in {on.num_groups:,} groups: "
+            f"Chosen for the aim {about.tuned.aim.name} on {format_count(on.num_images, 'image')} in "
+            f"{format_count(on.num_groups, 'group')}: "
             f"{on.part} of {on.root} (data {on.data}, split {on.split})."
         )
         for warning in about.tuned.warnings:
@@ -274,9 +276,10 @@ def _compare_alarms(decisions: Decisions, summary: Summary) -> str:
     clean = ~(decisions.counts.truth > 0).any(1)
     marked = int((decisions.counts.predicted[clean] > 0).any(1).sum())
     return (
-        f"The gate calls {false_calls:,} of {true_clean + false_calls:,} clean images defective, so that the segmenter "
-        f"looks at them. A false alarm is a mask on a clean image: {marked:,} of {int(clean.sum()):,} have one after "
-        f"pixel thresholds and smallest sizes. Accuracy, recall and precision of images count the gate's calls."
+        f"The gate calls {false_calls:,} of {format_count(true_clean + false_calls, 'clean image')} defective, so that "
+        f"the segmenter looks at them. A false alarm is a mask on a clean image: {marked:,} of {int(clean.sum()):,} "
+        f"have one after pixel thresholds and smallest sizes. Accuracy, recall and precision of images count the calls "
+        f"of the gate."
     )
 
 

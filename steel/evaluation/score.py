@@ -19,6 +19,7 @@ from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.scores import predict_everything, predict_nothing
 from steel.intervals import bootstrap, score_interval
 from steel.training.metrics import Counts, list_mask_ratios, score_masks
+from steel.wording import format_count
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
@@ -83,8 +84,8 @@ def score(
         columns["95 % of difference"] = _format(differences)
     scores = pd.DataFrame(columns, index=list(score_masks(counts)))
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
-    num_groups = len(np.unique(groups))
-    print(f"{len(rows):,} images in {num_groups:,} groups ({split}); data {table.digest}, split {data.split.digest}")
+    num_images, num_groups = format_count(len(rows), "image"), format_count(len(np.unique(groups)), "group")
+    print(f"{num_images} in {num_groups} ({split}); data {table.digest}, split {data.split.digest}")
     for warning in warn_of_groups(len(rows), int((~data.split.is_grouped[rows]).sum())):
         print(f"warning: {warning}")
 

@@ -209,7 +209,8 @@ def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str])
     observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
     checks = []
     for promise in tuned.promises:
-        values = observed[promise.name][0]
+        # A file from elsewhere may promise numbers that this version does not know.
+        values = observed[promise.name][0] if promise.name in observed else np.empty(0)
         checks.append(PromiseCheck(promise, float(values.mean()) if len(values) else math.nan, len(values)))
     return tuple(checks)
 

@@ -27,9 +27,11 @@ from steel.evaluation.search import Outcome, calibrated, choose, judge
 from steel.files import atomic_path, require_writable
 from steel.progress import track
 from steel.versions import describe_versions
+from steel.wording import format_count, format_table, wrap
 
 # New images that promises can be for; their distribution takes a number for each possible count.
 _MOST_NEW = 10_000_000
+_POINT_COLUMNS = ("class", "calibration", "label", "pixel", "spot", "area")  # narrow enough for a terminal
 # Costs of a miss, in false alarms, at which the trade-off is plotted.
 _MISS_COSTS = (0.02, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 50.0, 150.0, 500.0)
 
@@ -66,17 +68,18 @@ def list_warnings(evidence: Evidence, tuned: TunedPoint, aim: Aim, classes: Sequ
         elif needed is None:
             warnings.append(
                 f"a recall of {aim.share:g} cannot be claimed for class {name} with {aim.confidence:.0%} confidence: "
-                f"finding {n} of {n} defects proves only a recall above {find_largest_claim(evidence, c, n, aim):.3f}"
+                f"finding {n} of {format_count(n, 'defect')} proves only a recall above "
+                f"{find_largest_claim(evidence, c, n, aim):.3f}"
             )
         elif found < needed:
             warnings.append(
-                f"a recall of {aim.share:g} is not reached for class {name}: the networks find at most {found} of {n} "
-                f"defects, and {needed} are needed to claim it"
+                f"a recall of {aim.share:g} is not reached for class {name}: the networks find at most {found} of "
+                f"{format_count(n, 'defect')}, and {needed} are needed to claim it"
             )
     if aim.name == "false_alarms" and evidence.clean.any() and count_allowed(evidence, aim) is None:
         warnings.append(
             f"a limit of {aim.share:g} of the clean images cannot be claimed with {aim.confidence:.0%} confidence: 0 "
-            f"false alarms on {int(evidence.clean.sum())} clean images prove only that at most "
+            f"false alarms on {format_count(int(evidence.clean.sum()), 'clean image')} prove only that at most "
             f"{find_alarm_bound(evidence, 0, aim.confidence):.3f} of them have one"
         )
     untuned, labels = judge(evidence, OperatingPoint.untuned(len(classes))), evidence.labels
@@ -98,7 +101,7 @@ def describe_limit(evidence: Evidence, tuned: TunedPoint, aim: Aim) -> str:
     on_average = judge(evidence, choose(evidence, aim._replace(confidence=0.5)))
     found, instead = (int(outcome.found[evidence.labels].sum()) for outcome in (tuned.outcome, on_average))
     return (
-        f"{found} of {int(evidence.labels.sum())} defects are found with a limit of {aim.share:g} at "
+        f"{found} of {format_count(int(evidence.labels.sum()), 'defect')} are found with a limit of {aim.share:g} at "
         f"{aim.confidence:.0%} confidence; {instead} with a limit that holds on average (--confidence 0.5)"
     )
 
@@ -196,13 +199,12 @@ def tune(
     _write_point(path, tuned, wanted, classes, origin=origin, networks=networks, warnings=warnings, reference=reference)
 
     limit = describe_limit(evidence, tuned, wanted) if wanted.name == "false_alarms" else None
-    print(f"chosen on {origin['num_images']:,} images in {origin['num_groups']:,} groups")
+    num_images, num_groups = format_count(origin["num_images"], "image"), format_count(origin["num_groups"], "group")
+    print(f"chosen on {num_images} in {num_groups}")
     _print_tuned(tuned, classes, [assembly.describe_gate() if assembly else None, limit])
-    if reference:
-        print(f"drift: {reference.promise}")
-    for warning in warnings:
-        print(f"warning: {warning}")
-    print(f"wrote {', '.join(map(str, (path, *pictures)))}")
+    notes = [f"drift: {reference.promise}"] if reference else []
+    notes += [*(f"warning: {warning}" for warning in warnings), f"wrote {', '.join(map(str, (path, *pictures)))}"]
+    print(*map(wrap, notes), sep="\n")
 
 
 def _build_reference(evidence: Evidence, point: OperatingPoint) -> tuple[Reference | None, list[str]]:
@@ -221,13 +223,14 @@ def _build_reference(evidence: Evidence, point: OperatingPoint) -> tuple[Referen
 
 
 def _print_tuned(tuned: TunedPoint, classes: Sequence[str], notes: Sequence[str | None]) -> None:
-    print("operating point, sizes in pixels:")
-    print(tabulate_point(tuned.point, classes).to_string(index=False))
-    print(f"gate threshold {tuned.point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
+    point = tuned.point
+    print("operating point: thresholds of labels and pixels, smallest sizes in pixels:")
+    print(format_table([_POINT_COLUMNS, *tabulate_point(point, classes).astype(str).to_numpy().tolist()]))
+    print(f"gate threshold {point.gate:.4f}; {tuned.outcome.passed.mean():.1%} of the images pass the gate")
     for note in filter(None, notes):
-        print(note)
+        print(wrap(note))
     print("promises for new images:")
-    print(tabulate_promises(tuned.promises).to_string(index=False))
+    print(format_table(tabulate_promises(tuned.promises)))
 
 
 def _build_aim(
@@ -289,7 +292,7 @@ def _write_plots(path: Path, evidence: Evidence, tuned: TunedPoint, classes: Seq
         for title, probabilities in sources.items()
     }
     figures = {
-        "trade_off": plots.plot_trade_off(_tabulate_trade_off(evidence, tuned), f"{len(evidence.names):,} images"),
+        "trade_off": plots.plot_trade_off(_tabulate_trade_off(evidence, tuned), f"images: {len(evidence.names):,}"),
         "calibration": plots.plot_reliability(bins, name_classes(classes)),
     }
     paths = [path.with_name(f"{path.stem}_{name}.png") for name in figures]

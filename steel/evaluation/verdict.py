@@ -1,6 +1,5 @@
 """The verdict of an evaluation: one sentence by the rules in `docs/metrics.md`, and what limits it."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +11,7 @@ from steel.evaluation.judging import Decisions
 from steel.evaluation.promises import name_classes
 from steel.evaluation.summary import Summary, format_score
 from steel.intervals import Interval, rate
+from steel.wording import wrap
 
 Level = Literal["ready", "not ready", "too few images", "do not use"]
 
@@ -20,7 +20,6 @@ WIDEST = 0.2
 # What the interval must show: at least this share of defects found, and at most this share of clean images marked.
 FEWEST_FOUND, MOST_ALARMS = 0.5, 0.2
 
-_WIDTH = 80  # columns of a terminal
 # The scores that the terminal shows.
 _SCORES = {
     "dice_on_defects": "Dice on defects",
@@ -202,4 +201,4 @@ def format_results(report: Mapping[str, Any]) -> str:
     for name, text in _SCORES.items():
         score = format_score(report["scores"][name], report["intervals"][name])
         lines.append(f"{text:31}  {score:26}  {format_score(clean[name])}")
-    return "\n".join([textwrap.fill(report["verdict"]["sentence"], _WIDTH), "", *lines])
+    return "\n".join([wrap(report["verdict"]["sentence"]), "", *lines])

@@ -23,6 +23,7 @@ from steel.export.parity import Parity
 from steel.export.targets import Format, Precision
 from steel.files import atomic_path, write_atomic
 from steel.inspection.card import format_card
+from steel.wording import format_count
 
 # Allowed differences of a probability. A file as stored computes the same operations in the same order. When frozen or
 # in ONNX Runtime, the normalisation is folded into the convolutions. Measured on a CPU: 0 and 2e-6.
@@ -157,8 +158,8 @@ def _describe_proof(proofs: Sequence[Parity]) -> str:
     probability = max(proof.probability for proof in proofs)
     num_differing = max(proof.differing + proof.tipped for proof in proofs)
     return (
-        f"equal to the trained networks on {proofs[0].images:,} images: probabilities within {probability:.0e}, "
-        f"{num_differing:,} of {proofs[0].pixels:,} mask pixels differ"
+        f"equal to the trained networks on {format_count(proofs[0].images, 'image')}: probabilities within "
+        f"{probability:.0e}, {num_differing:,} of {proofs[0].pixels:,} mask pixels differ"
     )
 
 

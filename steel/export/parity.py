@@ -13,6 +13,7 @@ from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.decision.inspector import Inspector, Probabilities
 from steel.errors import InputError
 from steel.progress import track
+from steel.wording import format_count
 
 _BATCH_SIZES = (1, 3)
 _SIZES = ((64, 256), (103, 222), (40, 400))
@@ -164,5 +165,5 @@ def describe_cost(full: Inspector, lowered: nn.Module, batches: Iterable[Tensor]
     return (
         f"{num_differing:,} of {num_pixels:,} mask pixels differ ({num_differing / num_pixels:.3%}), Dice between the "
         f"masks {1 - num_differing / area if area else 1:.4f}, largest difference of a pixel probability {worst:.2g}, "
-        f"gate decision differs on {num_gate_differs} images"
+        f"gate decision differs on {format_count(num_gate_differs, 'image')}"
     )

@@ -11,6 +11,7 @@ from steel.decision.drift import Reference
 from steel.decision.measures import MEASURES
 from steel.decision.tuning import Aim, Promise, Tuning
 from steel.pages import Page
+from steel.wording import format_count
 
 _FEW = 30  # defects or images; promises from fewer are named as a limit
 
@@ -85,8 +86,9 @@ def _add_performance(page: Page, about: About) -> None:
         return
     on = about.tuned.chosen_on
     page.add_text(
-        f"The thresholds were chosen on {on.num_images:,} images in {on.num_groups:,} groups that the networks were "
-        f"not trained on ({on.part}; data {on.data}, split {on.split}), for {_describe_aim(about.tuned.aim)}."
+        f"The thresholds were chosen on {format_count(on.num_images, 'image')} in "
+        f"{format_count(on.num_groups, 'group')} that the networks were not trained on ({on.part}; data {on.data}, "
+        f"split {on.split}), for {_describe_aim(about.tuned.aim)}."
     )
     rows = [_describe_promise(promise) for promise in about.tuned.promises]
     page.add_table(pd.DataFrame(rows), "Expected on new images like these, with 95 % intervals")

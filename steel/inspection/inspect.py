@@ -21,6 +21,7 @@ from steel.inspection.records import ModelFile, name_images
 from steel.inspection.strip_map import Strip
 from steel.inspection.tables import Shard, Tables
 from steel.progress import track
+from steel.wording import format_count
 
 # Name, digest and metadata of the exported file that produced the results.
 _MODEL_JSON = "inspector.json"
@@ -188,13 +189,14 @@ def _run(pipeline: Pipeline, tables: Tables, paths: Mapping[str, Path]) -> None:
     """Inspect the images that are not recorded yet, and finish the tables."""
     remaining = {name: path for name, path in paths.items() if name not in tables.done}
     if len(remaining) < len(paths):
-        print(f"skipping {len(paths) - len(remaining):,} of {len(paths):,} images, which are already inspected")
+        print(f"already inspected, so skipped: {len(paths) - len(remaining):,} of {format_count(len(paths), 'image')}")
     with closing(tables):
         try:
             for record in track(pipeline.run(remaining.items()), "inspecting", len(remaining)):
                 tables.write(record)
         except KeyboardInterrupt:
-            progress = f"{len(tables.done):,} of {len(paths):,} images are recorded in {tables.unfinished[0]}"
+            total = format_count(len(paths), "image")
+            progress = f"{len(tables.done):,} of {total} recorded in {tables.unfinished[0]}"
             print(f"{progress}; run the same command with --resume to continue", file=sys.stderr)
             raise
         tables.finish()
@@ -226,7 +228,7 @@ def _print_summary(
     """
     print(f"{source.model}: SHA-256 {source.sha256}")
     results, num = tables.paths[0], len(tables.done)
-    print(f"{num:,} images: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
+    print(f"{format_count(num, 'image')}: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
     if tables.num_unreadable:
         print(f"the reason for each unreadable image is in the column error of {results}")
     for drift in pipeline.drifts:
@@ -235,4 +237,4 @@ def _print_summary(
         print(drift_promise)
     print(f"wrote {', '.join(map(str, written))}")
     if num and tables.num_unreadable == num:
-        raise InputError(f"none of the {num:,} images could be read; see the column error of {results}")
+        raise InputError(f"of {format_count(num, 'image')}, none could be read; see the column error of {results}")

@@ -22,7 +22,7 @@ from steel.data.images import read_grey
 from steel.data.spots import list_spots
 from steel.decision.monitor import Drift, Monitor
 from steel.errors import InputError
-from steel.files import write_atomic
+from steel.files import fit_name, write_atomic
 from steel.inspection.records import Record, Unreadable
 
 Image = NDArray[np.uint8]
@@ -186,7 +186,7 @@ class Pipeline:
         if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and defective)):
             picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes), cv2.COLOR_RGB2BGR)
             png = cv2.imencode(".png", picture)[1].tobytes()
-            write_atomic(self._overlay_folder / f"{name}.png", png, durable=False)
+            write_atomic(fit_name(self._overlay_folder / f"{name}.png"), png, durable=False)
         codes = [rle.encode(mask) for mask in masks]
         size = (image.shape[0], image.shape[1])
         return Record(name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, list_spots(masks))

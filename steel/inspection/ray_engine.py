@@ -23,6 +23,7 @@ from steel.decision import bundle
 from steel.errors import InputError
 from steel.inspection.parquet import build_schema, to_table
 from steel.inspection.records import name_images
+from steel.wording import format_count
 
 
 class _Worker:
@@ -135,5 +136,5 @@ def _print_summary(parquet: str, system: fsspec.AbstractFileSystem) -> None:
     table = dataset.dataset(parquet, filesystem=system).to_table(columns=["defective", "error"])
     num_defective = compute.sum(table["defective"]).as_py() or 0
     num_unreadable = table.num_rows - table["error"].null_count
-    print(f"{table.num_rows:,} images: {num_defective:,} defective, {num_unreadable:,} unreadable")
+    print(f"{format_count(table.num_rows, 'image')}: {num_defective:,} defective, {num_unreadable:,} unreadable")
     print(f"wrote {parquet}")

@@ -19,6 +19,7 @@ function make(tag, text, attributes = {}) {
 const spotsOf = data.images.map(() => []);
 data.spots.forEach((spot) => spotsOf[spot[0]].push(spot));
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 });
+const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
 const area = (pixels) =>
   data.mmPerPixel ? `${number(pixels * data.mmPerPixel ** 2)} mm²` : `${number(pixels)} px`;
 
@@ -93,8 +94,8 @@ function draw() {
   const sign = order.ascending ? 1 : -1;
   spots.sort((a, b) => (key(a) < key(b) ? -sign : key(a) > key(b) ? sign : 0));
   byId("count").textContent =
-    `${number(images.length)} of ${number(data.images.length)} images, ` +
-    `${number(spots.length)} of ${number(data.spots.length)} spots`;
+    `${number(images.length)} of ${count(data.images.length, "image")}, ` +
+    `${number(spots.length)} of ${count(data.spots.length, "spot")}`;
   byId("thumbs").replaceChildren(...images.slice(0, shown.thumbs).map((i) => {
     const button = make("button", undefined, { type: "button", "data-state": data.images[i][1] });
     button.append(picture(i), make("span", describe(i)));

@@ -19,6 +19,7 @@ from steel.inspection.strip_map import Strip, draw_map
 from steel.intervals import wilson
 from steel.pages import Page
 from steel.progress import map_on_all_cores
+from steel.wording import format_count
 
 # These limits keep the page below 20 MB. A thumbnail has about 9 kB.
 _MAX_THUMBNAILS, _THUMBNAIL_SIDE = 1000, 400
@@ -39,7 +40,7 @@ def write_strip_report(
         paths: Paths of the images by name. An image that is missing or has another size is shown without a picture.
     """
     first, last = strip.records[0].image, strip.records[-1].image
-    page = Page(f"Surface defects on {len(strip.records):,} images", folder)
+    page = Page(f"Surface defects on {format_count(len(strip.records), 'image')}", folder)
     page.add_text(
         f"Inspected with {source.model} (SHA-256 {source.sha256[:12]}). Report written on "
         f"{datetime.now():%Y-%m-%d %H:%M}. First image: {first}. Last image: {last}."

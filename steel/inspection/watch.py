@@ -13,6 +13,7 @@ from steel.data.images import is_image
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.records import Unreadable
 from steel.inspection.tables import Tables
+from steel.wording import format_count
 
 # Seconds between two scans. A file is tried once it did not change from one scan to the next.
 _SCAN_INTERVAL = 0.02
@@ -37,7 +38,7 @@ def describe_latencies(latencies: Sequence[Latency]) -> str:
     p50, p99 = 1000 * np.percentile(seconds, [50, 99])
     span = max(appeared) - min(appeared)
     rate = f" at {(len(appeared) - 1) / span:.1f} per second" if span > 0 else ""
-    return f"latency of {len(seconds):,} images{rate}: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+    return f"latency of {format_count(len(seconds), 'image')}{rate}: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
 @dataclass

@@ -35,6 +35,7 @@ from steel.training.messages import explain_model, filter_messages
 from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.rebuilding import list_defaults, name_task
 from steel.training.tasks import Task
+from steel.wording import format_count
 
 
 class SteelCLI(LightningCLI):
@@ -193,7 +194,8 @@ class SteelCLI(LightningCLI):
             raise InputError(
                 f"--trainer.max_epochs is {num_epochs}, but {path} has trained {num_done}; give at least that"
             )
-        print(f"this run is finished: it has trained its {num_done} epochs; more need a larger --trainer.max_epochs")
+        epochs = format_count(num_done, "epoch")
+        print(f"this run is finished: it has trained its {epochs}; more need a larger --trainer.max_epochs")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a new run that fails before its first step leaves no folder behind."""

@@ -14,6 +14,7 @@ from docstring_parser import DocstringParam, parse
 from steel.data.datamodule import SteelDataModule
 from steel.options import describe
 from steel.training.tasks import DefectClassifier, DefectSegmenter
+from steel.wording import WIDTH
 
 # The help of each command, in the form of a docstring.
 HELP = {
@@ -38,7 +39,6 @@ HELP = {
     """,
 }
 
-_WIDTH = 80
 # Options that only `--help all` shows.
 _RARE = {
     "defect_share", "fractions", "split_seed", "seed", "pin_memory", "num_classes", "eps", "warmup", "input_size",
@@ -113,10 +113,10 @@ def _parse(kind: type) -> list[DocstringParam]:
 def format_help(command: str) -> str:
     """Return the short help of fit, validate or test."""
     words = describe(HELP[command])
-    formatter = argparse.RawDescriptionHelpFormatter(f"steel {command}", max_help_position=24, width=_WIDTH)
+    formatter = argparse.RawDescriptionHelpFormatter(f"steel {command}", max_help_position=24, width=WIDTH)
     formatter.add_usage(f"steel {command} --config FILE [options]", [], [])
     for paragraph in words["description"].split("\n\n"):
-        formatter.add_text(textwrap.fill(" ".join(paragraph.split()), _WIDTH))
+        formatter.add_text(textwrap.fill(" ".join(paragraph.split()), WIDTH))
     for title, options in list_groups(command).items():
         formatter.start_section(title)
         for name, sentence in options.items():

@@ -17,6 +17,7 @@ from steel.data.batches import build_sized_batches
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
 from steel.training.tasks import Task
+from steel.wording import format_count
 
 
 class EarlyStopping(pytorch_lightning.callbacks.EarlyStopping):
@@ -51,7 +52,8 @@ class EarlyStopping(pytorch_lightning.callbacks.EarlyStopping):
         """Say why the run ended."""
         if trainer.is_global_zero and trainer.should_stop and self.stopping_reason_message:
             reason = self.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
-            print(f"early stopping ended this run after {self.stopped_epoch + 1} epochs: {reason}", flush=True)
+            epochs = format_count(self.stopped_epoch + 1, "epoch")
+            print(f"early stopping ended this run after {epochs}: {reason}", flush=True)
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         if self.monitor in trainer.callback_metrics or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -101,4 +103,5 @@ def check_monitors(monitors: Iterable[tuple[str, str]], task: Task, data: SteelD
             )
         if monitor.startswith("val/") and monitor not in possible and trainer.is_global_zero:
             effect = "best.ckpt is the newest epoch" if option == "best" else "no epoch counts as an improvement"
-            print(f"{option}.monitor: {monitor} does not exist on the {len(seen)} images of val in use, so {effect}")
+            images = format_count(len(seen), "image")
+            print(f"{option}.monitor: {monitor} does not exist on the {images} of val in use, so {effect}")

@@ -13,6 +13,7 @@ from steel import cli
 from steel.data.annotations import read_annotations
 from steel.data.convert import Format, convert, read_labels
 from steel.errors import InputError
+from steel.wording import format_count
 
 LOSSLESS: tuple[Format, ...] = ("severstal", "coco", "coco-polygons", "yolo", "masks")
 
@@ -79,7 +80,7 @@ def test_labels_are_converted_without_images_if_the_format_stores_sizes(
     convert(str(root), str(tmp_path / "out"), copy_images=False, **{"from": "coco", "to": "yolo"})
     printed = capsys.readouterr().out
     assert f"put the images into {tmp_path / 'out' / 'images'}" in printed
-    assert "skipped 1 annotations that cover no pixel" in printed
+    assert "skipped 1 annotation without a pixel" in printed
     assert not (tmp_path / "out" / "images").exists()
     labels = read_labels(tmp_path / "out", "yolo", tmp_path / "elsewhere")
     assert unpack(labels)["a.png"].sum(axis=(1, 2)).tolist() == [6]
@@ -123,7 +124,10 @@ def test_the_number_of_changed_pixels_is_printed(tmp_path: Path, capsys: pytest.
     total = sum(int(mask.sum()) for mask in masks.values())
     printed = capsys.readouterr().out
     assert f"{sum(changed.values()):,} of {total:,} labelled pixels changed" in printed
-    assert f"on {sum(num > 0 for num in changed.values())} images, most on a.png ({changed['a.png']:,})" in printed
+    assert (
+        f"on {format_count(sum(num > 0 for num in changed.values()), 'image')}, most on a.png ({changed['a.png']:,})"
+        in printed
+    )
 
 
 def test_steel_convert(tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_steel_explore_writes_a_page_and_its_pictures(
     table = read_annotations(root)
     assert table.digest in page
     assert "Measured on 30 of 40 images." in page
-    assert "All 40 images are 128 x 64 pixels" in page
+    assert "Size of all images: 128 x 64 pixels" in page
     assert page.index("<table>") < page.index("<img")
     printed = capsys.readouterr().out
     clean = sum(not labels.any() for labels in table.labels)
@@ -200,7 +200,7 @@ def test_sample_has_its_size_and_depends_on_the_seed(explored: Explored) -> None
 
 def test_equal_sizes_are_described(explored: Explored) -> None:
     pixels = find_section(explored.sections, "Pixels")
-    assert "All 40 images are 128 x 64 pixels (width x height)." in pixels.sentences
+    assert "Size of all images: 128 x 64 pixels (width x height)." in pixels.sentences
 
 
 def test_different_sizes_are_plotted_and_missing_margins_are_described(root: Path) -> None:

@@ -471,7 +471,7 @@ def test_near_duplicates_are_kept_together(root: Path, capsys: pytest.CaptureFix
         cv2.imwrite(str(root / "train_images" / f"twin_{i}.png"), pixels[:, ::-1])
     (root / "groups.csv").write_text(f"ImageId,group\n{names[0]},a\n{names[20]},a\n")
     assert main(["split", str(root), "--near_duplicates=true"]) == 0
-    assert "10 pairs of images show the same scene" in capsys.readouterr().out
+    assert "10 pairs of images with the same scene" in capsys.readouterr().out
     table = read_annotations(root)
     split = read_split(root / "splits.csv", table)
     part = dict(zip(table.names.tolist(), split.parts.tolist(), strict=True))

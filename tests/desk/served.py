@@ -54,9 +54,15 @@ def _build(gate: type[nn.Module]) -> bundle.Program:
     return bundle.Program(inspector, torch.arange(48, dtype=torch.uint8).reshape(1, 6, 8) * 5, tolerance=1e-5)
 
 
-def write_inspector(path: Path, gate: type[nn.Module] = MeanGate, reference: Reference | None = None) -> Path:
-    """Export the inspector."""
-    about = About(tuple(CLASSES), OperatingPoint.untuned(2), reference=reference, versions={"steel": "0.1.0"})
+def write_inspector(
+    path: Path,
+    gate: type[nn.Module] = MeanGate,
+    reference: Reference | None = None,
+    classes: Sequence[str] = CLASSES,
+    **more: Any,
+) -> Path:
+    """Export the inspector; `more` are further attributes of `About`."""
+    about = About(tuple(classes), OperatingPoint.untuned(2), reference=reference, versions={"steel": "0.1.0"}, **more)
     bundle.write(_build(gate), about, path)
     return path
 
@@ -82,7 +88,7 @@ def open_desk(path: Path, limits: Limits = LIMITS, *, mm_per_pixel: float | None
     """Return a desk with an exported inspector, and the verdicts in the same folder."""
     module, about = bundle.read(path)
     batcher = Batcher(module, device=torch.device("cpu"), batch_size=8, max_wait=0.005, queue_size=queue_size)
-    verdicts, card = Verdicts(path.parent / "verdicts.sqlite", CLASSES), format_card(path, about)
+    verdicts, card = Verdicts(path.parent / "verdicts.sqlite", about.classes), format_card(path, about)
     return Desk(batcher, about, verdicts, limits, mm_per_pixel=mm_per_pixel, card=card)
 
 

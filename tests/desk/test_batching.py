@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steel.desk import batching
 from steel.desk.batching import Batcher, Thresholds
 from steel.desk.errors import InspectorError, QueueFullError
 from steel.errors import InputError
@@ -19,17 +20,22 @@ from steel.inspection.records import Unreadable
 
 
 class Echo(nn.Module):
-    """Network that returns the first pixel as probability, blocks until `unblock` is set, and fails on the value 13."""
+    """Network that returns the first pixel as probability, blocks until `unblock` is set, and fails on the value 13.
+
+    It takes `seconds` per image.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("gate", torch.tensor(0.5))
         self.register_buffer("label", torch.tensor([0.25]))
         self.unblock = threading.Event()
+        self.seconds = 0.0
         self.calls: list[SimpleNamespace] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         assert self.unblock.wait(10)
+        time.sleep(self.seconds * len(images))
         self.calls.append(SimpleNamespace(shape=tuple(images.shape), gate=float(self.gate), label=self.label.tolist()))
         if (images[:, 0, 0] == 13).any():
             raise RuntimeError("out of memory")
@@ -63,6 +69,23 @@ def test_images_of_one_size_share_a_batch(module: Echo) -> None:
     assert [future.result().gate_probability for future in futures] == [1, 2, 3, 4, 5]
     assert [call.shape for call in module.calls] == [(3, 2, 3), (1, 4, 4), (1, 2, 3)]
     assert sizes == [3, 1, 1]
+
+
+def test_slow_networks_get_small_batches(module: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch measures the time of an image; those after it take no longer than the limit."""
+    monkeypatch.setattr(batching, "_BATCH_SECONDS", 0.5)
+    module.seconds = 0.2
+    sizes: list[int] = []
+    batcher = start(module, batch_size=4, max_wait=0.2)
+    batcher.on_batch = sizes.append
+    futures = submit(batcher, *range(1, 7))
+    larger = submit(batcher, 7, 8, size=(4, 6))
+    module.unblock.set()
+    batcher.close()
+    assert [future.result().gate_probability for future in futures + larger] == list(range(1, 9))
+    assert sizes[0] == 4
+    assert max(sizes[1:]) <= 2
+    assert sizes[-2:] == [1, 1]  # four times as many pixels, so the limit is less than one image
 
 
 def test_an_image_waits_at_most_max_wait(module: Echo) -> None:
@@ -138,15 +161,16 @@ def test_cancelled_images_are_skipped(module: Echo) -> None:
     assert len(module.calls) == 2
 
 
-def test_a_cancelled_image_that_waited_alone_does_not_end_the_batcher(module: Echo) -> None:
+def test_an_image_that_is_cancelled_while_it_waits_for_others_does_not_stop_the_inspector(module: Echo) -> None:
     module.unblock.set()
-    batcher = start(module, max_wait=0.3)
-    (alone,) = submit(batcher, 1)
-    time.sleep(0.05)  # the batcher waits for more images of this size
-    assert alone.cancel()
-    time.sleep(0.4)
+    batcher = start(module, max_wait=0.4)
+    (first,) = submit(batcher, 1)
+    time.sleep(0.1)
+    assert first.cancel()
+    time.sleep(0.6)
+    (second,) = submit(batcher, 2)
+    assert second.result(5).gate_probability == 2
     assert batcher.is_ready
-    assert submit(batcher, 2)[0].result(10).gate_probability == 2
     batcher.close()
 
 

@@ -24,6 +24,11 @@ def list_pids(decoders: Decoders) -> list[int]:
     return [decoder._process.pid or 0 for decoder in decoders._decoders]
 
 
+def wait_for_start(decoders: Decoders) -> None:
+    """Wait until each process has reported that it is up; a process that is stopped before that would not be timed."""
+    assert all(decoder._pipe.poll(60) for decoder in decoders._decoders)
+
+
 @pytest.fixture
 def decoders() -> Iterator[Decoders]:
     decoders = Decoders(max_pixels=64 * 96, seconds=2)
@@ -71,8 +76,7 @@ def test_a_decoder_that_never_starts_is_replaced(decoders: Decoders, monkeypatch
 @pytest.mark.parametrize(("blow", "reason"), [(signal.SIGSTOP, "more than 2 seconds"), (signal.SIGKILL, "crash")])
 def test_a_decoder_that_hangs_or_crashes_is_replaced(decoders: Decoders, blow: int, reason: str) -> None:
     before = list_pids(decoders)
-    for decoder in decoders._decoders:
-        assert decoder._pipe.poll(60)  # it is up
+    wait_for_start(decoders)
     for pid in before:
         os.kill(pid, blow)
 
@@ -104,8 +108,7 @@ def test_ctrl_c_and_sigterm_end_the_service_before_its_decoders(decoders: Decode
 def test_readiness_is_refused_while_slow_files_occupy_all_decoders(tmp_path: Path) -> None:
     desk = build_desk(tmp_path, limits=Limits(decode_seconds=4))
     pids = list_pids(desk._decoders)
-    for decoder in desk._decoders._decoders:
-        assert decoder._pipe.poll(60)  # it is up
+    wait_for_start(desk._decoders)
     with open_client(build_app(desk)) as client, ThreadPoolExecutor(len(pids)) as clients:
         assert client.get("/readyz").status_code == 200
         for pid in pids:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -14,19 +15,28 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
 import pytest
+import torch
+from starlette.types import Receive, Scope, Send
 
 from hostile import draw_scans, pack_tiff
-from served import build_desk, draw, encode, open_server, write_inspector
+from served import build_desk, draw, encode, open_desk, open_server, write_inspector
+from steel.decision import bundle
+from steel.decision.about import About
+from steel.decision.inspector import Inspector
+from steel.decision.point import OperatingPoint
 from steel.desk import server
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 TOKEN = "secret"
+SLOW = Limits(timeout=200)  # for a busy machine
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -225,6 +235,14 @@ def send_raw(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
             return b""
 
 
+def send_image(port: int, image: bytes) -> socket.socket:
+    """Send a whole request and return the connection, on which the answer arrives."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = b"POST /v1/inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(image)
+    connection.sendall(head + image)
+    return connection
+
+
 @pytest.mark.slow
 def test_hostile_requests_are_refused_and_do_not_affect_other_clients(tmp_path: Path) -> None:
     limits = Limits(max_images=4, max_pixels=1_000_000, max_bytes=1_000_000, timeout=2)
@@ -299,32 +317,30 @@ def test_a_client_that_hangs_up_in_its_body_is_no_error(tmp_path: Path, capfd: p
 
 
 def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(tmp_path: Path) -> None:
-    desk = build_desk(tmp_path, limits=Limits(timeout=300), queue_size=4)
+    desk = build_desk(tmp_path, limits=SLOW, queue_size=4)
     is_busy, unblock, sizes = threading.Event(), threading.Event(), list[int]()
     body = encode(draw(95))
-    head = b"POST /v1/inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
     with open_server(build_app(desk)) as port, ThreadPoolExecutor(2) as clients:
 
         def wait_until_queued(num: int) -> None:
-            for _ in range(2000):  # 40 seconds, for a busy machine
+            for _ in range(5000):  # 100 seconds, for a busy machine
                 if desk.batcher.num_reserved == num and len(desk.batcher._jobs) == num - 1:
                     return
                 time.sleep(0.02)
+            unblock.set()
             pytest.fail(f"{desk.batcher.num_reserved} places are taken, {len(desk.batcher._jobs)} images queued")
 
         def notice(num_images: int) -> None:
             sizes.append(num_images)
             is_busy.set()
-            unblock.wait(300)
+            unblock.wait(SLOW.timeout)
 
         desk.batcher.on_batch = notice
-        post = lambda: httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=60)  # noqa: E731
+        post = lambda: httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=SLOW.timeout)  # noqa: E731
         first = clients.submit(post)
         assert is_busy.wait(60)
         for _ in range(5):
-            connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-            for connection in connections:
-                connection.sendall(head + body)
+            connections = [send_image(port, body) for _ in range(3)]
             wait_until_queued(4)
             for connection in connections:
                 connection.close()
@@ -334,6 +350,28 @@ def test_images_of_clients_that_hang_up_free_their_places_and_are_not_computed(t
         unblock.set()
         assert (first.result().status_code, last.result().status_code) == (200, 200)
     assert sizes == [1, 1]
+
+
+def test_clients_that_hung_up_while_the_service_was_busy_take_no_places(tmp_path: Path) -> None:
+    """The service sees 100 requests at once, all of them abandoned, before the request of a client that waits."""
+    app = build_app(build_desk(tmp_path, queue_size=20))
+    is_busy = threading.Event()
+
+    async def busy_app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == "/busy":
+            is_busy.set()
+            time.sleep(2)  # blocks the event loop
+        await app(scope, receive, send)
+
+    body = encode(draw(95))
+    with open_server(busy_app) as port, ThreadPoolExecutor(2) as clients:
+        busy = clients.submit(httpx.get, f"http://127.0.0.1:{port}/busy", timeout=60)
+        assert is_busy.wait(30)
+        for _ in range(100):
+            send_image(port, body).close()
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/inspect", content=body, timeout=60)
+        busy.result(60)
+    assert answer.status_code == 200, answer.text
 
 
 def measure_memory() -> int:
@@ -380,6 +418,67 @@ def test_sixteen_clients_get_their_own_answers_in_constant_memory(tmp_path: Path
     assert num_batches < num_clients * num_each  # some images shared a batch
     # The first measurement, after a fifth of the requests, is past all one-time allocations.
     assert memory[-1] - memory[0] < 16e6, memory
+
+
+def write_large_inspector(path: Path) -> Path:
+    """Export the default networks, with random weights, so that every image is segmented."""
+    networks = DefectClassifier(num_classes=2).network, DefectSegmenter(num_classes=2).network
+    point = replace(OperatingPoint.untuned(2), gate=0.0, pixel=(0.99, 0.99))
+    example = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 128, 256), np.uint8))
+    program = bundle.Program(Inspector(*networks, point).eval(), example, tolerance=1e-3)
+    bundle.write(program, About(("scale", "scratch"), point, versions={"steel": "0.1.0"}), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize(("write", "num_each"), [(write_inspector, 40), (write_large_inspector, 2)])
+def test_abandoned_requests_leave_nothing_behind_and_delay_no_others(
+    tmp_path: Path, write: Callable[[Path], Path], num_each: int
+) -> None:
+    """Of 16 clients, 8 hang up after 0 to 300 ms, again and again, while the others ask for `num_each` images each."""
+    desk = open_desk(write(tmp_path / "inspector.pt"), SLOW, queue_size=32)
+    is_over, memory, num_abandoned = threading.Event(), [], []
+    body = encode(draw(95, [(10, 8, 12, 5, 255)], (128, 256)))
+
+    def abandon(number: int) -> None:
+        chance = random.Random(number)
+        while not is_over.is_set():
+            with send_image(port, body):
+                time.sleep(chance.uniform(0, 0.3))
+            num_abandoned.append(number)
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SLOW.timeout) as client:
+            for _ in range(num_each):
+                answer = client.post("/v1/inspect", content=body)
+                assert answer.status_code == 200, answer.text
+                memory.append(measure_memory())
+
+    with open_server(build_app(desk)) as port, ThreadPoolExecutor(16) as clients:
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60)
+        abandoning = [clients.submit(abandon, number) for number in range(8)]
+        try:
+            for future in [clients.submit(ask, number) for number in range(8)]:
+                future.result(300)
+        finally:
+            is_over.set()
+        for future in abandoning:
+            future.result(60)
+        for _ in range(1000):
+            if desk.batcher.num_reserved == 0:
+                break
+            time.sleep(0.02)
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).status_code == 200
+    assert len(num_abandoned) >= 8
+    assert "steel_queue_images 0.0" in text
+    assert desk.batcher._jobs == []
+    counts = dict(re.findall(r'^steel_requests_total{path="/v1/inspect",status="(\d+)"} (\S+)', text, re.MULTILINE))
+    assert set(counts) <= {"200", "499"}
+    assert float(counts["200"]) >= 8 * num_each
+    # After half of the answers, all one-time allocations are done.
+    assert memory[-1] - memory[len(memory) // 2] < 16e6, memory
 
 
 @pytest.mark.slow

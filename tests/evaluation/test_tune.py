@@ -26,7 +26,7 @@ from steel.evaluation.evidence import Evidence, Grid
 from steel.evaluation.promises import measure
 from steel.evaluation.search import choose, judge
 from steel.evaluation.summary import format_score
-from steel.evaluation.tune import describe_limit, list_warnings, tune_on
+from steel.evaluation.tune import _print_tuned, describe_limit, list_warnings, tune_on
 
 
 def draw_scores(n: int, seed: int = 0, num_groups: int | None = None) -> Evidence:
@@ -339,4 +339,14 @@ def test_tune_on_scores_of_other_software(tmp_path: Path, capsys: pytest.Capture
     )
     content = yaml.safe_load((tmp_path / "p.yaml").read_text())
     assert content["operating_point"]["label"] == pytest.approx([0.2, 0.1])
-    assert "cost of an image" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "cost of an image" in printed
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+
+
+def test_long_class_names_fit_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ("rolled-in scale at the edge of the strip" * 3, "crack")
+    _print_tuned(tune_on(draw_scores(60), AIMS[0], classes), classes, ["a note of many words " * 9])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("1 rolled-in scale" in line for line in lines) == 2  # below defects found, and below false alarms

@@ -157,7 +157,7 @@ def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refuse
     assert 'device "warp"' in refused("inspect", model, folder, out, "--device=warp")
     assert re.search("batch_size .*1.* 0", refused("inspect", model, folder, out, "--batch_size=0"))
     (empty / "a.jpg").write_text("no image")
-    assert "none of the 1 images" in refused("inspect", model, empty, out)
+    assert "of 1 image, none could be read" in refused("inspect", model, empty, out)
     for shard in ("3/2", "0/2", "2"):
         assert f'--shard must be i/n with i from 1 to n, such as 2/8, got "{shard}"' in refused(
             "inspect", model, folder, out, f"--shard={shard}"
@@ -252,7 +252,7 @@ def test_ctrl_c_keeps_complete_rows_and_explains_how_to_resume(
         patch.setattr(Pipeline, "run", stop_after(6))
         assert main(args) == 130
     message = capsys.readouterr().err
-    assert f"6 of 9 images are recorded in {out / 'results.csv.unfinished'}" in message
+    assert f"6 of 9 images recorded in {out / 'results.csv.unfinished'}" in message
     assert "--resume" in message
     assert len(read(out / "results.csv.unfinished")) == 6
     other = write_model(tmp_path / "other.pt", gate=0.6)
@@ -262,7 +262,7 @@ def test_ctrl_c_keeps_complete_rows_and_explains_how_to_resume(
         assert "--resume" in sentence
     assert "results of another model" in refused("inspect", other, *args[2:], "--resume")
     assert main([*args, "--resume"]) == 0
-    assert "skipping 6 of 9 images" in capsys.readouterr().out
+    assert "already inspected, so skipped: 6 of 9 images" in capsys.readouterr().out
     require_equal(out, whole)
 
 

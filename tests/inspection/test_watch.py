@@ -26,8 +26,11 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 def wait_for(out: Path, num: int) -> None:
     """Wait until this many images are recorded."""
     path = out / "results.csv.unfinished"
-    while not path.exists() or len(read(path)) < num:
+    for _ in range(2400):  # 120 seconds, for a busy machine
+        if path.exists() and len(read(path)) >= num:
+            return
         time.sleep(0.05)
+    pytest.fail(f"{path} has fewer than {num} images")
 
 
 def test_inspects_new_images_once_they_are_complete(
@@ -58,6 +61,30 @@ def test_inspects_new_images_once_they_are_complete(
     printed = capsys.readouterr()
     assert re.search(r"latency of 4 images at [\d.]+ per second: p50 \d+ ms, p99 \d+ ms", printed.out)
     assert "6 images: 5 defective, 0 unreadable" in printed.out
+
+
+def test_an_image_that_vanishes_before_it_is_read_is_inspected_once_it_is_back(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = write_images(tmp_path / "line", 3), tmp_path / "out"
+    scan, num_vanished = watch._Folder.scan, 0
+
+    def scan_and_move(watched: watch._Folder) -> list[Path]:
+        nonlocal num_vanished
+        ready = scan(watched)
+        if (folder / "1.png") in ready and num_vanished < 2:
+            num_vanished += 1
+            (folder / "1.png").rename(tmp_path / "1.png")
+        elif (tmp_path / "1.png").exists() and not ready:
+            (tmp_path / "1.png").rename(folder / "1.png")
+        return ready
+
+    monkeypatch.setattr(watch._Folder, "scan", scan_and_move)
+    assert main(["inspect", str(model), str(folder), f"--out={out}", "--watch", "--idle_seconds=3"]) == 0
+    assert num_vanished == 2
+    results = read(out / "results.csv")
+    assert set(results) == {"0.png", "1.png", "2.png"}
+    assert not any(row["error"] for row in results.values())
 
 
 def test_two_hundred_images_at_once_are_each_recorded_once(model: Path, tmp_path: Path) -> None:
