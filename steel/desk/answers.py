@@ -26,7 +26,15 @@ _UNSAFE = rf"/\\{_MISLEADING}"  # and separators of folders
 _Marks = Annotated[
     dict[str, str], Field(description="Run-length codes of missed defects, outlined by the inspector, by class.")
 ]
-Inspector = Annotated[str, Field(max_length=80, pattern=rf"^[^{_UNSAFE}]*$", examples=["K. L."])]
+Inspector = Annotated[
+    str,
+    Field(
+        max_length=80,
+        pattern=rf"^[^{_UNSAFE}]*[^\s{_UNSAFE}][^{_UNSAFE}]*$",
+        description="Name of the inspector who gives or deletes the verdict.",
+        examples=["K. L."],
+    ),
+]
 Comment = Annotated[str, Field(max_length=500, pattern=rf"^[^{_MISLEADING}]*$", examples=["Oil stain, not a scratch"])]
 Revision = Annotated[int, Field(ge=0, le=1 << 53, description="Number that grows with every change of a verdict.")]
 Size = Annotated[tuple[_Length, _Length], Field(description="Height and width in pixels.")]
@@ -128,7 +136,7 @@ class VerdictQuestion(BaseModel):
     defective: bool = Field(strict=True, description="The decision of the service.")
     codes: Codes
     marks: _Marks = Field(default={})
-    inspector: Inspector = ""
+    inspector: Inspector
     comment: Comment = ""
 
 

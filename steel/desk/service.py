@@ -224,7 +224,7 @@ def _route_verdicts(desk: Desk) -> APIRouter:
     @router.delete(
         "/verdicts/{digest}", status_code=204, summary="Delete a verdict", responses=_problems(404, 412, 422, 503)
     )
-    def delete(digest: answers.Digest, inspector: answers.Inspector = "", replaces: _Replaces = None) -> None:
+    def delete(digest: answers.Digest, inspector: answers.Inspector, replaces: _Replaces = None) -> None:
         if not desk.verdicts.delete(digest, inspector, replaces):
             raise HTTPException(404, "there is no verdict for this image")
 

@@ -152,7 +152,7 @@ class Verdicts:
             self._keep_reserve()
         return self._build_entry(self._select("SELECT * FROM history WHERE revision = ?", revision)[0], VerdictAnswer)
 
-    def delete(self, digest: str, inspector: str = "", replaces: int | None = None) -> bool:
+    def delete(self, digest: str, inspector: str, replaces: int | None = None) -> bool:
         """Delete the verdict on an image, also while the disk is full, and return whether there was one.
 
         The verdict stays in the history.

@@ -97,8 +97,8 @@ def _add_performance(page: Page, about: About) -> None:
 def _describe_aim(aim: Aim) -> str:
     match aim.name:
         case "cost":
-            miss, alarm = (", ".join(f"{cost:g}" for cost in costs) for costs in (aim.miss_cost, aim.alarm_cost))
-            return f"the lowest cost, where a missed defect costs {miss} and a false alarm {alarm}, by class"
+            miss, alarm = map(_list_costs, (aim.miss_cost, aim.alarm_cost))
+            return f"the lowest cost, where a missed defect costs {miss} and a false alarm {alarm}"
         case "recall":
             return (
                 f"finding at least {aim.share:.1%} of the defects of every class, claimed with {aim.confidence:.0%} "
@@ -108,6 +108,11 @@ def _describe_aim(aim: Aim) -> str:
             return f"masks on at most {aim.share:.1%} of the clean images and as many defects found as that allows"
         case "kaggle_dice":
             return "the highest Kaggle Dice"
+
+
+def _list_costs(costs: Sequence[float]) -> str:
+    numbers = [f"{cost:g}" for cost in costs]
+    return numbers[0] if len(set(numbers)) == 1 else f"{', '.join(numbers)} (by class)"
 
 
 def _describe_promise(promise: Promise) -> dict[str, str]:

@@ -277,7 +277,7 @@ class Summary(Callback):
         if num_done < num_epochs:
             # An upper bound, since early stopping can end the run.
             per_epoch = (time.monotonic() - self._started) / (num_done - self._first_epoch)
-            parts.append(f"up to {format_duration(per_epoch * (num_epochs - num_done))} left")
+            parts.append(f"up to {format_duration(max(60, per_epoch * (num_epochs - num_done)))} left")
         epoch = f"epoch {num_done} of {num_epochs}" if num_epochs > 0 else f"epoch {num_done}"
         line = f"{epoch}: {', '.join(parts)}"
         bar = trainer.progress_bar_callback

@@ -45,7 +45,7 @@ _RARE = {
     "weight_decay",
 }  # fmt: skip
 _TRAINING = {
-    "--trainer.max_epochs": "Largest number of epochs; early stopping can end the run before.",
+    "--trainer.max_epochs": "Largest number of epochs; early stopping can end the run earlier.",
     "--trainer.accelerator": "auto, cpu or gpu; by default a GPU if there is one.",
     "--trainer.devices": "Number of GPUs, or their indices, as [0,2].",
     "--trainer.precision": "32-true (default), or bf16-mixed and 16-mixed, which are faster on a GPU.",

@@ -31,7 +31,7 @@ def require_valid_numbers(config: Namespace) -> None:
     Raises:
         InputError: A number is infinite, NaN, beyond 1e15, or too small for its option, or there is no GPU.
     """
-    options = {name.replace(".init_args.", "."): value for name, value in config.items()}
+    options = _name_options(config)
     require_numbers(options)
     least = {
         "num_pictures": 0, "early_stopping.patience": 0, "trainer.accumulate_grad_batches": 1,
@@ -55,6 +55,11 @@ def require_valid_numbers(config: Namespace) -> None:
     seed = options.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
+
+
+def _name_options(config: Namespace) -> dict[str, Any]:
+    """Return all values of a config under their names on the command line."""
+    return {name.replace(".init_args.", "."): value for name, value in config.items()}
 
 
 def find_run(checkpoint: Path) -> Path | None:
@@ -124,7 +129,10 @@ def require_same_data(path: Path, data: Mapping[str, Any], saved: Mapping[str, A
 
 
 class ConfigRecord(SaveConfigCallback):
-    """Writes the config into the run's folder, with the values that finders found; `config_filename` is a path."""
+    """Writes the config, with the values that finders found, into the run's folder and to trackers.
+
+    `config_filename` is the path of the file.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass  # the finders have not run yet
@@ -137,3 +145,12 @@ class ConfigRecord(SaveConfigCallback):
         config.model.init_args.lr, config.data.batch_size = pl_module.lr, data.batch_size
         with atomic_path(Path(self.config_filename)) as draft:
             self.parser.save(config, str(draft), skip_none=False, overwrite=True, multifile=False)
+        if Path(self.config_filename).name != "config.yaml":
+            return  # a resumed run has its parameters, and MLflow refuses other values
+        options = _name_options(config.clone(with_meta=False))
+        # The address of a tracker can contain a password.
+        own = [name for name in options if name == "config" or name.startswith("trainer.logger")]
+        parameters = {name: options[name] for name in options if name not in own and options[name] is not None}
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger | CSVLogger):  # their readers have config.yaml
+                logger.log_hyperparams(parameters)

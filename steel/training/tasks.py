@@ -275,8 +275,7 @@ class DefectClassifier(Task):
             scale: Factor in (0, 1] by which images are scaled.
             input_size: Height and width in pixels to which all images are resized instead of being scaled.
             dropout: Dropout probability of the pooled features.
-            encoder: Name of an SMP encoder that replaces the backbone, as the segmenter has it, so that one config file
-                serves both.
+            encoder: Name of an SMP encoder to use instead of the backbone, so that one config file serves both tasks.
             balance: Exponent in [0, 1]: a positive of a class weighs (negatives / positives) ** balance.
             freeze_epochs: Number of epochs at the start in which the encoder is frozen.
             optimizer: Optimizer.

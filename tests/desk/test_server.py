@@ -168,7 +168,7 @@ def list_requests() -> Iterator[tuple[str, str, dict[str, str], bytes]]:
     digest = "0" * 64
     for path in ("x", "0" * 63, "0" * 65, "G" * 64, "..%2f", "%00" * 64, digest + "%0a"):
         yield "DELETE", f"/v1/verdicts/{path}", {}, b""
-    good = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {}}
+    good = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {}, "inspector": "K. L."}
     for change in (
         {"image": "../a"},
         {"image": "a" * 256},

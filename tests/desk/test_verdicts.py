@@ -23,7 +23,10 @@ from steel.desk.service import build_app
 from steel.desk.verdicts import Verdicts
 from steel.errors import InputError
 
-VERDICT = {"image": "a.png", "size": [64, 96], "defective": True, "codes": {"scale": "5 3", "scratch": "100 2"}}
+VERDICT = {
+    "image": "a.png", "size": [64, 96], "defective": True, "codes": {"scale": "5 3", "scratch": "100 2"},
+    "inspector": "M. N.",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -46,6 +49,12 @@ def save(client: TestClient, number: int, **changes: Any) -> Any:
     return client.put(f"/v1/verdicts/{get_digest(number)}", json=VERDICT | {"image": f"{number}.png"} | changes)
 
 
+def delete(client: TestClient, number: int, **query: Any) -> int:
+    """Delete the verdict on an image and return the status."""
+    params = {"inspector": "M. N."} | query
+    return client.delete(f"/v1/verdicts/{get_digest(number)}", params=params).status_code
+
+
 def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
     nothing = {"scale": "", "scratch": ""}
     for number, changes in enumerate(
@@ -64,7 +73,7 @@ def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
     assert lines[0] == "image,defective,verdict,class,inspector,at,digest,comment"
     assert [line.split(",")[:5] for line in lines[1:3]] == [
         ["0.png", "1", "agree", "", "K. L."],
-        ["1.png", "0", "agree", "", ""],
+        ["1.png", "0", "agree", "", "M. N."],
     ]
     archive = zipfile.ZipFile(io.BytesIO(client.get("/v1/labels.zip").content))
     assert archive.read("train.csv").decode().splitlines() == [
@@ -104,8 +113,8 @@ def test_a_verdict_can_be_replaced_and_deleted(client: TestClient) -> None:
     save(client, 1, verdict="agree")
     assert save(client, 1, verdict="missed").json()["verdict"] == "missed"
     assert client.get("/v1/verdicts").json()["counts"] == {"agree": 0, "missed": 1, "false_alarm": 0}
-    assert client.delete(f"/v1/verdicts/{get_digest(1)}").status_code == 204
-    assert client.delete(f"/v1/verdicts/{get_digest(1)}").status_code == 404
+    assert delete(client, 1) == 204
+    assert delete(client, 1) == 404
 
 
 def test_a_verdict_that_the_client_has_not_seen_is_not_replaced(client: TestClient) -> None:
@@ -120,8 +129,8 @@ def test_a_verdict_that_the_client_has_not_seen_is_not_replaced(client: TestClie
     assert save_over(first["revision"] + 1, "missed").status_code == 412
     second = save_over(first["revision"], "missed").json()
     assert second["revision"] > first["revision"]
-    assert client.delete(f"/v1/verdicts/{get_digest(1)}", params={"replaces": first["revision"]}).status_code == 412
-    assert client.delete(f"/v1/verdicts/{get_digest(1)}", params={"replaces": second["revision"]}).status_code == 204
+    assert delete(client, 1, replaces=first["revision"]) == 412
+    assert delete(client, 1, replaces=second["revision"]) == 204
     assert save_over(second["revision"], "agree").status_code == 412
     assert save_over(0, "agree").status_code == 200
 
@@ -130,7 +139,7 @@ def test_the_history_keeps_replaced_and_deleted_verdicts(client: TestClient) -> 
     save(client, 1, verdict="agree", inspector="K. L.", comment="scale, not a scratch")
     save(client, 2, verdict="agree")
     save(client, 1, verdict="missed", inspector="M. N.", **{"class": "scratch"})
-    client.delete(f"/v1/verdicts/{get_digest(1)}", params={"inspector": "O. P."})
+    delete(client, 1, inspector="O. P.")
     entries = client.get(f"/v1/verdicts/{get_digest(1)}").json()["entries"]
     assert [(entry["verdict"], entry["class"], entry["inspector"], entry["comment"]) for entry in entries] == [
         (None, "scratch", "O. P.", ""),
@@ -235,6 +244,19 @@ def test_invalid_verdicts_are_refused(client: TestClient, changes: dict[str, Any
     assert client.get("/v1/verdicts").json()["verdicts"] == []
 
 
+@pytest.mark.parametrize("name", [None, "", " ", "\u00a0"])
+def test_a_verdict_needs_the_name_of_an_inspector(client: TestClient, name: str | None) -> None:
+    named = {} if name is None else {"inspector": name}
+    question = {key: value for key, value in VERDICT.items() if key != "inspector"} | {"verdict": "agree"} | named
+    assert save(client, 1, verdict="agree").status_code == 200
+    address = f"/v1/verdicts/{get_digest(1)}"
+    for answer in (client.put(address, json=question), client.delete(address, params=named)):
+        assert answer.status_code == 422
+        assert "inspector" in answer.json()["detail"]
+    (entry,) = client.get(address).json()["entries"]
+    assert entry["inspector"] == "M. N."
+
+
 @pytest.mark.parametrize("name", [".a", "a.", "ä b.png", "\u0646\u200c\u0645.png"])
 def test_unusual_names_are_accepted(client: TestClient, name: str) -> None:
     assert save(client, 1, verdict="agree", image=name).status_code == 200
@@ -295,7 +317,10 @@ folder = Path(sys.argv[1])
 verdicts = Verdicts(folder / "v.sqlite", ["a"])
 
 def save(i):
-    question = {"image": f"{i}.png", "size": [64, 96], "verdict": "agree", "defective": True, "codes": {"a": "5 3"}}
+    question = {
+        "image": f"{i}.png", "size": [64, 96], "verdict": "agree", "defective": True, "codes": {"a": "5 3"},
+        "inspector": "K. L.",
+    }
     verdicts.save(f"{i:064x}", VerdictQuestion.model_validate(question))
 
 for i in range(10):
@@ -312,7 +337,7 @@ try:
 except sqlite3.OperationalError:
     print("full")
 for i in range(10):
-    assert verdicts.delete(f"{i:064x}")
+    assert verdicts.delete(f"{i:064x}", "K. L.")
 verdicts.close()
 print("deleted")
 """
@@ -343,7 +368,7 @@ def test_a_file_with_verdicts_on_other_classes_is_refused(tmp_path: Path) -> Non
     path = tmp_path / "verdicts.sqlite"
     Verdicts(path, ["other"]).close()  # no verdicts yet, so other classes may take over
     kept = Verdicts(path, CLASSES)
-    verdict = {"image": "a.png", "size": [4, 4], "verdict": "agree", "defective": True, "codes": {"scale": "1 2"}}
+    verdict = VERDICT | {"verdict": "agree", "codes": {"scale": "1 2"}}
     kept.save("0" * 64, VerdictQuestion.model_validate(verdict))
     kept.close()
     with pytest.raises(InputError, match=r"classes scale, scratch, but .* scratch, scale; .*--verdicts"):

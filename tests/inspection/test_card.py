@@ -92,7 +92,7 @@ def test_an_untuned_file_promises_nothing(path: Path, about: About) -> None:
 @pytest.mark.parametrize(
     ("aim", "words"),
     [
-        (Aim("cost", (5.0, 2.0), (1.0, 1.0)), "a missed defect costs 5, 2 and a false alarm 1, 1, by class"),
+        (Aim("cost", (5.0, 2.0), (1.0, 1.0)), "a missed defect costs 5, 2 (by class) and a false alarm 1"),
         (Aim("false_alarms", share=0.02), "masks on at most 2.0% of the clean images"),
         (Aim("kaggle_dice"), "the highest Kaggle Dice"),
     ],

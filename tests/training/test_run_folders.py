@@ -93,23 +93,21 @@ LOGGERS = {
 }
 
 
+# Their own dependencies give warnings.
+TRACKER = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*")]
+
+
 @pytest.mark.parametrize(
-    "logger",
+    ("logger", "by_path"),
     [
-        "CSV",
-        "TensorBoard",
-        "none",
-        # Their own dependencies give warnings.
-        pytest.param("MLflow", marks=pytest.mark.filterwarnings("ignore:.*")),
-        pytest.param("WandB", marks=pytest.mark.filterwarnings("ignore:.*")),
+        *((logger, by_path) for logger in ("CSV", "TensorBoard", "none") for by_path in (False, True)),
+        pytest.param("MLflow", False, marks=TRACKER),
+        pytest.param("WandB", True, marks=TRACKER),
     ],
 )
-@pytest.mark.parametrize("by_path", [False, True])
 def test_a_run_with_another_logger_is_resumed_in_place(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: str, by_path: bool
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trackers: None, logger: str, by_path: bool
 ) -> None:
-    if logger in ("MLflow", "WandB"):
-        pytest.importorskip({"MLflow": "mlflow", "WandB": "wandb"}[logger])
     monkeypatch.chdir(root.parent)
     options = [option.format(tmp_path) for option in LOGGERS[logger]]
     fit(root, tmp_path / "a", *options)
@@ -129,7 +127,10 @@ def test_a_run_with_another_logger_is_resumed_in_place(
         import mlflow
 
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/x.db")
-        assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 1
+        [tracked] = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        assert tracked.data.params["model.lr"] == "0.01"
+        assert tracked.data.params["trainer.max_epochs"] == "1"  # as the run was started
+        assert not any("x.db" in value for value in tracked.data.params.values())
     elif logger == "WandB":
         ids = {path.name.rpartition("-")[2] for path in (tmp_path / "x" / "wandb").glob("offline-run-*")}
         assert len(ids) == 1
