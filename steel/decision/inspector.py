@@ -108,15 +108,12 @@ class Inspector(nn.Module):
         """
         grey = self._to_grey(images)
         classes = self._classify(grey)
-        point = self.point()
-        calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
-        is_defective = calibrated.amax(1) >= point.gate
-        passed = torch.nonzero(is_defective).squeeze(1)
+        passed = self._pass_gate(classes)
         shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
         pixels = torch.zeros(shape, dtype=classes.dtype, device=grey.device)
         if len(passed) > 0:
             pixels[passed] = self._segment(grey[passed])
-        return self.decide(Probabilities(classes, pixels), point)
+        return self.decide(Probabilities(classes, pixels), self.point())
 
     @torch.jit.export
     def point(self) -> Point:
@@ -148,6 +145,12 @@ class Inspector(nn.Module):
         for axes in views:
             total = total + self.classifier(grey.flip(axes)).float().sigmoid()
         return total / len(views)
+
+    def _pass_gate(self, classes: Tensor) -> Tensor:
+        """Return the positions of the images that pass the gate, given the probabilities of the classifier."""
+        point = self.point()
+        calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
+        return torch.nonzero(calibrated.amax(1) >= point.gate).squeeze(1)
 
     def _segment(self, grey: Tensor) -> Tensor:
         views = self._views()
