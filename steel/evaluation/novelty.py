@@ -29,7 +29,7 @@ from steel.training.tasks import DefectSegmenter
 # Clean places that the bank is chosen from; more take longer and find hardly any others.
 _NUM_CANDIDATES = 40_000
 _NUM_PROJECTED = 32  # dimensions in which the bank is chosen, as in PatchCore
-_FEWEST = 20  # clean images to learn from, and to choose the limit on
+_FEWEST = 2  # clean images to learn from, and to choose the limit on
 # Images above this quantile tell how alike the images of a group are; too few exceed the limit itself.
 _HIGH = 0.8
 
