@@ -9,9 +9,9 @@ neither in train nor in val, with the clean images of test. Intervals are for gr
 
     novelty       the distance that `steel novelty` measures
     segmenter     the largest probability of any class at any pixel
-    PatchCore     a plain re-implementation of Roth et al. 2022 on the same encoder: features averaged over 3 x 3 places,
-                  not centred, a greedy coreset of a hundredth of all places, the largest distance weighted by the
-                  density of the bank
+    PatchCore     a plain re-implementation of Roth et al. 2022 on the same encoder: features averaged over 3 x 3
+                  places, not centred, a greedy coreset of a hundredth of the places, the largest distance weighted by
+                  the density of the bank
 """
 
 import argparse
