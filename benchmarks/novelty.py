@@ -45,7 +45,8 @@ def leave_out(root: Path, class_index: int, out: Path) -> int:
     """Write a dataset without the images that show a class, except those of fold 0; return how many are left out."""
     out.mkdir(parents=True)
     for name in ("train.csv", "classes.csv", "groups.csv"):
-        shutil.copyfile(root / name, out / name)
+        if (root / name).exists():
+            shutil.copyfile(root / name, out / name)
     (out / "train_images").symlink_to((root / "train_images").resolve())
     with (root / "train.csv").open(newline="") as file:
         showing = {row["ImageId"] for row in csv.DictReader(file) if int(row["ClassId"]) == class_index}

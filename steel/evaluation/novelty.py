@@ -58,7 +58,7 @@ def novelty(
         confidence: One-sided confidence of this share; 0.5 keeps it only on average.
         places: Number of places to remember. The time of the comparison and the size of the file are proportional.
         out: File to write.
-        batch_size: Number of images that the network processes at once.
+        batch_size: Number of images that the networks process at once.
         num_workers: Number of threads that load images; by default one fewer than there are cores, at most 8.
         device: Device to run on: auto, cpu, cuda or cuda:1.
 

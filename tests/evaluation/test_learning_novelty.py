@@ -75,6 +75,7 @@ def learnt(trained: Trained, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_novelty_is_learnt_exported_and_measured(trained: Trained, learnt: Path, tmp_path: Path) -> None:
     normal, limit = read_novelty(learnt)
     assert normal.bank.shape[0] == 50
