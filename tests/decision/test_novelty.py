@@ -83,6 +83,9 @@ def test_the_exported_file_measures_the_same_novelty(model: Path) -> None:
             assert torch.allclose(ours.float(), theirs.float(), atol=1e-6)
         assert torch.equal(module.find_novelty(images).images, module(images).novelty)
         assert parity.compare(inspector, module, images, 1e-5).probability < 1e-5
+        before = module(images).novelty
+        module.novelty_limit.mul_(2)
+        assert torch.allclose(2 * module(images).novelty, before)
 
 
 def test_a_difference_of_novelty_is_found(model: Path) -> None:
