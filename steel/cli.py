@@ -32,6 +32,7 @@ _GROUPS = {
         "evaluate": ("steel.evaluation.evaluate:evaluate", "Evaluate both networks together on unseen images"),
         "relabel": ("steel.evaluation.relabel:relabel", "Rank the images whose labels look wrong"),
         "score": ("steel.evaluation.score:score", "Score a submission.csv against the labels"),
+        "novelty": ("steel.evaluation.novelty:novelty", "Learn clean steel, to find defects that nobody labelled"),
         "export": ("steel.export.export:export", "Write both networks and the operating point to one file"),
         "inspect": ("steel.inspection.inspect:inspect", "Run an exported file on images"),
         "serve": ("steel.desk.server:serve", "Run an exported file as an HTTP service with a web page"),

@@ -14,6 +14,7 @@ CLASS_COLOURS = (
     (255, 200, 0), (60, 140, 255), (255, 70, 60), (60, 220, 90), (220, 90, 255), (0, 220, 220), (255, 140, 0),
     (160, 160, 255),
 )  # fmt: skip
+UNKNOWN = (255, 0, 150)  # places unlike any clean steel, on images without a known class
 # Longest side in pixels of a picture that is drawn at full size. On a page, the longest has about 1,300.
 _LARGEST = 3200
 
@@ -59,7 +60,11 @@ def draw_masks(
 
 
 def draw_overlay(
-    image: NDArray[np.uint8], masks: NDArray[np.bool_], captions: Sequence[str], headline: str
+    image: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    captions: Sequence[str],
+    headline: str,
+    unknown: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw a decision: each class in its colour, and a line of text above the image.
 
@@ -68,14 +73,17 @@ def draw_overlay(
         masks: bool `(C, H, W)`.
         captions: Text for each class, shown if its mask is not empty.
         headline: Text for the image.
+        unknown: bool `(H, W)`, places unlike any clean steel; None if there are none.
 
     Returns:
         uint8 `(H + 24, W, 3)`, RGB.
     """
-    canvas = draw_masks(image, list(masks), CLASS_COLOURS[: len(masks)])
+    outlined = list(zip(masks, CLASS_COLOURS, strict=False)) + ([] if unknown is None else [(unknown, UNKNOWN)])
+    canvas = draw_masks(image, *zip(*outlined, strict=True))
     bar = np.zeros((24, image.shape[1], 3), np.uint8)
     x = 6
     found = [(text, CLASS_COLOURS[c]) for c, text in enumerate(captions) if masks[c].any()]
+    found += [] if unknown is None else [("unlike any clean steel seen", UNKNOWN)]
     for text, colour in [(headline, (255, 255, 255)), *found]:
         text = text.encode("ascii", "replace").decode()  # OpenCV's fonts have no other characters
         cv2.putText(bar, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)

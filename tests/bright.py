@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
+from steel.decision.novelty import NormalSteel, NovelInspector, NoveltyLimit
 from steel.decision.point import OperatingPoint
+from steel.intervals import Interval
 
 
 class Gate(nn.Module):
@@ -53,3 +55,51 @@ def write_images(folder: Path, num: int = 9) -> Path:
     for i in range(num):
         write_png(folder / f"{i}.png", draw(i, (20, 30) if i % 2 else (16, 44), 40 if i % 3 == 0 else 255))
     return folder
+
+
+NOVELTY_LIMIT = NoveltyLimit(
+    value=0.5, segmenter="a" * 16, num_trained=40, num_images=30, num_groups=10, num_alarms=1, false_alarms=0.1,
+    confidence=0.95, bound=0.2, interval=Interval(0.0, 0.25),
+)  # fmt: skip
+
+
+class DescribedPixels(BrightPixels):
+    """Outlines pixels above 127. A place is a square of 8 x 8 pixels, described by the mean and the largest value."""
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [images.float() / 255]
+
+    def decode(self, features: list[Tensor], height: int, width: int) -> Tensor:
+        grey = features[0][:, 0] * 255
+        return torch.stack([grey - 127.5, grey - 1000], dim=1)
+
+    def describe_places(self, features: list[Tensor], height: int, width: int) -> Tensor:
+        grey = features[0]
+        mean = nn.functional.avg_pool2d(grey, [8, 8], ceil_mode=True)
+        largest = nn.functional.max_pool2d(grey, [8, 8], ceil_mode=True)
+        return torch.cat([mean, largest], 1)
+
+
+def build_novel_inspector(gate: float = 0.5, flips: bool = False, limit: float = NOVELTY_LIMIT.value) -> NovelInspector:
+    point = replace(OperatingPoint.untuned(2), gate=gate)
+    normal = NormalSteel(torch.tensor([0.1, 0.2]), torch.tensor([[0.0, 0.0], [1.0, 0.5], [-1.0, -0.5]]))
+    return NovelInspector(Inspector(Gate(), DescribedPixels(), point, flips).eval(), normal, limit)
+
+
+def draw_places(num: int = 3) -> Tensor:
+    """Draw dark steel; the second image has one place unlike the others, the third is brighter all over."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(20, 40, (num, 1, 32, 48), dtype=np.uint8)
+    images[1, 0, 8:16, 24:32] = 250  # one place unlike the others
+    images[2] = images[0] + 60  # evenly brighter than the first, so that it passes the gate
+    return torch.from_numpy(images)
+
+
+def write_novel_model(path: Path, limit: float = NOVELTY_LIMIT.value, stated: float | None = None) -> Path:
+    """Write an exported file with novelty; its metadata state another limit if `stated` is given."""
+    inspector = build_novel_inspector(limit=limit)
+    program = bundle.NovelProgram(inspector, draw_places()[1], tolerance=1e-5)
+    point = OperatingPoint.from_tensors(inspector.point())
+    about = About(("spot", "never"), point, novelty=replace(NOVELTY_LIMIT, value=stated or limit))
+    bundle.write(program, about, path)
+    return path

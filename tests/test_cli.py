@@ -23,8 +23,8 @@ from steel.cli import main
 def test_the_public_commands() -> None:
     """Adding or removing a command must change this list."""
     commands = (
-        "demo info synth convert check explore split audit fit validate test tune evaluate relabel score export "
-        "inspect serve"
+        "demo info synth convert check explore split audit fit validate test tune evaluate relabel score "
+        "novelty export inspect serve"
     )
     assert list(steel.cli.COMMANDS) == commands.split()
 

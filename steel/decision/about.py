@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steel.decision.drift import Reference
+from steel.decision.novelty import NoveltyLimit
 from steel.decision.plain import from_plain, to_plain
 from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Tuning
@@ -64,6 +65,7 @@ class About:
         license: Licence of the file.
         sha256: Digest of the exported file that they were read from, in hexadecimal; None if from elsewhere.
         description: The steel and the camera that the file is for, in its owner's words.
+        novelty: How the limit of novelty was chosen; None if the file does not look for unknown defects.
     """
 
     classes: tuple[str, ...]
@@ -79,10 +81,11 @@ class About:
     license: str = ""
     sha256: str | None = None
     description: str = ""
+    novelty: NoveltyLimit | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types."""
-        return dict(to_plain(self))
+        """Convert to JSON types. Without novelty there is no such key, so that these files stay as they were."""
+        return {key: value for key, value in to_plain(self).items() if key != "novelty" or value is not None}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "About":

@@ -20,6 +20,7 @@ from steel.decision.about import About
 from steel.decision.archive import METADATA, open_archive, seal
 from steel.decision.inspector import Inspection, Inspector, Probabilities
 from steel.decision.measures import MEASURES
+from steel.decision.novelty import NovelInspector
 from steel.decision.point import OperatingPoint, Point
 from steel.errors import InputError
 
@@ -31,7 +32,8 @@ _SEALED = "sealed"
 # Attributes that freezing must keep besides `forward`: methods, and what a program may read and set.
 _KEPT = ["probabilities", "decide", "point", "self_test", "example", "flips", *Point._fields]
 _STORED = ["example_classes", "example_pixels"]  # for `_test`
-_OPTIONAL = {"shift"}  # programs of earlier versions have none
+_NOVEL = ["novelty_limit", "find_novelty", "test_novelty"]  # of a `NovelProgram`
+_OPTIONAL = {"shift", *_NOVEL}  # programs of earlier versions have no shift
 
 
 class Program(Inspector):
@@ -105,6 +107,30 @@ class Program(Inspector):
         return Point(torch.zeros_like(point.gate), zeros, pixel, size, size, ones, straight, straight, zeros)
 
 
+class NovelProgram(NovelInspector, Program):
+    """A program that also measures novelty, and tests that it does so on every machine; see `Program`."""
+
+    example_novelty: Tensor
+
+    def __init__(self, inspector: NovelInspector, example: Tensor, tolerance: float) -> None:
+        Program.__init__(self, inspector, example, tolerance)
+        self._learn(inspector.normal_steel, float(inspector.novelty_limit))
+        with torch.no_grad():
+            self.register_buffer("example_novelty", self.find_novelty(example).places)
+        self.eval()
+
+    @torch.jit.export
+    def test_novelty(self) -> str:
+        """Compare the novelty of the example with the stored one; return the difference or ""."""
+        found = self.find_novelty(self.example).places
+        if found.shape != self.example_novelty.shape:
+            return "the map of novelty for the example has another shape"
+        difference = float((found - self.example_novelty).abs().max() / self.example_novelty.abs().max())
+        if not difference <= self.tolerance:  # true for NaN, too
+            return f"the novelty of the example differs by a share of {difference}, allowed {self.tolerance}"
+        return ""
+
+
 # TorchScript warns that it is deprecated, and a user can do nothing about that. Its successor torch.export cannot
 # represent the branch of the gate, and needs a compiler on the line computer to run in C++.
 _ignore_deprecation = partial(warnings.catch_warnings, action="ignore")
@@ -138,8 +164,9 @@ def load(
             )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
-    names = [name for name in (*_KEPT, *_STORED) if hasattr(module, name) or name not in _OPTIONAL]
-    tensors = [getattr(module, name, None) for name in names if name in ("example", *_STORED, *Point._fields)]
+    names = [name for name in (*_KEPT, *_STORED, *_NOVEL) if hasattr(module, name) or name not in _OPTIONAL]
+    kinds = ("example", "novelty_limit", *_STORED, *Point._fields)
+    tensors = [getattr(module, name, None) for name in names if name in kinds]
     if not all(hasattr(module, name) for name in names) or not all(isinstance(x, Tensor) for x in tensors):
         raise InputError(f"{path} is a TorchScript program, but not an inspector; `steel export` writes one")
     for parameter in module.parameters():  # those of older files require gradients
@@ -178,11 +205,17 @@ def _find_mismatch(about: About, module: torch.jit.ScriptModule) -> str:
     }
     for name in (entry.name for entry in fields(point) if entry.name != "gate"):
         found[f"values of {name}"] = len(getattr(point, name)), num
+    found["parts that measure novelty"] = (
+        bool(about.novelty) * len(_NOVEL),
+        sum(hasattr(module, name) for name in _NOVEL),
+    )
     if about.reference:
         found["sketches of the reference"] = len(about.reference.sketches), len(MEASURES) + num
     for name, (ours, theirs) in found.items():
         if ours != theirs:
             return f"{name}: {ours} and {theirs}"
+    if about.novelty and module.novelty_limit.tolist() != (limit := float(torch.tensor(about.novelty.value))):
+        return f"limit of novelty: {limit} and {module.novelty_limit.tolist()}"
     for name, ours in point.to_tensors()._asdict().items():
         if name in _OPTIONAL and not hasattr(module, name):
             continue
@@ -227,7 +260,8 @@ def _test(module: torch.jit.ScriptModule) -> str:
     ):
         if found.shape != stored.shape:  # the self-test of the program would compare them by broadcasting
             return f"its {name} probabilities have the shape {list(found.shape)}, expected {list(stored.shape)}"
-    return str(module.self_test(probabilities))
+    fault = str(module.self_test(probabilities))
+    return fault or (str(module.test_novelty()) if hasattr(module, "test_novelty") else "")
 
 
 def _freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -237,7 +271,7 @@ def _freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     torch.set_num_threads(1)
     try:
         with _ignore_deprecation():
-            kept = [name for name in (*_KEPT, *_STORED) if hasattr(module, name)]
+            kept = [name for name in (*_KEPT, *_STORED, *_NOVEL) if hasattr(module, name)]
             frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=kept)
     finally:
         torch.set_num_threads(num_threads)

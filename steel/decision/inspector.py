@@ -116,18 +116,8 @@ class Inspector(nn.Module):
         """
         grey = self._to_grey(images)
         classes = self._classify_tiles(grey)
-        point = self.point()
-        calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
-        passed = torch.nonzero(calibrated.amax(1) >= point.gate).squeeze(1)
-        shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
-        # Masks take a quarter of the memory of probabilities.
-        masks = torch.zeros(shape, dtype=torch.bool, device=grey.device)
-        if len(passed) > 0:
-            for tile in self._list_tiles(grey, 2):
-                rows, columns = tile
-                predicted = self._segment_tile(grey[passed], tile) >= point.pixel[:, None, None]
-                masks[passed, :, rows.first : rows.last, columns.first : columns.last] = predicted
-        return self._decide(classes, masks, point)
+        passed = self._pass_gate(classes)
+        return self._decide(classes, self._segment_passed(grey, passed), self.point())
 
     @torch.jit.export
     def point(self) -> Point:
@@ -190,17 +180,35 @@ class Inspector(nn.Module):
         defects in a large one.
         """
         tiles = self._list_tiles(grey, 8)
-        classes = self.classify(_cut(grey, tiles[0]))
+        classes = self.classify(cut(grey, tiles[0]))
         for tile in tiles[1:]:
-            classes = torch.maximum(classes, self.classify(_cut(grey, tile)))
+            classes = torch.maximum(classes, self.classify(cut(grey, tile)))
         return classes
+
+    def _pass_gate(self, classes: Tensor) -> Tensor:
+        """Return the positions of the images that pass the gate, given the probabilities of the classifier."""
+        point = self.point()
+        calibrated = calibrate(classes, point.temperature, point.knots, point.values, point.shift)
+        return torch.nonzero(calibrated.amax(1) >= point.gate).squeeze(1)
+
+    def _segment_passed(self, grey: Tensor, passed: Tensor) -> Tensor:
+        """Return masks by the pixel thresholds, bool `(N, C, H, W)`; those of images that did not pass are empty."""
+        shape = [grey.shape[0], self.pixel.shape[0], grey.shape[2], grey.shape[3]]
+        # Masks take a quarter of the memory of probabilities.
+        masks = torch.zeros(shape, dtype=torch.bool, device=grey.device)
+        if len(passed) > 0:
+            for tile in self._list_tiles(grey, 2):
+                rows, columns = tile
+                predicted = self._segment_tile(grey[passed], tile) >= self.pixel[:, None, None]
+                masks[passed, :, rows.first : rows.last, columns.first : columns.last] = predicted
+        return masks
 
     def _segment_tile(self, grey: Tensor, tile: Tile) -> Tensor:
         """Return the pixel probabilities of the part of a tile that counts."""
         rows, columns = tile
         top, left = rows.first - rows.start, columns.first - columns.start
         height, width = rows.last - rows.first, columns.last - columns.first
-        return self.segment(_cut(grey, tile))[:, :, top : top + height, left : left + width]
+        return self.segment(cut(grey, tile))[:, :, top : top + height, left : left + width]
 
     def _list_tiles(self, grey: Tensor, share: int) -> list[Tile]:
         """Return the tiles of an image, of `largest_whole / share` pixels; a single one if it need not be divided."""
@@ -230,7 +238,7 @@ class Inspector(nn.Module):
         return images
 
 
-def _cut(grey: Tensor, tile: Tile) -> Tensor:
+def cut(grey: Tensor, tile: Tile) -> Tensor:
     """Return the part of images that a network sees for a tile."""
     rows, columns = tile
     return grey[:, :, rows.start : rows.end, columns.start : columns.end]

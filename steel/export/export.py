@@ -16,8 +16,9 @@ from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
+from steel.decision.novelty import NovelInspector, NoveltyLimit, read_novelty
 from steel.errors import InputError
-from steel.evaluation.assemble import assemble, require_finite_weights
+from steel.evaluation.assemble import Assembly, assemble, hash_networks, require_finite_weights
 from steel.export import parity, targets
 from steel.export.parity import Parity
 from steel.export.targets import Format, Precision
@@ -46,6 +47,7 @@ def export(
     classifier: str | list[str],
     segmenter: str | list[str],
     operating_point: str | None = None,
+    novelty: str | None = None,
     flips: bool = False,
     format: Format = "torchscript",
     precision: Precision = "fp32",
@@ -64,6 +66,8 @@ def export(
             as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5.
+        novelty: File written by `steel novelty`, to find defects that nobody labelled; needs one segmenter, torchscript
+            and fp32.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
             images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
@@ -74,8 +78,9 @@ def export(
         verbose: Print the differences for each batch and image size.
 
     Raises:
-        InputError: A checkpoint or the operating point does not fit, an image cannot be read, packages for the format
-            are missing, weights are not finite in this precision, or the file differs from the trained networks.
+        InputError: A checkpoint, the operating point or the novelty does not fit, an image cannot be read, packages for
+            the format are missing, weights are not finite in this precision, or the file differs from the trained
+            networks.
 
     Example:
         steel export --classifier best --segmenter best --operating_point point.yaml
@@ -87,6 +92,11 @@ def export(
     inspector = targets.lower(assembly.inspector, precision)
     require_finite_weights(inspector, f"{precision} cannot represent it; export with --precision bf16 or fp32")
     about = replace(assembly.describe(), format=format, precision=precision, license=_LICENSE, description=description)
+    if novelty is not None:
+        if (format, precision) != ("torchscript", "fp32"):
+            raise InputError(f"--novelty needs --format torchscript and --precision fp32, got {format} and {precision}")
+        inspector, limit = _add_novelty(assembly, novelty)
+        about = replace(about, novelty=limit)
     load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
     path = Path(out)
     # The file gets its name only after it is proved equal.
@@ -105,6 +115,22 @@ def export(
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {card}; SHA-256 of the file {digest}")
 
 
+def _add_novelty(assembly: Assembly, path: str) -> tuple[NovelInspector, NoveltyLimit]:
+    """Return the inspector of the checkpoints with the novelty of a file.
+
+    Raises:
+        InputError: The file is not one of `steel novelty`, or is for another segmenter or several.
+    """
+    normal, limit = read_novelty(path)
+    used = hash_networks([], assembly.segmenters, flips=False).segmenters
+    if used != (limit.segmenter,):
+        raise InputError(
+            f"{path} is for the segmenter {limit.segmenter}, got {', '.join(used)}; run `steel novelty` with the one "
+            f"segmenter that is exported"
+        )
+    return NovelInspector(assembly.inspector, normal, limit.value), limit
+
+
 class _Reader(NamedTuple):
     """One way to read the exported file, with the allowed difference of a probability."""
 
@@ -119,7 +145,12 @@ def _write(inspector: Inspector, about: About, path: Path, *, format: Format, pr
     match format:
         case "torchscript":
             example, _ = draw_image(np.random.default_rng(0), tuple(range(NUM_CLASSES)), (64, 256))
-            program = bundle.Program(inspector, torch.from_numpy(example)[None], _ROUNDED[precision])
+            stored = torch.from_numpy(example)[None], _ROUNDED[precision]
+            program = (
+                bundle.NovelProgram(inspector, *stored)
+                if isinstance(inspector, NovelInspector)
+                else bundle.Program(inspector, *stored)
+            )
             bundle.write(program, about, path)
             return [
                 _Reader("as stored", lambda: bundle.load(path)[0], STORED),

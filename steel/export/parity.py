@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steel.data.images import find_images, read_grey
 from steel.data.synthetic import NUM_CLASSES, draw_image
 from steel.decision.inspector import Inspector, Probabilities
+from steel.decision.novelty import NovelInspector
 from steel.errors import InputError
 from steel.progress import track
 from steel.wording import format_count
@@ -74,7 +75,8 @@ class Parity(NamedTuple):
     Attributes:
         images: Number of images.
         pixels: Number of pixels.
-        probability: Largest difference of a class or pixel probability; NaN if a probability is NaN.
+        probability: Largest difference of a class or pixel probability, or of a novelty as a share of the largest on
+            the images; NaN if a value is NaN.
         undecided: Pixels whose probability is within the tolerance of its threshold.
         differing: Undecided pixels whose masks differ.
         tipped: Other pixels that differ, where a differing undecided pixel of the same image and class can have moved a
@@ -115,8 +117,12 @@ def compare(eager: Inspector, exported: nn.Module, images: Tensor, tolerance: fl
     point = eager.point()
     ours: Probabilities = eager.probabilities(images)
     theirs: Probabilities = exported.probabilities(images)  # type: ignore[operator]
+    differences = [(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]
+    if isinstance(eager, NovelInspector):
+        expected, found = eager(images)[4:], exported(images)[4:]
+        differences += [(a - b).abs().max() / a.max() for a, b in zip(expected, found, strict=True)]
     # Unlike Python's max, torch's returns NaN if any value is NaN.
-    probability = torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max()
+    probability = torch.stack(differences).max()
     threshold = point.pixel[:, None, None]
     undecided = (ours.pixels - threshold).abs() <= tolerance
     crosses = undecided & ((ours.pixels >= threshold) != (theirs.pixels >= threshold))

@@ -133,7 +133,11 @@ def _add_limits(page: Page, about: About) -> None:
 
 def _list_limits(tuned: Tuning | None, about: About) -> Iterator[str]:
     yield "Nothing is known about another mill, camera, exposure or steel grade: tune and evaluate again there"
-    yield "It knows only the classes above, and calls every other kind of defect clean or one of these"
+    if about.novelty is None:
+        yield "It knows only the classes above, and calls every other kind of defect clean or one of these"
+    else:
+        yield "It names only the classes above; other defects can be reported as unlike clean steel, without a name"
+        yield f"Of novelty: {about.novelty.promise}"
     if any(not network.init.get("weights") for network in (*about.classifiers, *about.segmenters)):
         yield "Networks were trained from random weights; pretrained weights are usually better"
     if tuned is None:

@@ -53,8 +53,10 @@ def inspect(
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
-    of the masks. Batches are smaller than --batch_size if the images have more than a million pixels each. Images of
-    more than 8 million pixels are inspected in overlapping tiles, and pictures of more than 3,200 pixels are reduced.
+    of the masks. If the file was exported with --novelty, results.csv also has the columns novelty, unknown (1 for an
+    image unlike any clean steel seen, and none of the classes) and unknown_code (its places). Batches are smaller than
+    --batch_size if the images have more than a million pixels each. Images of more than 8 million pixels are inspected
+    in overlapping tiles, and pictures of more than 3,200 pixels are reduced.
 
     Args:
         model: File written by `steel export`.
@@ -109,7 +111,8 @@ def inspect(
         _require_same_model(folder / _MODEL_JSON, source)
     _require_nothing_stale(folder, is_new=not (resume or part), report=report, coco=coco)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
-    tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume)
+    has_novelty = about.novelty is not None
+    tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume, has_novelty=has_novelty)
     write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     drift = Monitor(about.reference, classes) if about.reference else None
     pipeline = Pipeline(
@@ -229,6 +232,8 @@ def _print_summary(
     print(f"{source.model}: SHA-256 {source.sha256}")
     results, num = tables.paths[0], len(tables.done)
     print(f"{format_count(num, 'image')}: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
+    if tables.num_unknown:
+        print(f"unlike any clean steel seen, and none of the classes: {format_count(tables.num_unknown, 'image')}")
     if tables.num_unreadable:
         print(f"the reason for each unreadable image is in the column error of {results}")
     for drift in pipeline.drifts:

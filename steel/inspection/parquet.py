@@ -16,14 +16,14 @@ from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, list
 _GROUP_CHARACTERS = 4_000_000
 
 
-def build_schema(classes: Sequence[str]) -> pa.Schema:
+def build_schema(classes: Sequence[str], *, has_novelty: bool = False) -> pa.Schema:
     """Build the schema of results.parquet: the columns of results.csv, with a list of spots instead of their number."""
-    kinds = {"area_pixels": pa.int64(), "class": pa.int8(), "defective": pa.bool_()}
+    kinds = {"area_pixels": pa.int64(), "class": pa.int8(), "defective": pa.bool_(), "unknown": pa.bool_()}
     kinds |= dict.fromkeys(("left", "top", "width", "height"), pa.int32())
-    kinds |= dict.fromkeys(("image", "error", "code"), pa.string())
+    kinds |= dict.fromkeys(("image", "error", "code", "unknown_code"), pa.string())
     spot = pa.struct([(column, kinds.get(column, pa.float64())) for column in SPOT_COLUMNS])
     kinds["spots"] = pa.list_(spot)
-    columns = list_result_columns(classes)
+    columns = list_result_columns(classes, has_novelty=has_novelty)
     kinds |= {column: pa.int64() for column in columns if column.startswith("area_pixels_")}
     return pa.schema([(column, kinds.get(column, pa.float64())) for column in columns])
 
@@ -33,9 +33,8 @@ def to_table(records: Iterable[Record | Unreadable], schema: pa.Schema) -> pa.Ta
     return _parse_lines("".join(_to_line(record, schema) for record in records), schema)
 
 
-def write_parquet(path: Path, classes: Sequence[str], records: Iterator[Record | Unreadable]) -> None:
+def write_parquet(path: Path, schema: pa.Schema, records: Iterator[Record | Unreadable]) -> None:
     """Write records to a Parquet file in groups, so that any number of them fits into memory."""
-    schema = build_schema(classes)
     with pq.ParquetWriter(path, schema) as writer:
         text = ""
         for record in records:
@@ -47,8 +46,7 @@ def write_parquet(path: Path, classes: Sequence[str], records: Iterator[Record |
 
 
 def _to_line(record: Record | Unreadable, schema: pa.Schema) -> str:
-    num_classes = sum(name.startswith("probability_") for name in schema.names)
-    result, spots = to_rows(record, num_classes)
+    result, spots = to_rows(record, len(schema))
     fields = schema.field("spots").type.value_type
     typed = None if isinstance(record, Unreadable) else [_to_typed(spot, fields) for spot in spots]
     return json.dumps(_to_typed(result, schema) | {"spots": typed}) + "\n"

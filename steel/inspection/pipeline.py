@@ -38,6 +38,7 @@ _PIXELS_PER_IMAGE = 1_000_000
 class Decision(NamedTuple):
     """The decision on one image: the fields of `Inspection` without the batch axis, on the CPU.
 
+    The last two are None for a file that does not measure novelty; see `steel.decision.novelty.NovelInspection`.
     `is_defective` is the comparison that decides whether the image is segmented, in the same precision. Compare
     `gate_probability` with no threshold.
     """
@@ -47,6 +48,17 @@ class Decision(NamedTuple):
     class_probabilities: NDArray[np.float32]
     masks: NDArray[np.bool_]
     areas: NDArray[np.int64]
+    novelty: float | None = None
+    novelty_map: NDArray[np.float32] | None = None
+
+    def find_unknown(self) -> NDArray[np.bool_] | None:
+        """Return the places unlike any clean steel, bool `(H, W)`, if the image is and no class was found on it."""
+        if self.novelty is None or self.novelty_map is None or self.novelty < 1 or self.areas.any():
+            return None
+        # A mean of equal numbers can be rounded above all of them.
+        places = self.novelty_map >= min(1.0, float(self.novelty_map.max()))
+        size = self.masks.shape[2], self.masks.shape[1]
+        return cv2.resize(places.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
 
 
 @torch.inference_mode()
@@ -62,13 +74,18 @@ def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch
     """
     inspection = module(torch.from_numpy(np.stack(images)).to(device))
     is_defective = inspection[0] >= module.gate
-    called, gate, *others = (tensor.cpu().numpy() for tensor in (is_defective, *inspection))
+    called, *others = (tensor.cpu().numpy() for tensor in (is_defective, *inspection))
     return [
-        Decision(bool(is_called), float(p), *row)
-        if np.isfinite(p)
+        Decision(bool(is_called), float(p), probabilities, masks, areas, *_convert(novelty))
+        if np.isfinite([p, *novelty[:1]]).all()
         else InputError("the networks returned NaN for this image; export the model again with --precision fp32")
-        for is_called, p, *row in zip(called, gate, *others, strict=True)
+        for is_called, p, probabilities, masks, areas, *novelty in zip(called, *others, strict=True)
     ]
+
+
+def _convert(novelty: Sequence[Any]) -> Sequence[Any]:
+    """Return the novelty of an image as a float with its map; nothing for a file that does not measure it."""
+    return [float(novelty[0]), novelty[1]] if novelty else []
 
 
 class Pipeline:
@@ -182,14 +199,20 @@ class Pipeline:
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):
             return Unreadable(name, str(decision))
-        defective, gate, probabilities, masks, areas = decision
-        if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and defective)):
+        defective, gate, probabilities, masks, areas, novelty, _ = decision
+        unknown = decision.find_unknown()
+        is_found = defective or unknown is not None
+        if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and is_found)):
             picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes), cv2.COLOR_RGB2BGR)
             png = cv2.imencode(".png", picture)[1].tobytes()
             write_atomic(fit_name(self._overlay_folder / f"{name}.png"), png, durable=False)
         codes = [rle.encode(mask) for mask in masks]
         size = (image.shape[0], image.shape[1])
-        return Record(name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, list_spots(masks))
+        unknown_code = "" if unknown is None else rle.encode(unknown)
+        spots = list_spots(masks)
+        return Record(
+            name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, spots, novelty, unknown_code
+        )
 
 
 def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str]) -> Image:
@@ -203,8 +226,11 @@ def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence
         f"{label} p={p:.2f} {area:,} px"
         for label, p, area in zip(classes, decision.class_probabilities, decision.areas, strict=True)
     ]
+    unknown = decision.find_unknown()
     reduced = overlays.reduce_image(image), overlays.reduce_masks(decision.masks)
-    return overlays.draw_overlay(*reduced, captions, headline)
+    return overlays.draw_overlay(
+        *reduced, captions, headline, None if unknown is None else overlays.reduce_masks(unknown[None])[0]
+    )
 
 
 def _count_pixels(window: Sequence[tuple[str, Image | InputError]]) -> int:

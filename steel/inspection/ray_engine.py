@@ -41,7 +41,7 @@ class _Worker:
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             Path(file.name).write_bytes(ray.get(model))
             module, about = bundle.read(file.name, torch_device, digest)
-        self._schema = build_schema(about.classes)
+        self._schema = build_schema(about.classes, has_novelty=about.novelty is not None)
         self._read = partial(_read, images)
         self._pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size)
 

@@ -13,6 +13,9 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 # Columns of spots.csv after the image's name.
 SPOT_COLUMNS = ["class", "area_pixels", "left", "top", "width", "height", "centroid_x", "centroid_y", "code"]
 
+# Columns of results.csv after gate_probability, if the exported file measures novelty.
+NOVELTY_COLUMNS = ["novelty", "unknown", "unknown_code"]
+
 
 class ModelFile(NamedTuple):
     """Name and SHA-256 digest (hexadecimal) of the exported file that produced the results."""
@@ -33,6 +36,9 @@ class Record(NamedTuple):
         size: Height and width in pixels.
         codes: Run-length code of each class's mask; empty if the mask is.
         spots: The spots of all masks.
+        novelty: Distance from clean steel, 1 at the limit; None if the file does not measure it.
+        unknown_code: Run-length code of the places unlike any clean steel seen; empty if the image is not, or if it
+            shows a known class.
     """
 
     image: str
@@ -43,6 +49,8 @@ class Record(NamedTuple):
     size: tuple[int, int]
     codes: Sequence[str]
     spots: Sequence[Spot]
+    novelty: float | None = None
+    unknown_code: str = ""
 
 
 class Unreadable(NamedTuple):
@@ -67,24 +75,33 @@ def unique_class_names(classes: Sequence[str]) -> list[str]:
     return list(classes) if len(set(classes)) == len(classes) else [f"{c}_{name}" for c, name in enumerate(classes, 1)]
 
 
-def list_result_columns(classes: Sequence[str]) -> Row:
-    """Return the columns of results.csv."""
+def list_result_columns(classes: Sequence[str], *, has_novelty: bool = False) -> Row:
+    """Return the columns of results.csv; `has_novelty` is whether the exported file measures novelty."""
     names = unique_class_names(classes)
     probabilities, areas = ([f"{kind}_{name}" for name in names] for kind in ("probability", "area_pixels"))
-    return ["image", "defective", "gate_probability", *probabilities, *areas, "spots", "height", "width", "error"]
+    novelty = NOVELTY_COLUMNS if has_novelty else []
+    first = ["image", "defective", "gate_probability", *novelty]
+    return [*first, *probabilities, *areas, "spots", "height", "width", "error"]
 
 
-def to_rows(record: Record | Unreadable, num_classes: int) -> tuple[Row, list[Row]]:
-    """Convert a record to its row of results.csv and its rows of spots.csv, the latter without the column image."""
+def to_rows(record: Record | Unreadable, num_columns: int) -> tuple[Row, list[Row]]:
+    """Convert a record to its row of results.csv and its rows of spots.csv, the latter without the column image.
+
+    `num_columns` is the number of columns of results.csv.
+    """
     if isinstance(record, Unreadable):
-        return [record.image] + [""] * (5 + 2 * num_classes) + [record.error], []
-    probabilities = [f"{p:.6f}" for p in (record.gate_probability, *record.class_probabilities)]
+        return [record.image] + [""] * (num_columns - 2) + [record.error], []
+    novelty = []
+    if record.novelty is not None:
+        novelty = [f"{record.novelty:.6f}", str(int(bool(record.unknown_code))), record.unknown_code]
+    gate, *probabilities = (f"{p:.6f}" for p in (record.gate_probability, *record.class_probabilities))
     integers = [*record.areas, len(record.spots), *record.size]
     spots = []
     for spot in record.spots:
         cells = map(str, (spot.class_index + 1, spot.area_pixels, *spot.box))
         spots.append([*cells, *(f"{value:.2f}" for value in spot.centroid), spot.code])
-    return [record.image, str(int(record.defective)), *probabilities, *map(str, integers), ""], spots
+    first = [record.image, str(int(record.defective)), gate, *novelty]
+    return [*first, *probabilities, *map(str, integers), ""], spots
 
 
 def from_rows(result: Row, spots: Sequence[Row], codes: Sequence[str]) -> Record | Unreadable:
@@ -92,9 +109,16 @@ def from_rows(result: Row, spots: Sequence[Row], codes: Sequence[str]) -> Record
     image, defective, gate, *numbers, _, height, width, error = result
     if error:
         return Unreadable(image, error)
+    novelty, unknown_code = None, ""
+    if len(numbers) > 2 * len(codes):
+        novelty, unknown_code = float(numbers[0]), numbers[2]
+        numbers = numbers[len(NOVELTY_COLUMNS) :]
     probabilities, areas = list(map(float, numbers[: len(codes)])), list(map(int, numbers[len(codes) :]))
     parsed = []
     for row in spots:
         c, area, left, top, *sides = map(int, row[:6])
         parsed.append(Spot(c - 1, area, (left, top, sides[0], sides[1]), (float(row[6]), float(row[7])), row[8]))
-    return Record(image, defective == "1", float(gate), probabilities, areas, (int(height), int(width)), codes, parsed)
+    size = (int(height), int(width))
+    return Record(
+        image, defective == "1", float(gate), probabilities, areas, size, codes, parsed, novelty, unknown_code
+    )

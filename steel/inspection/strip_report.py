@@ -54,6 +54,7 @@ def write_strip_report(
     page.add_heading("Map of the strip")
     page.add_markup(draw_map(strip, classes))
     _add_worst(page, strip, classes, paths)
+    _add_unknown(page, strip, paths)
     _add_browser(page, strip, classes, paths)
     return page.write("report.html", _read_asset(".css"), _read_asset(".js"))
 
@@ -82,6 +83,7 @@ def tabulate_totals(strip: Strip) -> pd.DataFrame:
         "defective images": f"{num_defective:,}",
         "fraction defective (95 % interval)": _show_fraction(num_defective, num_readable),
         "spots": f"{num_spots:,}",
+        **_count_unknown(strip),
         "defective area": strip.show_area(area),
         "fraction of the inspected area": f"{100 * area / max(1, pixels):.3f} %",
         "length of strip": strip.show_length(strip.length),
@@ -90,6 +92,18 @@ def tabulate_totals(strip: Strip) -> pd.DataFrame:
         rate = 1000 * num_spots / strip.length
         rows["spots per metre"] = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     return pd.DataFrame({"": list(rows), "value": list(rows.values())})
+
+
+def _count_unknown(strip: Strip) -> dict[str, str]:
+    """Return the row of the images unlike any clean steel, if their novelty was measured."""
+    if all(record.novelty is None for record in strip.readable):
+        return {}
+    return {"images unlike any clean steel, and none of the classes": f"{len(_list_unknown(strip)):,}"}
+
+
+def _list_unknown(strip: Strip) -> list[Record]:
+    unknown = [record for record in strip.readable if record.unknown_code]
+    return sorted(unknown, key=lambda record: -(record.novelty or 0))
 
 
 def tabulate_classes(strip: Strip, classes: Sequence[str]) -> pd.DataFrame:
@@ -119,6 +133,17 @@ def _add_worst(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[
             page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
 
 
+def _add_unknown(page: Page, strip: Strip, paths: Mapping[str, Path]) -> None:
+    if not (unknown := _list_unknown(strip)):
+        return
+    page.add_heading("Images unlike any clean steel seen, and none of the classes")
+    for record in unknown[:_MAX_WORST]:
+        caption = html.escape(f"{record.image}: novelty {record.novelty:.2f}, the limit is 1")
+        if picture := _draw(record, paths, _WORST_SIDE, 80):
+            source = f"data:image/jpeg;base64,{picture}"
+            page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
+
+
 def _draw(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int, quality: int) -> str:
     """Return an image with its masks as a base64 JPEG, or "" if the file is missing, unreadable or of another size."""
     try:
@@ -127,13 +152,14 @@ def _draw(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int,
         return ""
     if isinstance(record, Unreadable) or image.shape != record.size:
         return ""
-    masks = [rle.decode(code, record.size) for code in record.codes]
+    masks = [rle.decode(code, record.size) for code in (*record.codes, record.unknown_code)]
+    colours = [*overlays.CLASS_COLOURS[: len(record.codes)], overlays.UNKNOWN]
     if (factor := max_side / max(record.size)) < 1:
         size = [max(1, round(factor * side)) for side in record.size[::-1]]
         # Area interpolation leaves a mask above 0 wherever the full-size mask has a pixel.
         planes = (image, *(255 * mask for mask in masks))
         image, *masks = (cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes)  # type: ignore[assignment]
-    drawn = overlays.draw_masks(image, [mask > 0 for mask in masks], overlays.CLASS_COLOURS[: len(masks)])
+    drawn = overlays.draw_masks(image, [mask > 0 for mask in masks], colours)
     jpeg = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return base64.b64encode(jpeg.tobytes()).decode()
 

@@ -29,7 +29,7 @@ from steel.data.spelling import escape_formula, unescape_formula
 from steel.data.tables import unlimited_fields
 from steel.errors import InputError
 from steel.files import atomic_path
-from steel.inspection.parquet import write_parquet
+from steel.inspection.parquet import build_schema, write_parquet
 from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, from_rows, list_result_columns, to_rows
 
 
@@ -50,10 +50,12 @@ class Tables:
         shard: Shard that the tables are for, if any. Each shard has CSV files of its own and one file in
             results.parquet, which is a folder.
         resume: Continue the tables of an interrupted or finished run in the folder.
+        has_novelty: Whether the exported file measures novelty.
 
     Attributes:
         done: Names of the recorded images.
         num_defective: Number of recorded images that are defective.
+        num_unknown: Number of recorded images that are unlike any clean steel and show no known class.
         num_unreadable: Number of recorded images that could not be read.
         paths: Final paths of results.csv, spots.csv and submission.csv.
         unfinished: Their paths until the run is finished.
@@ -65,7 +67,14 @@ class Tables:
     """
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], *, form: SubmissionFormat, shard: Shard | None, resume: bool
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        *,
+        form: SubmissionFormat,
+        shard: Shard | None,
+        resume: bool,
+        has_novelty: bool = False,
     ) -> None:
         self._classes, self._form = list(classes), form
         suffix = f"-{shard.number}-of-{shard.num_shards}" if shard else ""
@@ -74,9 +83,11 @@ class Tables:
         self.parquet = folder / "results.parquet"
         if shard:
             self.parquet /= f"{shard.number}-of-{shard.num_shards}.parquet"
-        self._headers = (list_result_columns(classes), ["image", *SPOT_COLUMNS], head_submission(form))
+        columns = list_result_columns(classes, has_novelty=has_novelty)
+        self._schema = build_schema(classes, has_novelty=has_novelty)
+        self._headers = (columns, ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
-        self.num_defective = self.num_unreadable = 0
+        self.num_defective = self.num_unknown = self.num_unreadable = 0
         self._lock = FileLock(folder / f".results{suffix}.lock")
         try:
             # Before anything else, because the files of a run in progress look like those of an interrupted run.
@@ -111,7 +122,7 @@ class Tables:
     def _scan(self) -> tuple[int, ...]:
         """Recount the complete images and return the byte offset in each table where the last one ends."""
         self.done.clear()
-        self.num_defective = self.num_unreadable = 0
+        self.num_defective = self.num_unknown = self.num_unreadable = 0
         ends: tuple[int, ...] = (0, 0, 0)
         for record, after in self._read():
             self._count(record)
@@ -143,12 +154,13 @@ class Tables:
     def _count(self, record: Record | Unreadable) -> None:
         self.done.add(record.image)
         self.num_defective += isinstance(record, Record) and record.defective
+        self.num_unknown += isinstance(record, Record) and bool(record.unknown_code)
         self.num_unreadable += isinstance(record, Unreadable)
 
     def write(self, record: Record | Unreadable) -> None:
         """Append an image. When this returns, the rows survive a crash of the process."""
         codes = list_codes(record.image, record.codes, self._form) if isinstance(record, Record) else []
-        result, spots = to_rows(record, len(self._classes))
+        result, spots = to_rows(record, len(self._headers[0]))
         rows = ([result], [[record.image, *row] for row in spots], codes)
         for file, added in reversed(list(zip(self._files, rows, strict=True))):  # results.csv last
             _append(file, added)
@@ -218,7 +230,7 @@ class Tables:
         complete = self.paths[0].with_suffix(".parquet")
         self.parquet.parent.mkdir(exist_ok=True)
         with atomic_path(complete) as draft:
-            write_parquet(draft, self._classes, self.read())
+            write_parquet(draft, self._schema, self.read())
         os.replace(complete, self.parquet)
         for unfinished, path in zip(self.unfinished, self.paths, strict=True):
             os.replace(unfinished, path)

@@ -212,12 +212,12 @@ def _list_binary_ratios(
         "precision": _average(hits, predicted),
         "recall": _average(hits, true),
         "f1": Ratio(2 * hits.astype(np.float64), predicted.astype(np.float64) + true),
-        "auroc": _rank_pairs(probabilities, true, counted & ~labels),
+        "auroc": rank_pairs(probabilities, true, counted & ~labels),
         "average_precision": _average_precision(probabilities, true, counted),
     }
 
 
-def _rank_pairs(scores: NDArray[np.float32], positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> Ratio:
+def rank_pairs(scores: NDArray[np.float32], positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> Ratio:
     """Return the exact AUROC, with ties: the mean over the rarer kind of images, of the share of the others they beat.
 
     Source: DeLong, DeLong and Clarke-Pearson 1988, Comparing the areas under two or more correlated receiver operating

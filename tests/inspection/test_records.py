@@ -22,12 +22,20 @@ RECORD = Record("a.png", True, 0.75, [0.75, 0.5], [4, 1], (2, 8), ["3 2 5 2", "1
     [
         (RECORD, RECORD.codes),
         (RECORD._replace(defective=False, areas=[0, 0], codes=["", ""], spots=[]), ["", ""]),
+        (RECORD._replace(novelty=0.5), RECORD.codes),
+        (RECORD._replace(novelty=1.25, unknown_code="1 4"), RECORD.codes),
         (Unreadable("b.png", "b.png is empty"), []),
     ],
 )
-def test_records_survive_the_round_trip_through_rows(record: Record | Unreadable, codes: list[str]) -> None:
-    result, spots = to_rows(record, num_classes=2)
-    assert len(result) == len(list_result_columns(["a", "b"]))
+@pytest.mark.parametrize("has_novelty", [False, True])
+def test_records_survive_the_round_trip_through_rows(
+    record: Record | Unreadable, codes: list[str], has_novelty: bool
+) -> None:
+    if isinstance(record, Record) and has_novelty != (record.novelty is not None):
+        pytest.skip("a file measures the novelty of every image or of none")
+    columns = list_result_columns(["a", "b"], has_novelty=has_novelty)
+    result, spots = to_rows(record, len(columns))
+    assert len(result) == len(columns)
     assert from_rows(result, spots, codes) == record
 
 

@@ -1,0 +1,264 @@
+"""Unknown defects: how far each place of an image is from the clean steel that a segmenter was trained on.
+
+The segmenter's encoder describes each place. Normal steel is a memory bank of such descriptions, and the distance of a
+place is that to its nearest neighbour in the bank. The mean of an image's descriptions is subtracted first, because the
+texture of one plate or coil differs from that of the next more than a small defect differs from the steel around it.
+
+Source: Roth et al. 2022, Towards total recall in industrial anomaly detection (PatchCore).
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steel.decision.inspector import Inspector, cut
+from steel.decision.plain import from_plain, to_plain
+from steel.decision.point import OperatingPoint
+from steel.decision.tiles import Tile
+from steel.errors import InputError
+from steel.files import atomic_path
+from steel.intervals import Interval
+
+_PLACE = 32  # pixels of a place of the map of a divided image; tiles start at multiples of it
+_NUM_WORST = 5  # places of an image that its distance is averaged over; the single worst one is less reliable
+
+
+@dataclass(frozen=True)
+class NoveltyLimit:
+    """How the limit of novelty was chosen. The names are the keys of a file format, so they must stay as they are.
+
+    Attributes:
+        value: The limit: the distance of an image that has the novelty 1.
+        segmenter: Hash of the segmenter's checkpoint.
+        num_trained: Number of clean images that the bank was made from.
+        num_images: Number of clean images of other groups that the limit was chosen on.
+        num_groups: Number of groups of these images.
+        num_alarms: Number of these images above the limit.
+        false_alarms: The largest share of clean images above the limit that was asked for.
+        confidence: One-sided confidence at which it was asked for.
+        bound: The largest share that the images allow at this confidence; above `false_alarms` if they are too few.
+        interval: 95 % confidence interval of the share.
+    """
+
+    value: float
+    segmenter: str
+    num_trained: int
+    num_images: int
+    num_groups: int
+    num_alarms: int
+    false_alarms: float
+    confidence: float
+    bound: float
+    interval: Interval
+
+    @property
+    def promise(self) -> str:
+        """Sentence on false alarms."""
+        low, high = self.interval
+        return (
+            f"{self.num_alarms:,} of {self.num_images:,} clean images in {self.num_groups:,} other groups are above "
+            f"the limit of novelty (95 % interval {low:.1%} to {high:.1%}); at {self.confidence:.0%} confidence, at "
+            f"most {self.bound:.1%} of new clean images are"
+        )
+
+
+class Distances(NamedTuple):
+    """Distances of N images from normal steel.
+
+    Attributes:
+        images: float `(N,)`, the mean over the image's most distant places.
+        places: float `(N, h, w)`, the distance of each place.
+    """
+
+    images: Tensor
+    places: Tensor
+
+
+class NormalSteel(nn.Module):
+    """A memory bank of clean places.
+
+    Args:
+        scale: `(K,)`, standard deviation of each feature over clean places, after the image's mean is subtracted.
+        bank: `(B, K)`, clean places divided by `scale`.
+    """
+
+    scale: Tensor
+    bank: Tensor
+    squares: Tensor
+
+    def __init__(self, scale: Tensor, bank: Tensor) -> None:
+        super().__init__()
+        self.num_worst = _NUM_WORST
+        self.register_buffer("scale", scale)
+        self.register_buffer("bank", bank)
+        self.register_buffer("squares", bank.square().sum(1))
+
+    def forward(self, places: Tensor) -> Distances:
+        """Return the distances of places, float `(N, K, h, w)`."""
+        n, h, w = places.shape[0], places.shape[2], places.shape[3]
+        x = center_places(places) / self.scale
+        # |x - b|^2 without the differences (places, B, K), which would not fit into memory.
+        products = torch.addmm(self.squares, x.flatten(0, 1), self.bank.t(), alpha=-2)
+        nearest = products.amin(1).view(n, h * w) + x.square().sum(2)
+        distances = nearest.clamp_min(0).sqrt()
+        worst = distances.topk(min(self.num_worst, h * w), 1)[0]
+        return Distances(worst.mean(1), distances.view(n, h, w))
+
+
+def center_places(places: Tensor) -> Tensor:
+    """Return places, float `(N, K, h, w)`, as `(N, h * w, K)`, with the mean of each image subtracted."""
+    x = places.flatten(2).transpose(1, 2)
+    return x - x.mean(1, keepdim=True)
+
+
+class NovelInspection(NamedTuple):
+    """An `Inspection` with its novelty; the first four attributes are the same.
+
+    Attributes:
+        gate_probability: float `(N,)`.
+        class_probabilities: float `(N, C)`.
+        masks: bool `(N, C, H, W)`.
+        areas: int64 `(N, C)`.
+        novelty: float `(N,)`, the distance from clean steel divided by the limit. An image is unlike any clean steel
+            seen if it is at least 1.
+        novelty_map: float `(N, h, w)`, the same for each place. The map spans the image.
+    """
+
+    gate_probability: Tensor
+    class_probabilities: Tensor
+    masks: Tensor
+    areas: Tensor
+    novelty: Tensor
+    novelty_map: Tensor
+
+
+class NovelInspector(Inspector):
+    """An inspector that also measures the novelty of every image.
+
+    A gate rejects what it does not know, and unknown defects most of all. Novelty is therefore measured on all images:
+    the segmenter's encoder runs on each of them, and its decoder on those that pass the gate.
+
+    Args:
+        inspector: The inspector. Its segmenter has the methods `encode`, `decode` and `describe_places`.
+        normal: Normal steel, described by the encoder of this segmenter.
+        limit: The distance that has the novelty 1.
+    """
+
+    normal_steel: NormalSteel  # not `normal`, which is an operator that no exported file may use
+    novelty_limit: Tensor
+
+    def __init__(self, inspector: Inspector, normal: NormalSteel, limit: float) -> None:
+        point = OperatingPoint.from_tensors(inspector.point())
+        super().__init__(inspector.classifier, inspector.segmenter, point, inspector.flips)
+        self._learn(normal, limit)
+        self.eval()
+
+    def _learn(self, normal: NormalSteel, limit: float) -> None:
+        self.place = _PLACE
+        self.normal_steel = normal
+        self.register_buffer("novelty_limit", torch.tensor(limit, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> NovelInspection:  # type: ignore[override]
+        """Inspect images; see `Inspector.forward`."""
+        grey = self._to_grey(images)
+        classes = self._classify_tiles(grey)
+        passed = self._pass_gate(classes)
+        tiles = self._list_tiles(grey, 2)
+        if len(tiles) > 1:
+            novelty = self._compare_tiles(grey, tiles)
+            masks = self._segment_passed(grey, passed)
+        else:
+            features: list[Tensor] = self.segmenter.encode(grey)  # type: ignore[operator]
+            novelty = self._compare(features, grey)
+            shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
+            masks = torch.zeros(shape, dtype=torch.bool, device=grey.device)
+            if len(passed) > 0:
+                pixels = self._segment_encoded([feature[passed] for feature in features], grey[passed])
+                masks[passed] = pixels >= self.pixel[:, None, None]
+        gate, calibrated, masks, areas = self._decide(classes, masks, self.point())
+        return NovelInspection(gate, calibrated, masks, areas, novelty.images, novelty.places)
+
+    @torch.jit.export
+    def find_novelty(self, images: Tensor) -> Distances:
+        """Return the novelty of images and of their places, without inspecting them; see `NovelInspection`."""
+        grey = self._to_grey(images)
+        tiles = self._list_tiles(grey, 2)
+        if len(tiles) > 1:
+            return self._compare_tiles(grey, tiles)
+        features: list[Tensor] = self.segmenter.encode(grey)  # type: ignore[operator]
+        return self._compare(features, grey)
+
+    def _compare_tiles(self, grey: Tensor, tiles: list[Tile]) -> Distances:
+        """Compare a divided image: its novelty is the largest of all tiles, and a place of its map is `_PLACE` wide."""
+        step = self.place
+        height, width = -(-grey.shape[2] // step), -(-grey.shape[3] // step)
+        images = torch.zeros(grey.shape[0], device=grey.device)
+        places = torch.zeros([grey.shape[0], height, width], device=grey.device)
+        for tile in tiles:
+            rows, columns = tile
+            part = cut(grey, tile)
+            features: list[Tensor] = self.segmenter.encode(part)  # type: ignore[operator]
+            found = self._compare(features, part)
+            images = torch.maximum(images, found.images)
+            size = [-(-part.shape[2] // step), -(-part.shape[3] // step)]
+            spread = F.adaptive_max_pool2d(found.places, size)
+            # Tiles start, and parts of tiles that count begin, at multiples of the place.
+            top, left = rows.first // step, columns.first // step
+            bottom, right = -(-rows.last // step), -(-columns.last // step)
+            first_row, first_column = rows.start // step, columns.start // step
+            counted = spread[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
+            places[:, top:bottom, left:right] = counted
+        return Distances(images, places)
+
+    def _compare(self, features: list[Tensor], grey: Tensor) -> Distances:
+        places = self.segmenter.describe_places(features, grey.shape[2], grey.shape[3])  # type: ignore[operator]
+        found = self.normal_steel(places)
+        return Distances(found.images / self.novelty_limit, found.places / self.novelty_limit)
+
+    def _segment_encoded(self, features: list[Tensor], grey: Tensor) -> Tensor:
+        """Return what `_segment` returns for images whose unflipped view is already encoded."""
+        views = self._views()
+        logits: Tensor = self.segmenter.decode(features, grey.shape[2], grey.shape[3])  # type: ignore[operator]
+        total = logits.float().sigmoid()
+        for axes in views[1:]:
+            total = total + self.segmenter(grey.flip(axes)).float().sigmoid().flip(axes)
+        return total / len(views)
+
+
+class NoveltyFile(NamedTuple):
+    """Content of a file that `steel novelty` wrote."""
+
+    normal: NormalSteel
+    limit: NoveltyLimit
+
+
+def write_novelty(path: Path, file: NoveltyFile) -> None:
+    """Write normal steel and its limit of novelty; the file appears once it is complete."""
+    content = io.BytesIO()
+    state = {"scale": file.normal.scale, "bank": file.normal.bank, "limit": json.dumps(to_plain(file.limit))}
+    torch.save({"steel_novelty": state}, content)
+    with atomic_path(path) as draft:
+        draft.write_bytes(content.getvalue())
+
+
+def read_novelty(path: str | Path) -> NoveltyFile:
+    """Read a file that `steel novelty` wrote, without running code in it.
+
+    Raises:
+        InputError: The file does not exist, or `steel novelty` did not write it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}; `steel novelty` writes it")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["steel_novelty"]
+        normal = NormalSteel(state["scale"], state["bank"])
+        return NoveltyFile(normal, from_plain(NoveltyLimit, json.loads(state["limit"])))
+    except Exception as error:  # torch raises many types for a file that is not its own
+        raise InputError(f"{path} holds no model of normal steel; give a file that `steel novelty` wrote") from error

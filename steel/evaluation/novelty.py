@@ -1,0 +1,233 @@
+"""`steel novelty`: learn normal steel from clean images, and choose the limit above which an image is unlike it."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steel.data.datamodule import SteelDataModule
+from steel.data.unknown import find_labels
+from steel.decision.novelty import NormalSteel, NoveltyFile, NoveltyLimit, center_places, write_novelty
+from steel.devices import choose_device, prepare_process
+from steel.errors import InputError, require_at_least
+from steel.evaluation.assemble import hash_networks, require_finite_weights
+from steel.evaluation.claims import claim_rate
+from steel.evaluation.parts import warn_of_groups
+from steel.files import require_writable
+from steel.intervals import effective_size, rate
+from steel.progress import track
+from steel.training.checkpoints import find_checkpoint, load_task, require_data
+from steel.training.networks import SegmenterNetwork
+from steel.training.tasks import DefectSegmenter
+
+# Clean places that the bank is chosen from; more take longer and find hardly any others.
+_NUM_CANDIDATES = 40_000
+_NUM_PROJECTED = 32  # dimensions in which the bank is chosen, as in PatchCore
+_FEWEST = 2  # clean images to learn from, and to choose the limit on
+# Images above this quantile tell how alike the images of a group are; too few exceed the limit itself.
+_HIGH = 0.8
+
+
+def novelty(
+    *,
+    segmenter: str,
+    root: str,
+    false_alarms: float = 0.05,
+    confidence: float = 0.95,
+    places: int = 1000,
+    out: str = "novelty.pt",
+    batch_size: int = 8,
+    num_workers: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Learn what clean steel looks like, so that the exported file also reports defects that nobody labelled.
+
+    A memory of places is chosen from the clean images of the segmenter's train part. The limit is chosen on the clean
+    images of its val part. Give the file to `steel export --novelty`.
+
+    Args:
+        segmenter: Checkpoint of the segmenter, or best or last for that of the newest run in lightning_logs.
+        root: Folder with train.csv and train_images.
+        false_alarms: Largest share of clean images above the limit.
+        confidence: One-sided confidence of this share; 0.5 keeps it only on average.
+        places: Number of places to remember. The time of the comparison and the size of the file are proportional.
+        out: File to write.
+        batch_size: Number of images that the networks process at once.
+        num_workers: Number of threads that load images; by default one fewer than there are cores, at most 8.
+        device: Device to run on: auto, cpu, cuda or cuda:1.
+
+    Raises:
+        InputError: An option is out of range, the checkpoint is not one of a segmenter, the dataset does not fit it, or
+            there are too few clean images.
+
+    Example:
+        steel novelty --segmenter best --root data --false_alarms 0.02 --out novelty.pt
+    """
+    require_at_least(1, places=places, batch_size=batch_size)
+    if not 0 < false_alarms < 1:
+        raise InputError(f"--false_alarms must be in (0, 1), got {false_alarms}")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"--confidence must be in [0.5, 1), got {confidence}")
+    require_writable(path := Path(out))
+    where = choose_device(device)
+    prepare_process(where)
+    checkpoint = find_checkpoint(segmenter, Path("lightning_logs"), DefectSegmenter.name)
+    network, about = _load(checkpoint)
+    data = SteelDataModule(
+        root, num_classes=len(about["data"]["classes"]), batch_size=batch_size, num_workers=num_workers
+    )
+    data.recall(about["data"], checkpoint)
+    train, val = (find_clean(data, part) for part in ("train", "val"))
+    new = val[~np.isin(data.split.groups[val], data.split.groups[train])]
+    for rows, part in ((train, "train"), (new, "val")):
+        if len(rows) < _FEWEST:
+            raise InputError(f"{root} must have at least {_FEWEST} clean images in {part}, got {len(rows)}; add some")
+    network = network.to(where)
+    normal = learn(network, data, train, places, where)
+    distances, groups = measure(network, normal, data, new, where), data.split.groups[new]
+    limit = choose_limit(distances, groups, false_alarms, confidence)
+    digest = hash_networks([], [str(checkpoint)], flips=False).segmenters[0]
+    limit = replace(limit, segmenter=digest, num_trained=len(train))
+    write_novelty(path, NoveltyFile(normal.cpu(), limit))
+    print(f"learnt from {len(train):,} clean images; {limit.promise}")
+    for warning in warn_of_groups(len(new), int((~data.split.is_grouped[new]).sum())) + _list_warnings(limit):
+        print(f"warning: {warning}")
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _load(checkpoint: Path) -> tuple[SegmenterNetwork, dict[str, Any]]:
+    """Return the network of a segmenter's checkpoint, and the checkpoint's metadata."""
+    task, about = load_task(checkpoint, DefectSegmenter)
+    require_data(about, checkpoint)
+    require_finite_weights(task.network, f"the training of {checkpoint} diverged, so choose another checkpoint")
+    if not isinstance(task.network, SegmenterNetwork):
+        raise InputError(
+            f"{checkpoint} has a network of another class than SegmenterNetwork, so its encoder is unknown"
+        )
+    return task.network, about
+
+
+def _list_warnings(limit: NoveltyLimit) -> list[str]:
+    if limit.bound <= limit.false_alarms:
+        return []
+    return [
+        f"a limit of {limit.false_alarms:g} of the clean images cannot be claimed with {limit.confidence:.0%} "
+        f"confidence: {limit.num_alarms} of {limit.num_images:,} clean images above the limit prove only that at most "
+        f"{limit.bound:.3f} of new ones are"
+    ]
+
+
+def find_clean(data: SteelDataModule, part: str) -> NDArray[np.int64]:
+    """Return the rows of the images of a part that are known to be clean."""
+    table = data.annotations
+    clean: NDArray[np.bool_] = find_labels(table.labelled_areas, table.has_unknown).clean
+    rows = data.split.indices(part)
+    return rows[clean[rows]]
+
+
+@torch.inference_mode()
+def _describe(
+    network: SegmenterNetwork, data: SteelDataModule, rows: NDArray[np.int64], device: torch.device, text: str
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the rows of each batch, and the features of their places, float `(N, K, h, w)`."""
+    loader = data.images_dataloader(rows)
+    for batch in track(loader, text, len(loader)):
+        images = batch["image"].to(device)
+        places = network.describe_places(network.encode(images), images.shape[2], images.shape[3])
+        yield batch["index"].tolist(), places
+
+
+def learn(
+    network: SegmenterNetwork, data: SteelDataModule, rows: NDArray[np.int64], num_places: int, device: torch.device
+) -> NormalSteel:
+    """Learn normal steel from clean images.
+
+    Args:
+        network: The segmenter's network, in evaluation mode, on `device`.
+        data: The dataset.
+        rows: Rows of clean images in its table.
+        num_places: Number of places in the bank, at most.
+        device: The device to run on.
+    """
+    per_image = -(-_NUM_CANDIDATES // len(rows))
+    found: dict[int, Tensor] = {}
+    for batch, places in _describe(network, data, rows, device, "learning"):
+        for i, image in zip(batch, center_places(places).cpu(), strict=True):
+            # A seed per image, so that the bank does not depend on the order of the batches.
+            drawn = torch.randperm(len(image), generator=torch.Generator().manual_seed(i))[:per_image]
+            found[i] = image[drawn]
+    candidates = torch.cat([found[i] for i in sorted(found)])
+    scale = candidates.std(0).clamp_min(1e-6)
+    candidates = candidates / scale
+    return NormalSteel(scale, candidates[choose_bank(candidates, num_places)]).to(device)
+
+
+def choose_bank(candidates: Tensor, num: int) -> Tensor:
+    """Return the positions of `num` of the candidates `(M, K)`, such that every candidate is near to one of them.
+
+    Each is the one most distant from those before it. Distances are taken in a random projection, which keeps them.
+    Source: Roth et al. 2022 (PatchCore); Sener and Savarese 2018, Active learning for convolutional neural networks.
+    """
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(candidates.shape[1], _NUM_PROJECTED, generator=generator)
+    x = candidates @ projection / _NUM_PROJECTED**0.5
+    nearest = torch.full((len(x),), torch.inf)
+    chosen = [0]
+    while len(chosen) < min(num, len(x)):
+        nearest = torch.minimum(nearest, (x - x[chosen[-1]]).square().sum(1))
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen)
+
+
+def measure(
+    network: SegmenterNetwork,
+    normal: NormalSteel,
+    data: SteelDataModule,
+    rows: NDArray[np.int64],
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Return the distances `(n,)` of images from normal steel; for the arguments see `learn`."""
+    found: dict[int, float] = {}
+    for batch, places in _describe(network, data, rows, device, "measuring"):
+        found.update(zip(batch, normal(places).images.tolist(), strict=True))
+    return np.array([found[i] for i in rows.tolist()], np.float32)
+
+
+def choose_limit(
+    distances: NDArray[np.float32], groups: NDArray[np.int64], false_alarms: float, confidence: float
+) -> NoveltyLimit:
+    """Choose the lowest limit that at most a share of new clean images exceeds, at a one-sided confidence.
+
+    The limit is just above the distance of one of the images, which makes the bound of `claim_rate` exact for
+    independent images. If even the largest distance proves too little, the limit is there.
+
+    Args:
+        distances: `(n,)`, distances of clean images that the bank was not made from.
+        groups: `(n,)`, their groups.
+        false_alarms: The share, 0 to 1.
+        confidence: The confidence, 0.5 to 1.
+
+    Returns:
+        The limit, without its origin.
+    """
+    n = len(distances)
+    is_high = distances > np.quantile(distances, _HIGH)
+    size = effective_size(is_high, groups, max(0.5, 2 * confidence - 1))  # as in `claims`
+
+    def bound(num_alarms: int) -> float:
+        return 1 - claim_rate((n - num_alarms) / n * size, size, confidence)
+
+    num_alarms = max(0, bisect_right(range(n), false_alarms, key=bound) - 1)
+    value = np.nextafter(np.sort(distances)[n - 1 - num_alarms], np.float32(np.inf))
+    is_alarm = distances >= value
+    return NoveltyLimit(
+        value=float(value), segmenter="", num_trained=0, num_images=n, num_groups=len(np.unique(groups)),
+        num_alarms=int(is_alarm.sum()), false_alarms=false_alarms, confidence=confidence,
+        bound=bound(int(is_alarm.sum())), interval=rate(is_alarm, groups),
+    )  # fmt: skip

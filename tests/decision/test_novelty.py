@@ -1,0 +1,139 @@
+"""Novelty: the distance of places from a memory bank, and the exported file that measures it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bright import (
+    NOVELTY_LIMIT,
+    DescribedPixels,
+    Gate,
+    build_novel_inspector,
+    draw_places,
+    write_model,
+    write_novel_model,
+)
+from steel.decision import bundle
+from steel.decision.inspector import Inspector
+from steel.decision.novelty import (
+    NormalSteel,
+    NoveltyFile,
+    read_novelty,
+    write_novelty,
+)  # fmt: skip
+from steel.decision.point import OperatingPoint
+from steel.errors import InputError
+from steel.export import parity
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+
+
+def test_distances_are_those_to_the_nearest_place_of_the_bank() -> None:
+    places = torch.randn(2, 5, 3, 4)
+    scale, bank = torch.rand(5) + 0.5, torch.randn(7, 5)
+    found = NormalSteel(scale, bank)(places)
+    for image, distances, mean in zip(places, found.places, found.images, strict=True):
+        x = image.flatten(1).T.double()
+        x = (x - x.mean(0)) / scale
+        naive = torch.stack([(x[i] - bank).norm(dim=1).min() for i in range(12)])
+        assert torch.allclose(distances.flatten().double(), naive, atol=1e-4)
+        assert float(mean) == pytest.approx(float(naive.sort()[0][-5:].mean()), rel=1e-4)
+
+
+def test_an_image_of_fewer_places_than_are_averaged_has_a_distance() -> None:
+    found = NormalSteel(torch.ones(2), torch.tensor([[3.0, 4.0]]))(torch.zeros(1, 2, 1, 2))
+    assert found.images.tolist() == pytest.approx([5.0])
+
+
+def test_novelty_is_measured_on_images_that_the_gate_rejects_and_the_texture_of_an_image_does_not_count() -> None:
+    inspector = build_novel_inspector()
+    found = inspector(draw_places())
+    assert (found.gate_probability >= 0.5).tolist() == [False, False, True]
+    assert float(found.novelty[0]) == pytest.approx(float(found.novelty[2]), rel=1e-3)
+    assert found.novelty[1] > 2 * found.novelty[0]
+    assert found.novelty_map.shape == (3, 4, 6)
+    assert int(found.novelty_map[1].argmax()) == 1 * 6 + 3
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_the_decision_equals_that_without_novelty(flips: bool) -> None:
+    """The masks are computed from features that are shared, and must not differ by one bit."""
+    novel = build_novel_inspector(gate=0.0, flips=flips)
+    plain = Inspector(Gate(), DescribedPixels(), OperatingPoint.from_tensors(novel.point()), flips).eval()
+    images = draw_places() * 3
+    for ours, theirs in zip(novel(images)[:4], plain(images), strict=True):
+        assert torch.equal(ours, theirs)
+    assert plain(images).masks.any()
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_the_novelty_of_a_divided_image_is_that_of_its_tiles(is_exported: bool, tmp_path: Path) -> None:
+    """The one unusual place is far from the start, and in the margin of a neighbouring tile as well."""
+    inspector = bundle.load(write_novel_model(tmp_path / "novel.pt"))[0] if is_exported else build_novel_inspector()
+    inspector.gate = torch.tensor(0.0)
+    image = draw_places()[:1].repeat(1, 1, 10, 50)[:, :, :300, :2300].clone()
+    image[:, :, 200:208, 1096:1104] = 250
+    whole = inspector(image)
+    inspector.largest_whole = 2 * 512 * 300
+    divided = inspector(image)
+    assert torch.equal(divided.masks, whole.masks)
+    assert divided.masks.any()
+    assert float(divided.novelty) == pytest.approx(float(whole.novelty), rel=0.2)  # the means of the tiles differ
+    assert divided.novelty_map.shape == (1, 10, 72)
+    assert divmod(int(divided.novelty_map.argmax()), 72) == (200 // 32, 1096 // 32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_novel_model(tmp_path / "novel.pt")
+
+
+def test_the_exported_file_measures_the_same_novelty(model: Path) -> None:
+    inspector = build_novel_inspector()
+    images = draw_places()
+    for module, about in (bundle.load(model), bundle.read(model)):
+        assert about.novelty == NOVELTY_LIMIT
+        assert float(module.novelty_limit) == NOVELTY_LIMIT.value
+        for ours, theirs in zip(inspector(images), module(images), strict=True):
+            assert torch.allclose(ours.float(), theirs.float(), atol=1e-6)
+        assert torch.equal(module.find_novelty(images).images, module(images).novelty)
+        assert parity.compare(inspector, module, images, 1e-5).probability < 1e-5
+        before = module(images).novelty
+        module.novelty_limit.mul_(2)
+        assert torch.allclose(2 * module(images).novelty, before)
+
+
+def test_a_difference_of_novelty_is_found(model: Path) -> None:
+    module, _ = bundle.load(model)
+    module.normal_steel.bank.add_(0.1)
+    assert parity.compare(build_novel_inspector(), module, draw_places(), 1e-5).probability > 1e-3
+    assert "novelty of the example differs" in module.test_novelty()
+    module.normal_steel.bank.fill_(float("nan"))
+    assert np.isnan(parity.compare(build_novel_inspector(), module, draw_places(), 1e-5).probability)
+    assert "nan" in module.test_novelty()
+
+
+def test_a_limit_that_differs_from_the_metadata_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"do not match its program \(limit of novelty: 0.75 and 0.5\)"):
+        bundle.load(write_novel_model(tmp_path / "other.pt", stated=0.75))
+
+
+def test_a_file_without_novelty_has_the_outputs_and_the_metadata_of_before(tmp_path: Path) -> None:
+    module, about = bundle.read(write_model(tmp_path / "plain.pt"))
+    assert len(module(draw_places())) == 4
+    assert about.novelty is None
+    assert "novelty" not in about.to_dict()
+
+
+def test_a_file_of_normal_steel_is_read_as_written_and_others_are_refused(tmp_path: Path, model: Path) -> None:
+    normal = build_novel_inspector().normal_steel
+    write_novelty(tmp_path / "novelty.pt", NoveltyFile(normal, NOVELTY_LIMIT))
+    read, limit = read_novelty(tmp_path / "novelty.pt")
+    assert limit == NOVELTY_LIMIT
+    assert torch.equal(read.bank, normal.bank)
+    (tmp_path / "text.pt").write_text("no model")
+    for name, reason in (("gone.pt", "no file"), ("text.pt", "holds no model"), (model.name, "holds no model")):
+        with pytest.raises(InputError, match=f"{name}.*{reason}|{reason}.*{name}"):
+            read_novelty(tmp_path / name)
