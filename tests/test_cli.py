@@ -175,7 +175,7 @@ def test_a_flag_without_a_value_is_true(
     root: Path, capsys: pytest.CaptureFixture[str], flag: list[str], is_on: bool, is_first: bool
 ) -> None:
     assert main(["split", *flag, str(root)] if is_first else ["split", str(root), *flag]) == 0
-    assert ("show the same scene" in capsys.readouterr().out) == is_on
+    assert ("with the same scene" in capsys.readouterr().out) == is_on
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
