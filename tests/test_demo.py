@@ -20,7 +20,8 @@ from steel.errors import InputError
 def test_the_demo_reaches_its_scores(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
     try:
         assert main(["demo", f"--out={out}"]) == 0
     finally:
