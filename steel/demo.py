@@ -45,7 +45,7 @@ _STEPS = {
 # Small enough for a CPU: half resolution, crops and few epochs. Depthwise convolutions are slower in bfloat16.
 _SETTINGS = {
     "classifier": (
-        "--config=conf/offline.yaml", "--model.lr=5e-4", "--data.crop=[256,512]", "--data.shares=even",
+        "--config=conf/offline.yaml", "--model.lr=2e-3", "--data.crop=[256,512]", "--data.shares=even",
         "--trainer.max_epochs=10", "--trainer.check_val_every_n_epoch=2",
     ),
     "segmenter": (
