@@ -20,7 +20,7 @@ from steel.evaluation.assemble import hash_networks, require_finite_weights
 from steel.evaluation.claims import claim_rate
 from steel.evaluation.parts import warn_of_groups
 from steel.files import require_writable
-from steel.intervals import effective_size, rate
+from steel.intervals import effective_size, wilson
 from steel.progress import track
 from steel.training.checkpoints import find_checkpoint, load_task, require_data
 from steel.training.networks import SegmenterNetwork
@@ -226,8 +226,10 @@ def choose_limit(
     num_alarms = max(0, bisect_right(range(n), false_alarms, key=bound) - 1)
     value = np.nextafter(np.sort(distances)[n - 1 - num_alarms], np.float32(np.inf))
     is_alarm = distances >= value
+    rate_size = effective_size(is_high, groups)  # alarms are too few to tell it, or none
+    interval = wilson(float(is_alarm.mean()) * rate_size, rate_size)
     return NoveltyLimit(
         value=float(value), segmenter="", num_trained=0, num_images=n, num_groups=len(np.unique(groups)),
         num_alarms=int(is_alarm.sum()), false_alarms=false_alarms, confidence=confidence,
-        bound=bound(int(is_alarm.sum())), interval=rate(is_alarm, groups),
+        bound=bound(int(is_alarm.sum())), interval=interval,
     )  # fmt: skip

@@ -436,7 +436,7 @@ def write_large_inspector(path: Path) -> Path:
 def test_abandoned_requests_leave_nothing_behind_and_delay_no_others(
     tmp_path: Path, write: Callable[[Path], Path], num_each: int
 ) -> None:
-    """Of 16 clients, 8 hang up after 0 to 300 ms, again and again, while the others ask for `num_each` images each."""
+    """Eight clients keep hanging up after 0 to 300 ms, while eight others each send `num_each` images."""
     desk = open_desk(write(tmp_path / "inspector.pt"), SLOW, queue_size=32)
     is_over, memory, num_abandoned = threading.Event(), [], []
     body = encode(draw(95, [(10, 8, 12, 5, 255)], (128, 256)))
