@@ -73,7 +73,7 @@ class ImageAnswer(BaseModel):
     size: Size = Field(examples=[[256, 1600]])
     gate_probability: Probability = Field(description="The largest class probability.", examples=[0.97])
     class_probabilities: dict[str, float] = Field(examples=[{"1": 0.01, "2": 0.0, "3": 0.97, "4": 0.02}])
-    defective: bool = Field(description="Whether `gate_probability` is at least the gate, in single precision.")
+    defective: bool = Field(description="True if anything is outlined, so that `spots` is not empty.")
     codes: Codes
     spots: list[SpotAnswer]
 
@@ -102,7 +102,7 @@ class ModelAnswer(BaseModel):
     """The model that the service runs."""
 
     classes: list[ClassAnswer]
-    gate: float = Field(description="Lowest gate probability at which an image is defective.", examples=[0.5])
+    gate: float = Field(description="Lowest gate probability at which an image is segmented.", examples=[0.5])
     operating_point: dict[str, Any] = Field(description="All thresholds and smallest areas.")
     tuned: dict[str, Any] | None = Field(
         description="How `steel tune` chose the operating point, and the performance it expects; null if not tuned."

@@ -44,10 +44,10 @@ _HEADLINES = {
     "kaggle_dice": "Kaggle Dice",
     "iou": "mean IoU of the classes",
     "false_alarm_rate": "clean images with a false alarm (a mask)",
-    "accuracy": "accuracy (clean or defective)",
-    "balanced_accuracy": "balanced accuracy",
-    "recall": "defective images detected (recall)",
-    "precision": "images called defective that are defective (precision)",
+    "accuracy": "accuracy of the gate (clean or defective)",
+    "balanced_accuracy": "balanced accuracy of the gate",
+    "recall": "defective images that pass the gate (recall)",
+    "precision": "images that pass the gate and are defective (precision)",
     "auroc": "AUROC (clean or defective)",
     "average_precision": "average precision (clean or defective)",
     "f1_macro": "mean F1 of the classes",
@@ -276,10 +276,10 @@ def _compare_alarms(decisions: Decisions, summary: Summary) -> str:
     clean = ~(decisions.counts.truth > 0).any(1)
     marked = int((decisions.counts.predicted[clean] > 0).any(1).sum())
     return (
-        f"The gate calls {false_calls:,} of {format_count(true_clean + false_calls, 'clean image')} defective, so that "
-        f"the segmenter looks at them. A false alarm is a mask on a clean image: {marked:,} of {int(clean.sum()):,} "
-        f"have one after pixel thresholds and smallest sizes. Accuracy, recall and precision of images count the calls "
-        f"of the gate."
+        f"The gate passes {false_calls:,} of {format_count(true_clean + false_calls, 'clean image')} to the segmenter. "
+        f"A false alarm is a mask on a clean image: {marked:,} of {int(clean.sum()):,} have one after pixel thresholds "
+        f"and smallest sizes. Accuracy, recall and precision of images are those of the gate; `steel inspect` calls an "
+        f"image defective only if something is outlined."
     )
 
 

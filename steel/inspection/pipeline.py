@@ -39,11 +39,8 @@ class Decision(NamedTuple):
     """The decision on one image: the fields of `Inspection` without the batch axis, on the CPU.
 
     The last two are None for a file that does not measure novelty; see `steel.decision.novelty.NovelInspection`.
-    `is_defective` is the comparison that decides whether the image is segmented, in the same precision. Compare
-    `gate_probability` with no threshold.
     """
 
-    is_defective: bool
     gate_probability: float
     class_probabilities: NDArray[np.float32]
     masks: NDArray[np.bool_]
@@ -51,9 +48,14 @@ class Decision(NamedTuple):
     novelty: float | None = None
     novelty_map: NDArray[np.float32] | None = None
 
+    @property
+    def is_defective(self) -> bool:
+        """True if anything is outlined. An image that merely passes the gate is not defective."""
+        return bool(self.areas.any())
+
     def find_unknown(self) -> NDArray[np.bool_] | None:
         """Return the places unlike any clean steel, bool `(H, W)`, if the image is and no class was found on it."""
-        if self.novelty is None or self.novelty_map is None or self.novelty < 1 or self.areas.any():
+        if self.novelty is None or self.novelty_map is None or self.novelty < 1 or self.is_defective:
             return None
         # A mean of equal numbers can be rounded above all of them.
         places = self.novelty_map >= min(1.0, float(self.novelty_map.max()))
@@ -72,14 +74,12 @@ def decide_batch(module: torch.nn.Module, images: Sequence[Image], device: torch
         images: uint8 arrays `(H, W)`.
         device: The device of the module.
     """
-    inspection = module(torch.from_numpy(np.stack(images)).to(device))
-    is_defective = inspection[0] >= module.gate
-    called, *others = (tensor.cpu().numpy() for tensor in (is_defective, *inspection))
+    inspection = [tensor.cpu().numpy() for tensor in module(torch.from_numpy(np.stack(images)).to(device))]
     return [
-        Decision(bool(is_called), float(p), probabilities, masks, areas, *_convert(novelty))
+        Decision(float(p), probabilities, masks, areas, *_convert(novelty))
         if np.isfinite([p, *novelty[:1]]).all()
         else InputError("the networks returned NaN for this image; export the model again with --precision fp32")
-        for is_called, p, probabilities, masks, areas, *novelty in zip(called, *others, strict=True)
+        for p, probabilities, masks, areas, *novelty in zip(*inspection, strict=True)
     ]
 
 
@@ -199,9 +199,9 @@ class Pipeline:
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):
             return Unreadable(name, str(decision))
-        defective, gate, probabilities, masks, areas, novelty, _ = decision
+        gate, probabilities, masks, areas, novelty, _ = decision
         unknown = decision.find_unknown()
-        is_found = defective or unknown is not None
+        is_found = decision.is_defective or unknown is not None
         if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and is_found)):
             picture = cv2.cvtColor(draw_decision(name, image, decision, self._classes), cv2.COLOR_RGB2BGR)
             png = cv2.imencode(".png", picture)[1].tobytes()
@@ -210,9 +210,8 @@ class Pipeline:
         size = (image.shape[0], image.shape[1])
         unknown_code = "" if unknown is None else rle.encode(unknown)
         spots = list_spots(masks)
-        return Record(
-            name, defective, gate, probabilities.tolist(), areas.tolist(), size, codes, spots, novelty, unknown_code
-        )
+        numbers = gate, probabilities.tolist(), areas.tolist(), size
+        return Record(name, decision.is_defective, *numbers, codes, spots, novelty, unknown_code)
 
 
 def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str]) -> Image:

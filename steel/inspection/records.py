@@ -29,7 +29,7 @@ class Record(NamedTuple):
 
     Attributes:
         image: Name of the image.
-        defective: Whether the gate let the image through to the segmenter.
+        defective: True if anything is outlined. An image that passes the gate with nothing outlined is not defective.
         gate_probability: The largest class probability.
         class_probabilities: C calibrated probabilities.
         areas: Area of each class's mask in pixels.

@@ -185,8 +185,8 @@ def test_the_model_card_is_a_page_with_its_own_style(client: TestClient) -> None
 def test_health_readiness_and_metrics(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
-    inspect(client, draw(95))
-    inspect(client, draw(20))
+    inspect(client, draw(95, (SCALE,)))
+    inspect(client, draw(95))  # passes the gate, but nothing is outlined
     inspect(client, draw(20), gate=0)  # not at the operating point: not counted
     client.post("/v1/inspect", content=b"")
     client.get("/made/up")

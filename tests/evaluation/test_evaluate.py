@@ -111,7 +111,7 @@ def test_the_gate_and_false_alarms_are_told_apart(evaluated: Path) -> None:
     text = (evaluated / "index.html").read_text()
     clean, called = report["confusion"][0]
     marked = round(report["scores"]["false_alarm_rate"] * (clean + called))
-    assert f"The gate calls {called} of {clean + called} clean images defective" in text
+    assert f"The gate passes {called} of {clean + called} clean images" in text
     assert f"{marked} of {clean + called} have one after" in text
 
 

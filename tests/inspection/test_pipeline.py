@@ -72,7 +72,7 @@ def test_large_images_are_not_decoded_far_ahead(size: tuple[int, int], num: int,
 def test_a_picture_of_long_strip_is_reduced() -> None:
     masks = np.zeros((1, 256, 6400), bool)
     masks[0, 7, 9] = True
-    decision = Decision(True, 0.5, np.array([0.5], np.float32), masks, np.array([1]))
+    decision = Decision(0.5, np.array([0.5], np.float32), masks, np.array([1]))
     picture = draw_decision("a", np.zeros((256, 6400), np.uint8), decision, ["scratch"])
     assert picture.shape == (24 + 128, 3200, 3)
     assert picture[24:].any(axis=2).sum() == 1  # the spot of one pixel is still there

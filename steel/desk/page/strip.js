@@ -113,7 +113,7 @@ export class Strip {
     $("#progress").hidden = isDone;
     Object.assign($("#progress"), { max: this.images.length || 1, value: numInspected });
     const counts = {
-      inspected: numInspected, defective: decisions.defective + decisions.unclear, clean: decisions.clean,
+      inspected: numInspected, defective: decisions.defective, clean: decisions.clean + decisions.unclear,
       ...(decisions.unreadable ? { unreadable: decisions.unreadable } : {}),
       ...(decisions.failed ? { "not inspected": decisions.failed } : {}),
       "agreed": kinds.agree, "missed": kinds.missed, "false alarms": kinds.false_alarm, "no verdict": kinds.none,

@@ -4,7 +4,7 @@ import { ask } from "./dom.js";
 
 export const LABELS = {
   agree: "agreed", missed: "missed", false_alarm: "false alarm",
-  defective: "defective", unclear: "defective, nothing outlined", clean: "clean", unreadable: "unreadable",
+  defective: "defective", unclear: "passed the gate, nothing outlined", clean: "clean", unreadable: "unreadable",
   failed: "not inspected", waiting: "waiting for the result", all: "all", unjudged: "no verdict",
 };
 
