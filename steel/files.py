@@ -14,6 +14,14 @@ _DRAFT = ".steel-"  # name of a temporary folder
 _MAX_NAME_BYTES = 200  # leaves room for the suffix of a draft
 
 
+def find_shipped(path: str) -> Path | None:
+    """Return a file relative to the working folder, or else its copy shipped with steel; None if there is neither."""
+    package = Path(__file__).resolve().parent
+    # The copy lies beside the package in a checkout, and inside it when installed.
+    folders = Path(), package.parent, package
+    return next((folder / path for folder in folders if (folder / path).is_file()), None)
+
+
 @contextmanager
 def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it is renamed to `path` if the block succeeds.

@@ -59,6 +59,19 @@ def test_pretrained_weights_need_no_internet(
 
 
 @pytest.mark.parametrize("task", ["classifier", "segmenter"])
+def test_strong_augmentation_runs_from_any_folder(
+    task: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", f"--config=conf/{task}.yaml", "--config=conf/augment.yaml", "--config=conf/smoke.yaml"]
+    args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
+    assert main([*args, f"--data.root={root}"]) == 0
+    (config,) = tmp_path.glob("lightning_logs/*/version_0/config.yaml")
+    data = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    assert (data["paste"], data["blackout"], data["augmentation"]) == (0.5, 0.2, "conf/surfaces.yaml")
+
+
+@pytest.mark.parametrize("task", ["classifier", "segmenter"])
 def test_the_gpu_config_overrides_precision_and_keeps_the_rest(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", f"--config=conf/{task}.yaml", "--config=conf/gpu.yaml", "--print_config"])

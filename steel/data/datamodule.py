@@ -39,7 +39,7 @@ class SteelDataModule(LightningDataModule):
         blackout: Share of training images (0 to 1) in which the defects of one class are painted over with steel.
         paste: Share of training images (0 to 1) into which a defect of another image is blended, preferably a rare one.
         augmentation: File with an albumentations pipeline (albumentations.save as YAML) for training images, applied
-            after crop, flips, brightness and contrast.
+            after crop, flips, brightness and contrast; conf/surfaces.yaml is shipped with steel.
         batch_size: Images per batch and device.
         fractions: Shares of train, val and test; used if there is no splits.csv.
         split_seed: Seed of the split; used if there is no splits.csv.

@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from steel.data.transplant import Donor, Plane, paint_over, paste
 from steel.errors import InputError
+from steel.files import find_shipped
 
 # Reflected steel looks like steel and its labels stay true; a black border would be a third kind of surface.
 _BORDER = cv2.BORDER_REFLECT_101
@@ -110,11 +110,12 @@ class Pipeline:
     """
 
     def __init__(self, path: str) -> None:
-        if not Path(path).is_file():
+        found = find_shipped(path)
+        if not found:
             raise InputError(f"no file {path}; write it with albumentations.save(pipeline, path, data_format='yaml')")
         albumentations = _import_albumentations()
         try:
-            pipeline = albumentations.load(path, data_format="yaml")
+            pipeline = albumentations.load(found, data_format="yaml")
         except Exception as error:  # transforms raise exceptions of any type
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} holds no albumentations pipeline ({reason}); save it again") from error

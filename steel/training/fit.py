@@ -24,6 +24,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from steel.data.datamodule import SteelDataModule
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError
+from steel.files import find_shipped
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 from steel.training import callbacks, runs
 from steel.training.callbacks import BestCheckpoint, LastCheckpoint
@@ -267,11 +268,8 @@ def _log_dir(config: Namespace) -> Path:
 
 def _find_config(path: str) -> str:
     """Return the path of a config file, or of the copy that is shipped with the package."""
-    package = Path(__file__).resolve().parents[1]
-    # The copy lies beside the package in a checkout, and inside it when installed.
-    for folder in (Path(), package.parent, package):
-        if (folder / path).is_file():
-            return str(folder / path)
+    if found := find_shipped(path):
+        return str(found)
     raise InputError(f"no config file {path}; steel has conf/classifier.yaml and conf/segmenter.yaml")
 
 
