@@ -64,6 +64,11 @@ class Decisions(NamedTuple):
     seconds: float
 
     @property
+    def called(self) -> Tensor:
+        """Bool `(n,)`, true if the image is called defective: something is outlined on it."""
+        return (self.counts.predicted > 0).any(1)
+
+    @property
     def decided(self) -> Tensor:
         """Bool `(n,)`, true if the label of at least one class is known."""
         return self.known.any(1)

@@ -44,12 +44,12 @@ _HEADLINES = {
     "kaggle_dice": "Kaggle Dice",
     "iou": "mean IoU of the classes",
     "false_alarm_rate": "clean images with a false alarm (a mask)",
-    "accuracy": "accuracy of the gate (clean or defective)",
-    "balanced_accuracy": "balanced accuracy of the gate",
-    "recall": "defective images that pass the gate (recall)",
-    "precision": "images that pass the gate and are defective (precision)",
-    "auroc": "AUROC (clean or defective)",
-    "average_precision": "average precision (clean or defective)",
+    "accuracy": "accuracy (clean or defective)",
+    "balanced_accuracy": "balanced accuracy",
+    "recall": "defective images detected (recall)",
+    "precision": "images called defective that are defective (precision)",
+    "auroc": "AUROC of the gate (clean or defective)",
+    "average_precision": "average precision of the gate (clean or defective)",
     "f1_macro": "mean F1 of the classes",
     "boundary_dice": "Dice of outlines",
 }
@@ -255,12 +255,10 @@ def _add_scores(page: Page, summary: Summary, classes: Sequence[str]) -> None:
 
 
 def _add_gate(page: Page, decisions: Decisions, summary: Summary, classes: Sequence[str]) -> None:
-    low, high = float(decisions.gate.min()), float(decisions.gate.max())
-    gate = f"gate threshold {low:.3f}" + ("" if low == high else f" to {high:.3f}")
-    page.add_heading("Clean or defective: the gate")
-    page.add_text(_compare_alarms(decisions, summary))
-    confusion = plots.plot_confusion(np.array(summary.confusion), _DECISIONS, gate)
-    page.add_picture("confusion", confusion, "Confusion matrix of the gate: truth in rows, decision in columns")
+    page.add_heading("Clean or defective")
+    page.add_text(_describe_gate(decisions))
+    confusion = plots.plot_confusion(np.array(summary.confusion), _DECISIONS, "both stages together")
+    page.add_picture("confusion", confusion, "Confusion matrix: truth in rows, decision in columns")
     if (curves := _draw_curves(decisions)) is not None:
         page.add_picture("curves", curves, "Other gate thresholds")
     probabilities, labels = decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]
@@ -270,16 +268,16 @@ def _add_gate(page: Page, decisions: Decisions, summary: Summary, classes: Seque
     page.add_picture("calibration", plots.plot_reliability({"classifier": bins}, classes), caption)
 
 
-def _compare_alarms(decisions: Decisions, summary: Summary) -> str:
-    """Say how the gate's false calls and the false alarms of the other tables differ."""
-    (true_clean, false_calls), _ = summary.confusion
-    clean = ~(decisions.counts.truth > 0).any(1)
-    marked = int((decisions.counts.predicted[clean] > 0).any(1).sum())
+def _describe_gate(decisions: Decisions) -> str:
+    """Say what makes an image defective, and how many clean images the gate stops."""
+    low, high = float(decisions.gate.min()), float(decisions.gate.max())
+    gate = f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
+    clean = decisions.decided & ~decisions.labels.any(1)
+    passed, marked = (int(calls[clean].sum()) for calls in (decisions.passed, decisions.called))
     return (
-        f"The gate passes {false_calls:,} of {format_count(true_clean + false_calls, 'clean image')} to the segmenter. "
-        f"A false alarm is a mask on a clean image: {marked:,} of {int(clean.sum()):,} have one after pixel thresholds "
-        f"and smallest sizes. Accuracy, recall and precision of images are those of the gate; `steel inspect` calls an "
-        f"image defective only if something is outlined."
+        f"An image is called defective if something is outlined on it. The gate (threshold {gate}) passes {passed:,} "
+        f"of {format_count(int(clean.sum()), 'clean image')} to the segmenter; {marked:,} have a mask after pixel "
+        f"thresholds and smallest sizes, which is a false alarm."
     )
 
 
@@ -303,7 +301,7 @@ def _draw_curves(decisions: Decisions) -> Figure | None:
             recall, precision, chosen_recall, hits / max(1, called.sum()),
         ),
     }  # fmt: skip
-    return plots.plot_curves(curves, "all gate thresholds; the decisions are marked")
+    return plots.plot_curves(curves, "all gate thresholds; the one used is marked")
 
 
 def _add_errors(page: Page, summary: Summary, classes: Sequence[str]) -> None:
@@ -332,7 +330,7 @@ def _draw(decisions: Decisions, row: int, annotations: Annotations, classes: Seq
         for name, score, true, found in zip(classes, scores, truth, predicted, strict=True)
         if true.any() or found.any()
     ]
-    verdict = _DECISIONS[int(decisions.passed[row])]
+    verdict = _DECISIONS[int(decisions.called[row])]
     title = f"{annotations.names[i]}: called {verdict} (p = {probability:.2f})  {'  '.join(details)}"
     captions = f"truth: {list_areas(truth, classes)}", f"prediction: {list_areas(predicted, classes)}"
     return plots.plot_comparison(image, truth, predicted, title, captions)

@@ -71,7 +71,7 @@ class Summary:
         segmenter_alone: Scores without gate and label thresholds, and the mIoU with background.
         accuracy_calling_all_clean: Accuracy of calling every image clean.
         accuracy_calling_all_defective: Accuracy of calling every image defective.
-        confusion: 2 x 2 confusion matrix of the gate; see `training.metrics.confusion`.
+        confusion: 2 x 2 confusion matrix of the images called clean or defective; see `training.metrics.confusion`.
         calibration: Brier scores and calibration errors; see `score_calibration`.
         spots: Scores of spots by class and size; see `score_spots`.
         errors: Losses of Kaggle Dice by cause; see `explain`.
@@ -161,7 +161,7 @@ def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Sum
 
     `num_ungrouped` is the number of images whose group is not known.
     """
-    called, defective = decisions.passed[decisions.decided], decisions.labels[decisions.decided].any(1)
+    called, defective = decisions.called[decisions.decided], decisions.labels[decisions.decided].any(1)
     ratios_of_scores = _list_ratios(decisions)
     return Summary(
         num_images=len(decisions.indices),
@@ -188,11 +188,11 @@ def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Sum
 def _list_ratios(decisions: Decisions) -> dict[str, tuple[tuple[Ratio, ...], NDArray[np.int64]]]:
     """Return every score as a mean of ratios over images, and the groups of these images."""
     decided, groups = decisions.decided, decisions.groups
-    probabilities, labels, gate, known, label = (
-        tensor[decided]
-        for tensor in (decisions.probabilities, decisions.labels, decisions.gate, decisions.known, decisions.label)
+    d = decisions
+    probabilities, labels, gate, known, label, called = (
+        tensor[decided] for tensor in (d.probabilities, d.labels, d.gate, d.known, d.label, d.called)
     )
-    of_labels = list_label_ratios(probabilities, labels, gate, known, label)
+    of_labels = list_label_ratios(probabilities, labels, gate, known, label, called)
     parts = (
         (list_mask_ratios(decisions.counts), groups),
         (of_labels, groups[decided.numpy()]),

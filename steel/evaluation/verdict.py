@@ -25,8 +25,8 @@ _SCORES = {
     "dice_on_defects": "Dice on defects",
     "kaggle_dice": "Kaggle Dice",
     "false_alarm_rate": "clean images with a false alarm",
-    "recall": "defective images that pass gate",
-    "accuracy": "accuracy of the gate",
+    "recall": "defective images detected",
+    "accuracy": "accuracy (clean or defective)",
 }
 
 

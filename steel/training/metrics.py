@@ -156,6 +156,7 @@ def list_label_ratios(
     threshold: float | Tensor = 0.5,
     known: Tensor | None = None,
     class_thresholds: Tensor | None = None,
+    called: Tensor | None = None,
 ) -> dict[str, tuple[Ratio, ...]]:
     """Return the scores of class probabilities as means of ratios.
 
@@ -166,6 +167,7 @@ def list_label_ratios(
             `(n,)`.
         known: `(n, C)` bool, the labels that count in the scores per class; all by default.
         class_thresholds: `(C,)` or `(n, C)`, at which a class is predicted on a defective image; default `threshold`.
+        called: `(n,)` bool, the images called defective, if `threshold` is not what decides.
 
     Returns:
         accuracy, balanced_accuracy, precision, recall, f1, auroc, average_precision: Scores of defective or not.
@@ -173,10 +175,10 @@ def list_label_ratios(
         f1_macro: Mean F1 over the classes.
     """
     predicted = probabilities >= (threshold if class_thresholds is None else class_thresholds)
-    gate, called = probabilities.amax(1), probabilities.amax(1) >= threshold
-    predicted &= called[:, None]
+    gate, passed = probabilities.amax(1), probabilities.amax(1) >= threshold
+    predicted &= passed[:, None]
     scores, were_called, was_predicted, truth = (
-        tensor.numpy(force=True) for tensor in (probabilities, called, predicted, labels)
+        tensor.numpy(force=True) for tensor in (probabilities, passed if called is None else called, predicted, labels)
     )
     defective: NDArray[np.bool_] = np.asarray(truth.any(axis=1))
     every = np.ones(len(truth), bool)
