@@ -209,7 +209,7 @@ def _rate(strategy: str, learner: Learner, places: Places, labelled: Rows, pool:
         case "novelty":
             return measure_novelty(places, labelled, pool)
         case "combination":
-            return combine(measure_doubts(learner, places, pool), measure_novelty(places, labelled, pool))
+            return combine(measure_doubts(learner, places, pool), measure_novelty(places, labelled, pool))[0]
         case _:
             return np.random.default_rng([seed, len(labelled)]).random(len(pool))
 

@@ -114,16 +114,15 @@ def _list_differences(new: Decisions, old: Decisions, aim: Aim | None) -> Iterat
     masks = [list_mask_ratios(decisions.counts) for decisions in (new, old)]
     if aim is not None and aim.name == "cost":
         every = np.ones(len(groups))
-        costs = (Ratio(list_costs(decisions.counts, aim), every, largest=np.inf) for decisions in (new, old))
-        yield _compare("cost of an image", *costs, groups, -1)
+        costs = [Ratio(list_costs(decisions.counts, aim), every, largest=np.inf) for decisions in (new, old)]
+        yield _compare("cost of an image", costs[0], costs[1], groups, -1)
     for key, name, sign in (
         ("kaggle_dice", "Kaggle Dice", 1),
         ("dice_on_defects", "Dice on defects", 1),
         ("false_alarm_rate", "clean images with a false alarm", -1),
     ):
         yield _compare(name, masks[0][key][0], masks[1][key][0], groups, sign)
-    recalls = (_find_recall(decisions) for decisions in (new, old))
-    yield _compare("defective images detected", *recalls, groups[decided], 1)
+    yield _compare("defective images detected", _find_recall(new), _find_recall(old), groups[decided], 1)
 
 
 def _find_recall(decisions: Decisions) -> Ratio:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 from steel.data.images import find_candidates, find_images
 from steel.data.spelling import escape_formula
@@ -96,60 +97,71 @@ def suggest(
     pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size, decide_batch=decide_with_doubt)
     run(pipeline, tables, paths)
     chosen = _choose(tables, paths, labelled, about, num)
-    records = [record for record, _ in chosen]
     write_atomic(folder / "suggestions.csv", _format_table(chosen, about, paths))
+    records = [one.record for one in chosen]
     copied = {record.image: paths[record.image] for record in records}
     write_coco(folder / "to_label", records, about.classes, "coco-polygons", copied)
-    _write_sheet(folder, chosen, about, paths, num_images=len(tables.done))
+    _write_sheet(folder, chosen, paths, len(tables.done))
     _print_summary(source, tables, len(chosen), num, folder)
+
+
+class _Suggestion(NamedTuple):
+    record: Record
+    score: float
+    reason: str
 
 
 def _choose(
     tables: Tables, paths: Mapping[str, Path], labelled: Sequence[Path], about: About, num: int
-) -> list[tuple[Record, float]]:
-    """Return the records of the images that are most worth labelling, with their scores, in order."""
+) -> list[_Suggestion]:
+    """Return the images that are most worth labelling, the best first."""
     # A run that was continued may have recorded images that are no longer there.
     ranking = rank_images((record for record in tables.read() if record.image in paths), about.operating_point)
     positions = choose_distinct([paths[name] for name in ranking.images], labelled, num)
-    scores = {ranking.images[i]: float(ranking.scores[i]) for i in positions}
-    records = {record.image: record for record in tables.read() if record.image in scores}
-    return [(record, score) for name, score in scores.items() if isinstance(record := records[name], Record)]
+    names = {ranking.images[i]: i for i in positions}
+    records = {record.image: record for record in tables.read() if record.image in names}
+    return [
+        _Suggestion(
+            record,
+            float(ranking.scores[i]),
+            explain(record, bool(ranking.is_novel[i]), about.operating_point, about.classes),
+        )
+        for name, i in names.items()
+        if isinstance(record := records[name], Record)
+    ]
 
 
-def _format_table(chosen: Sequence[tuple[Record, float]], about: About, paths: Mapping[str, Path]) -> str:
+def _format_table(chosen: Sequence[_Suggestion], about: About, paths: Mapping[str, Path]) -> str:
     text = StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_COLUMNS)
-    for rank, (record, score) in enumerate(chosen, 1):
+    for rank, (record, score, reason) in enumerate(chosen, 1):
         label = measure_label_doubt(record.class_probabilities, about.operating_point).value
-        novelty = "" if record.novelty is None else f"{record.novelty:.4f}"
         numbers = [f"{value:.4f}" for value in (score, label, record.mask_doubt or 0.0)]
-        reason = explain(record, about.operating_point, about.classes)
+        novelty = "" if record.novelty is None else f"{record.novelty:.4f}"
         cells = [record.image, *numbers, novelty, reason, str(paths[record.image])]
         rows.writerow([rank, *map(escape_formula, cells)])
     return text.getvalue()
 
 
-def _write_sheet(
-    folder: Path, chosen: Sequence[tuple[Record, float]], about: About, paths: Mapping[str, Path], *, num_images: int
-) -> None:
-    """Write the contact sheet."""
+def _write_sheet(folder: Path, chosen: Sequence[_Suggestion], paths: Mapping[str, Path], num_images: int) -> None:
+    """Write the contact sheet of the images chosen from `num_images`."""
     page = Page(f"The {format_count(len(chosen), 'image')} most worth labelling of {num_images:,}", folder)
     page.add_text(
         "Outlines show what the inspector has found, in the colour of the class; magenta places are unlike any clean "
         "steel. The folder to_label has the images, with the outlines as annotations to correct."
     )
-    shown = [record for record, _ in chosen[:MAX_THUMBNAILS]]
+    shown = chosen[:MAX_THUMBNAILS]
     if len(shown) < len(chosen):
         page.add_text(f"Only the first {len(shown):,} are shown; suggestions.csv has all of them.")
-    drawn = map_on_all_cores(lambda record: draw_record(record, paths, THUMBNAIL_SIDE, 70), shown, "drawing")
+    records = [one.record for one in shown]
+    drawn = map_on_all_cores(lambda record: draw_record(record, paths, THUMBNAIL_SIDE, 70), records, "drawing")
     figures = []
-    for rank, (record, picture) in enumerate(zip(shown, drawn, strict=True), 1):
-        name = html.escape(f"{rank}. {record.image}")
-        reason = html.escape(explain(record, about.operating_point, about.classes))
+    for rank, (one, picture) in enumerate(zip(shown, drawn, strict=True), 1):
+        name = html.escape(f"{rank}. {one.record.image}")
         figures.append(
             f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/jpeg;base64,{picture}">'
-            f'<span class="note">{reason}</span></figure>'
+            f'<span class="note">{html.escape(one.reason)}</span></figure>'
         )
     page.add_markup(f'<div class="sheet">{"".join(figures)}</div>')
     page.write("suggestions.html", _STYLE)
