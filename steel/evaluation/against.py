@@ -126,9 +126,11 @@ def _list_differences(new: Decisions, old: Decisions, aim: Aim | None) -> Iterat
 
 
 def _find_recall(decisions: Decisions) -> Ratio:
-    decided = decisions.decided
-    of_labels = list_label_ratios(decisions.probabilities[decided], decisions.labels[decided], decisions.gate[decided])
-    return of_labels["recall"][0]
+    probabilities, labels, gate, known, label = (
+        tensor[decisions.decided]
+        for tensor in (decisions.probabilities, decisions.labels, decisions.gate, decisions.known, decisions.label)
+    )
+    return list_label_ratios(probabilities, labels, gate, known, label)["recall"][0]
 
 
 def _compare(name: str, new: Ratio, old: Ratio, groups: NDArray[np.int64], sign: int) -> Difference:
