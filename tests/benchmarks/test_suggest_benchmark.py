@@ -21,16 +21,16 @@ def test_no_two_images_of_one_scene_are_taken_while_there_are_others() -> None:
 def test_labels_needed_are_interpolated_on_the_mean_curve() -> None:
     curves = [
         [
-            {"labels": 10, "dice_on_defects": a},
-            {"labels": 20, "dice_on_defects": b},
-            {"labels": 30, "dice_on_defects": c},
+            {"labels": 10, "auroc": a},
+            {"labels": 20, "auroc": b},
+            {"labels": 30, "auroc": c},
         ]
         for a, b, c in ((0.0, 0.2, 0.1), (0.2, 0.4, 0.7))
     ]
-    assert count_needed(curves, 0.2) == pytest.approx(15)
-    assert count_needed(curves, 0.35) == pytest.approx(25)
-    assert count_needed(curves, 0.5) == math.inf
-    assert count_needed(curves, 0.0) == pytest.approx(10)
+    assert count_needed(curves, "auroc", 0.2) == pytest.approx(15)
+    assert count_needed(curves, "auroc", 0.35) == pytest.approx(25)
+    assert count_needed(curves, "auroc", 0.5) == math.inf
+    assert count_needed(curves, "auroc", 0.0) == pytest.approx(10)
 
 
 @pytest.mark.slow
