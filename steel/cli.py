@@ -35,6 +35,7 @@ _GROUPS = {
         "novelty": ("steel.evaluation.novelty:novelty", "Learn clean steel, to find defects that nobody labelled"),
         "export": ("steel.export.export:export", "Write both networks and the operating point to one file"),
         "inspect": ("steel.inspection.inspect:inspect", "Run an exported file on images"),
+        "suggest": ("steel.inspection.suggest:suggest", "Choose the images that are most worth labelling next"),
         "serve": ("steel.desk.server:serve", "Run an exported file as an HTTP service with a web page"),
     },
 }
@@ -44,7 +45,7 @@ _CONFIG_HELP = "File with options for this command, in the format that --print_c
 
 
 # Options that continue after a full disk.
-_RESUME = {"inspect": " with --resume", "fit": " with --ckpt_path last"}
+_RESUME = {"inspect": " with --resume", "suggest": " with --resume", "fit": " with --ckpt_path last"}
 
 
 def _print_help() -> None:

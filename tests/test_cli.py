@@ -24,7 +24,7 @@ def test_the_public_commands() -> None:
     """Adding or removing a command must change this list."""
     commands = (
         "demo info synth convert check explore split audit fit validate test tune evaluate relabel score "
-        "novelty export inspect serve"
+        "novelty export inspect suggest serve"
     )
     assert list(steel.cli.COMMANDS) == commands.split()
 

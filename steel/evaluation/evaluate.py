@@ -2,27 +2,29 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from steel.data.annotations import Annotations
+from steel.data.datamodule import SteelDataModule
 from steel.data.formats.submission import head_submission, list_codes
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.plain import to_plain
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
+from steel.evaluation.against import Comparison, compare, format_comparison, note_unknown_images
 from steel.evaluation.assemble import Assembly, assemble
 from steel.evaluation.folds import assemble_folds, pool
 from steel.evaluation.judging import Decisions, judge_part
-from steel.evaluation.parts import open_part
+from steel.evaluation.parts import open_part, require_same_split
 from steel.evaluation.report import write_report
-from steel.evaluation.summary import EvaluatedOn, summarise
+from steel.evaluation.summary import EvaluatedOn, Summary, summarise
 from steel.evaluation.verdict import format_results, reach_verdict
 from steel.files import require_writable, write_atomic
 from steel.pages import clear_pictures
@@ -37,6 +39,7 @@ def evaluate(
     operating_point: str | list[str] | None = None,
     flips: bool = False,
     model: str | None = None,
+    against: str | None = None,
     root: str,
     split: Literal["train", "val", "test"] = "test",
     tolerance: int = 3,
@@ -59,6 +62,8 @@ def evaluate(
             together, every image by the networks of the fold in which it is in this part.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         model: File written by `steel export`, instead of checkpoints.
+        against: Another file written by `steel export`, such as that of the inspector in use. Both judge every image;
+            each difference has a 95 % interval, and a sentence says whether the new inspector is better.
         root: Folder with train.csv and train_images.
         split: The part of the dataset to evaluate on.
         tolerance: Tolerance in pixels for the Dice of outlines.
@@ -74,26 +79,23 @@ def evaluate(
     Example:
         steel evaluate --classifier best --segmenter best --operating_point point.yaml --root data
         steel evaluate --model inspector.pt --root data
+        steel evaluate --model new.pt --against inspector.pt --root data
     """
     require_at_least(0, tolerance=tolerance, num_pictures=num_pictures)
     require_at_least(1, batch_size=batch_size)
     require_writable(Path(out))
     where = choose_device(device)
     prepare_process(where)
-    inspectors: list[torch.nn.Module]
-    networks: Sequence[Assembly | About]
-    if model is not None:
-        if classifier or segmenter or operating_point or flips:
-            raise InputError("--model contains networks, operating point and flips; remove the other options for these")
-        inspector, about = bundle.read(model, where)
-        networks, inspectors, abouts = [about], [inspector], [about]
-    else:
-        networks = assemblies = _assemble(classifier, segmenter, operating_point, flips)
-        inspectors, abouts = [one.inspector.to(where) for one in assemblies], [one.describe() for one in assemblies]
-    parts = [open_part(root, split, one, batch_size=batch_size, num_workers=num_workers) for one in networks]
-    decisions = pool(
-        [judge_part(one, data, split, where, tolerance=tolerance) for one, data in zip(inspectors, parts, strict=True)]
-    )
+    candidates = _open(model, classifier, segmenter, operating_point, flips, where)
+    abouts = [one.about for one in candidates]
+    parts = [open_part(root, split, one.origin, batch_size=batch_size, num_workers=num_workers) for one in candidates]
+    rival = _open_rival(against, abouts[0], parts, split, where) if against else None
+
+    def judge(inspectors: Iterable[_Candidate]) -> Decisions:
+        pairs = zip(inspectors, parts, strict=True)
+        return pool([judge_part(one.module, data, split, where, tolerance=tolerance) for one, data in pairs])
+
+    decisions = judge(candidates)
     # The promises of a fold are for its own images.
     about = abouts[0] if len(abouts) == 1 else replace(abouts[0], tuned=None)
     num_ungrouped = sum(int((~data.split.is_grouped[data.split.indices(split)]).sum()) for data in parts)
@@ -103,22 +105,74 @@ def evaluate(
         part=split, root=str(parts[0].root), data=table.digest, split=", ".join(digests), device=str(where),
         versions=describe_versions(),
     )  # fmt: skip
+    comparison = None
+    if rival:
+        aim = abouts[0].tuned.aim if abouts[0].tuned else None
+        notes = note_unknown_images([*abouts, rival.about], table.digest)
+        comparison = compare(decisions, judge([rival] * len(parts)), aim, Path(str(against)).name, notes)
 
     folder = Path(out)
     clear_pictures(folder)
     write_atomic(folder / "submission.csv", _format_submission(decisions, table))
     verdict = reach_verdict(decisions, summary, abouts[0], split)
-    write_report(folder, decisions, summary, abouts, verdict, on=on, annotations=table, num_pictures=num_pictures)
+    write_report(
+        folder, decisions, summary, abouts, verdict, comparison, on=on, annotations=table, num_pictures=num_pictures
+    )
     described = about.to_dict() if len(abouts) == 1 else {"folds": [about.to_dict() for about in abouts]}
-    content = to_plain(summary.to_dict() | described | on.to_dict() | {"verdict": verdict._asdict()})
+    compared = {"against": comparison.to_dict()} if comparison else {}
+    content = to_plain(summary.to_dict() | described | on.to_dict() | {"verdict": verdict._asdict()} | compared)
     write_atomic(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False))
-
-    num_images, num_groups = format_count(summary.num_images, "image"), format_count(summary.num_groups, "group")
-    print(f"{num_images} in {num_groups} ({split})")
-    print(format_results(content))
-    for warning in summary.warnings:
-        print(f"warning: {warning}")
+    _print_results(content, summary, comparison, split)
     print(f"wrote {folder / 'index.html'}, evaluation.json, submission.csv, pictures/")
+
+
+class _Candidate(NamedTuple):
+    """An inspector on the device, and where it comes from."""
+
+    module: torch.nn.Module
+    origin: Assembly | About
+    about: About
+
+
+def _open(
+    model: str | None,
+    classifier: str | list[str] | None,
+    segmenter: str | list[str] | None,
+    operating_point: str | list[str] | None,
+    flips: bool,
+    device: torch.device,
+) -> list[_Candidate]:
+    """Open the exported file, or assemble the inspector of each operating point; for the arguments see `evaluate`."""
+    if model is None:
+        assemblies = _assemble(classifier, segmenter, operating_point, flips)
+        return [_Candidate(one.inspector.to(device), one, one.describe()) for one in assemblies]
+    if classifier or segmenter or operating_point or flips:
+        raise InputError("--model contains networks, operating point and flips; remove the other options for these")
+    module, about = bundle.read(model, device)
+    return [_Candidate(module, about, about)]
+
+
+def _open_rival(path: str, new: About, parts: Sequence[SteelDataModule], part: str, device: torch.device) -> _Candidate:
+    """Open the exported file to compare with, and check that it can be evaluated on the same images."""
+    module, about = bundle.read(path, device)
+    if about.classes != new.classes:
+        raise InputError(
+            f"--against must know the classes {', '.join(new.classes)}, but {path} knows {', '.join(about.classes)}; "
+            f"evaluate both without --against"
+        )
+    for data in parts:
+        require_same_split(about, data, part)
+    return _Candidate(module, about, about)
+
+
+def _print_results(content: dict[str, Any], summary: Summary, comparison: Comparison | None, part: str) -> None:
+    num_images, num_groups = format_count(summary.num_images, "image"), format_count(summary.num_groups, "group")
+    print(f"{num_images} in {num_groups} ({part})")
+    print(format_results(content))
+    if comparison:
+        print(f"\n{format_comparison(comparison)}")
+    for warning in [*summary.warnings, *(comparison.notes if comparison else ())]:
+        print(f"warning: {warning}")
 
 
 def _assemble(

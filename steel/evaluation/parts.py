@@ -93,7 +93,7 @@ def open_part(
     if isinstance(networks, Assembly):
         _recall_split(networks, data, part)
     else:
-        _require_same_split(networks, data, part)
+        require_same_split(networks, data, part)
     if len(data.split.indices(part)) == 0:
         raise InputError(f"no image of {root} is in the part {part}; assign some to it in splits.csv")
     return data
@@ -121,8 +121,12 @@ def _recall_split(assembly: Assembly, data: SteelDataModule, part: str) -> None:
             )
 
 
-def _require_same_split(about: About, data: SteelDataModule, part: str) -> None:
-    """Refuse a dataset that the networks of an exported file were trained on with another split."""
+def require_same_split(about: About, data: SteelDataModule, part: str) -> None:
+    """Refuse a dataset that the networks of an exported file were trained on with another split.
+
+    Raises:
+        InputError: The networks may have seen images of the part.
+    """
     for network in (*about.classifiers, *about.segmenters):
         if network.digest == data.annotations.digest and network.split != data.split.digest:
             raise InputError(

@@ -15,6 +15,7 @@ from steel import plots
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.decision.about import About, TrainedNetwork
+from steel.evaluation.against import Comparison, add_comparison
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import reliability
@@ -144,6 +145,7 @@ def write_report(
     summary: Summary,
     abouts: Sequence[About],
     verdict: Verdict,
+    comparison: Comparison | None = None,
     *,
     on: EvaluatedOn,
     annotations: Annotations,
@@ -169,6 +171,8 @@ def write_report(
     typical, others = chosen[:1], chosen[1:]
     for row, why in typical:
         add_image(row, why)
+    if comparison:
+        add_comparison(page, comparison)
     _add_scores(page, summary, classes)
     _add_gate(page, decisions, summary, classes)
     _add_errors(page, summary, classes)

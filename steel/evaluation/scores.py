@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steel.decision.tuning import Aim
 from steel.training.metrics import Counts
 
 # A power of two, so that probability * LEVELS is exact and its integer part is the last threshold that it reaches.
@@ -49,6 +50,14 @@ def exclusive(probabilities: Tensor) -> Tensor:
     highest, winner = probabilities.max(1)
     winner = torch.where(1 - highest >= highest, 0, winner + 1)
     return torch.nn.functional.one_hot(winner, probabilities.shape[1] + 1).movedim(-1, 1).bool()
+
+
+def list_costs(counts: Counts, aim: Aim) -> NDArray[np.float64]:
+    """Return the cost of each image, float64 `(n,)`, by the costs of missed defects and false alarms of an aim."""
+    hits, drawn, truth = (tensor.numpy() > 0 for tensor in counts[:3])
+    missed, alarms = truth & ~hits, drawn & ~truth
+    costs: NDArray[np.float64] = missed @ np.array(aim.miss_cost) + alarms @ np.array(aim.alarm_cost)
+    return costs
 
 
 def predict_nothing(counts: Counts) -> Counts:

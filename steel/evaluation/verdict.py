@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from steel.decision.about import About
 from steel.evaluation.judging import Decisions
 from steel.evaluation.promises import name_classes
+from steel.evaluation.scores import list_costs, predict_nothing
 from steel.evaluation.summary import Summary, format_score
 from steel.intervals import Interval, rate
 from steel.wording import wrap
@@ -101,9 +102,10 @@ def _observe(decisions: Decisions, about: About) -> _Observed:
     classes = [_rate(found[columns == c], groups[rows[columns == c]]) for c in range(truth.shape[1])]
     cost, cost_of_clean = None, 0.0
     if about.tuned and about.tuned.aim.name == "cost":
-        miss, alarm = np.array(about.tuned.aim.miss_cost), np.array(about.tuned.aim.alarm_cost)
-        cost = float(((truth & ~hits) @ miss + (drawn & ~truth) @ alarm).mean())
-        cost_of_clean = float((truth @ miss).mean())
+        aim = about.tuned.aim
+        cost, cost_of_clean = (
+            float(list_costs(counts, aim).mean()) for counts in (decisions.counts, predict_nothing(decisions.counts))
+        )
     alarms = _rate(marked[clean], groups[clean])
     return _Observed(_rate(found, groups[rows]), classes, alarms, cost, cost_of_clean)
 

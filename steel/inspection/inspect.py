@@ -24,7 +24,13 @@ from steel.progress import track
 from steel.wording import format_count
 
 # Name, digest and metadata of the exported file that produced the results.
-_MODEL_JSON = "inspector.json"
+MODEL_JSON = "inspector.json"
+
+# Files and folders of a finished run, of `steel suggest` too.
+_RESULTS = (
+    "results.csv", "results.parquet", "report.html", "coco", "overlays", "suggestions.csv", "suggestions.html",
+    "to_label",
+)  # fmt: skip
 
 
 def inspect(
@@ -108,12 +114,12 @@ def inspect(
     paths = {} if watch else name_images(find_candidates(images))
     classes, folder, source = about.classes, Path(out), ModelFile(Path(model).name, str(about.sha256))
     if resume or part:
-        _require_same_model(folder / _MODEL_JSON, source)
+        require_same_model(folder / MODEL_JSON, source)
     _require_nothing_stale(folder, is_new=not (resume or part), report=report, coco=coco)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
     has_novelty = about.novelty is not None
     tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume, has_novelty=has_novelty)
-    write_atomic(folder / _MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
+    write_atomic(folder / MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     drift = Monitor(about.reference, classes) if about.reference else None
     pipeline = Pipeline(
         module, classes, torch_device, batch_size=batch_size, overlays=overlays, overlay_folder=drawings, drift=drift
@@ -122,7 +128,7 @@ def inspect(
         _watch(pipeline, tables, Path(images), batch_size=batch_size, idle_seconds=idle_seconds)
         paths = {name: Path(images) / name for name in tables.done}
     else:
-        _run(pipeline, tables, dict(list(paths.items())[part.number - 1 :: part.num_shards]) if part else paths)
+        run(pipeline, tables, dict(list(paths.items())[part.number - 1 :: part.num_shards]) if part else paths)
     written = [*tables.paths, tables.parquet, drawings]
     if coco:
         written.append(write_coco(folder / "coco", tables.read(), classes))
@@ -163,19 +169,35 @@ def _require_nothing_stale(folder: Path, *, is_new: bool, report: bool, coco: bo
     Raises:
         InputError: The folder holds results that this run would not renew.
     """
-    if is_new and not (folder / "results.csv.unfinished").exists():  # `Tables` reports an interrupted run
-        for name in ("results.csv", "results.parquet", "report.html", "coco", "overlays"):
-            if (folder / name).exists():
-                raise InputError(
-                    f"{folder} holds the results of an earlier run ({name}); choose another folder with --out, or add "
-                    f"to them with --resume"
-                )
+    if is_new:
+        require_unused(folder)
     for option, name, is_renewed in (("report", "report.html", report), ("coco", "coco", coco)):
         if (folder / name).exists() and not is_renewed:
             raise InputError(f"{folder / name} would lack the images of this run; add --{option}, or delete it")
 
 
-def _require_same_model(path: Path, source: ModelFile) -> None:
+def require_unused(folder: Path) -> None:
+    """Refuse a folder with results of a finished run of `steel inspect` or `steel suggest`.
+
+    Raises:
+        InputError: The folder holds such results.
+    """
+    if (folder / "results.csv.unfinished").exists():  # `Tables` reports an interrupted run
+        return
+    for name in _RESULTS:
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} holds the results of an earlier run ({name}); choose another folder with --out, or add "
+                f"to them with --resume"
+            )
+
+
+def require_same_model(path: Path, source: ModelFile) -> None:
+    """Refuse to continue a run of another exported file; `path` is `MODEL_JSON` in the output folder.
+
+    Raises:
+        InputError: The file names another model, or is damaged.
+    """
     try:
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source._asdict()
         model, sha256 = str(earlier["model"]), str(earlier["sha256"])
@@ -188,8 +210,11 @@ def _require_same_model(path: Path, source: ModelFile) -> None:
         )
 
 
-def _run(pipeline: Pipeline, tables: Tables, paths: Mapping[str, Path]) -> None:
-    """Inspect the images that are not recorded yet, and finish the tables."""
+def run(pipeline: Pipeline, tables: Tables, paths: Mapping[str, Path]) -> None:
+    """Inspect the images, given their paths by name, that are not recorded yet, and finish and close the tables.
+
+    After Ctrl-C, the tables can be continued; the message on stderr says how.
+    """
     remaining = {name: path for name, path in paths.items() if name not in tables.done}
     if len(remaining) < len(paths):
         print(f"already inspected, so skipped: {len(paths) - len(remaining):,} of {format_count(len(paths), 'image')}")

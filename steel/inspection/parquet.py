@@ -16,14 +16,17 @@ from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, list
 _GROUP_CHARACTERS = 4_000_000
 
 
-def build_schema(classes: Sequence[str], *, has_novelty: bool = False) -> pa.Schema:
-    """Build the schema of results.parquet: the columns of results.csv, with a list of spots instead of their number."""
+def build_schema(classes: Sequence[str], *, has_novelty: bool = False, has_doubt: bool = False) -> pa.Schema:
+    """Build the schema of results.parquet: the columns of results.csv, with a list of spots instead of their number.
+
+    For the arguments see `list_result_columns`.
+    """
     kinds = {"area_pixels": pa.int64(), "class": pa.int8(), "defective": pa.bool_(), "unknown": pa.bool_()}
     kinds |= dict.fromkeys(("left", "top", "width", "height"), pa.int32())
     kinds |= dict.fromkeys(("image", "error", "code", "unknown_code"), pa.string())
     spot = pa.struct([(column, kinds.get(column, pa.float64())) for column in SPOT_COLUMNS])
     kinds["spots"] = pa.list_(spot)
-    columns = list_result_columns(classes, has_novelty=has_novelty)
+    columns = list_result_columns(classes, has_novelty=has_novelty, has_doubt=has_doubt)
     kinds |= {column: pa.int64() for column in columns if column.startswith("area_pixels_")}
     return pa.schema([(column, kinds.get(column, pa.float64())) for column in columns])
 

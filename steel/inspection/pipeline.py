@@ -38,7 +38,8 @@ _PIXELS_PER_IMAGE = 1_000_000
 class Decision(NamedTuple):
     """The decision on one image: the fields of `Inspection` without the batch axis, on the CPU.
 
-    The last two are None for a file that does not measure novelty; see `steel.decision.novelty.NovelInspection`.
+    Both novelties are None for a file that does not measure them; see `steel.decision.novelty.NovelInspection`. The
+    doubt about masks is None unless `steel.inspection.doubt` measures it.
     """
 
     gate_probability: float
@@ -47,6 +48,7 @@ class Decision(NamedTuple):
     areas: NDArray[np.int64]
     novelty: float | None = None
     novelty_map: NDArray[np.float32] | None = None
+    mask_doubt: float | None = None
 
     @property
     def is_defective(self) -> bool:
@@ -88,6 +90,9 @@ def _convert(novelty: Sequence[Any]) -> Sequence[Any]:
     return [float(novelty[0]), novelty[1]] if novelty else []
 
 
+DecideBatch = Callable[[torch.nn.Module, Sequence[Image], torch.device], list[Decision | InputError]]
+
+
 class Pipeline:
     """An exported inspector that runs on any number of images.
 
@@ -99,6 +104,7 @@ class Pipeline:
         overlays: Images to draw with their masks.
         overlay_folder: Folder for these pictures; None draws nothing.
         drift: Compares the images with those that the operating point was chosen on.
+        decide_batch: Runs the inspector on a batch; `doubt.decide_with_doubt` also measures the doubt about masks.
 
     Attributes:
         drifts: The drifts found so far.
@@ -114,8 +120,10 @@ class Pipeline:
         overlays: OverlayChoice = "none",
         overlay_folder: Path | None = None,
         drift: Monitor | None = None,
+        decide_batch: DecideBatch = decide_batch,
     ) -> None:
         self._module, self._classes, self._device, self._batch_size = module, classes, device, batch_size
+        self._decide_batch = decide_batch
         self._most_pixels = _BATCHES * batch_size * _PIXELS_PER_IMAGE
         self._overlay_folder, self._overlays, self._drift = overlay_folder, overlays, drift
         self.drifts: list[Drift] = []
@@ -186,7 +194,7 @@ class Pipeline:
             batch_size = min(self._batch_size, fitting)
             for start in range(0, len(group), batch_size):
                 batch = group[start : start + batch_size]
-                decisions = decide_batch(self._module, [readable[i] for i in batch], self._device)
+                decisions = self._decide_batch(self._module, [readable[i] for i in batch], self._device)
                 decided.update(zip(batch, decisions, strict=True))
         return [decided[i] for i in range(len(images))]
 
@@ -199,7 +207,7 @@ class Pipeline:
     def _record(self, name: str, image: Image | InputError, decision: Decision | InputError) -> Record | Unreadable:
         if isinstance(image, InputError) or isinstance(decision, InputError):
             return Unreadable(name, str(decision))
-        gate, probabilities, masks, areas, novelty, _ = decision
+        gate, probabilities, masks, areas, novelty, _, mask_doubt = decision
         unknown = decision.find_unknown()
         is_found = decision.is_defective or unknown is not None
         if self._overlay_folder and (self._overlays == "all" or (self._overlays == "defective" and is_found)):
@@ -211,7 +219,7 @@ class Pipeline:
         unknown_code = "" if unknown is None else rle.encode(unknown)
         spots = list_spots(masks)
         numbers = gate, probabilities.tolist(), areas.tolist(), size
-        return Record(name, decision.is_defective, *numbers, codes, spots, novelty, unknown_code)
+        return Record(name, decision.is_defective, *numbers, codes, spots, novelty, unknown_code, mask_doubt)
 
 
 def draw_decision(name: str, image: Image, decision: Decision, classes: Sequence[str]) -> Image:

@@ -16,6 +16,9 @@ SPOT_COLUMNS = ["class", "area_pixels", "left", "top", "width", "height", "centr
 # Columns of results.csv after gate_probability, if the exported file measures novelty.
 NOVELTY_COLUMNS = ["novelty", "unknown", "unknown_code"]
 
+# Column after these, if `steel suggest` measured it.
+DOUBT_COLUMN = "mask_doubt"
+
 
 class ModelFile(NamedTuple):
     """Name and SHA-256 digest (hexadecimal) of the exported file that produced the results."""
@@ -39,6 +42,7 @@ class Record(NamedTuple):
         novelty: Distance from clean steel, 1 at the limit; None if the file does not measure it.
         unknown_code: Run-length code of the places unlike any clean steel seen; empty if the image is not, or if it
             shows a known class.
+        mask_doubt: Doubt about the masks, 0 to 1, see `doubt.compare_masks`; None if it was not measured.
     """
 
     image: str
@@ -51,6 +55,7 @@ class Record(NamedTuple):
     spots: Sequence[Spot]
     novelty: float | None = None
     unknown_code: str = ""
+    mask_doubt: float | None = None
 
 
 class Unreadable(NamedTuple):
@@ -75,12 +80,18 @@ def unique_class_names(classes: Sequence[str]) -> list[str]:
     return list(classes) if len(set(classes)) == len(classes) else [f"{c}_{name}" for c, name in enumerate(classes, 1)]
 
 
-def list_result_columns(classes: Sequence[str], *, has_novelty: bool = False) -> Row:
-    """Return the columns of results.csv; `has_novelty` is whether the exported file measures novelty."""
+def list_result_columns(classes: Sequence[str], *, has_novelty: bool = False, has_doubt: bool = False) -> Row:
+    """Return the columns of results.csv.
+
+    Args:
+        classes: Names of the C classes.
+        has_novelty: Whether the exported file measures novelty.
+        has_doubt: Whether the doubt about masks was measured.
+    """
     names = unique_class_names(classes)
     probabilities, areas = ([f"{kind}_{name}" for name in names] for kind in ("probability", "area_pixels"))
-    novelty = NOVELTY_COLUMNS if has_novelty else []
-    first = ["image", "defective", "gate_probability", *novelty]
+    optional = [*(NOVELTY_COLUMNS if has_novelty else []), *([DOUBT_COLUMN] if has_doubt else [])]
+    first = ["image", "defective", "gate_probability", *optional]
     return [*first, *probabilities, *areas, "spots", "height", "width", "error"]
 
 
@@ -91,16 +102,18 @@ def to_rows(record: Record | Unreadable, num_columns: int) -> tuple[Row, list[Ro
     """
     if isinstance(record, Unreadable):
         return [record.image] + [""] * (num_columns - 2) + [record.error], []
-    novelty = []
+    optional = []
     if record.novelty is not None:
-        novelty = [f"{record.novelty:.6f}", str(int(bool(record.unknown_code))), record.unknown_code]
+        optional = [f"{record.novelty:.6f}", str(int(bool(record.unknown_code))), record.unknown_code]
+    if record.mask_doubt is not None:
+        optional.append(f"{record.mask_doubt:.6f}")
     gate, *probabilities = (f"{p:.6f}" for p in (record.gate_probability, *record.class_probabilities))
     integers = [*record.areas, len(record.spots), *record.size]
     spots = []
     for spot in record.spots:
         cells = map(str, (spot.class_index + 1, spot.area_pixels, *spot.box))
         spots.append([*cells, *(f"{value:.2f}" for value in spot.centroid), spot.code])
-    first = [record.image, str(int(record.defective)), gate, *novelty]
+    first = [record.image, str(int(record.defective)), gate, *optional]
     return [*first, *probabilities, *map(str, integers), ""], spots
 
 
@@ -109,16 +122,17 @@ def from_rows(result: Row, spots: Sequence[Row], codes: Sequence[str]) -> Record
     image, defective, gate, *numbers, _, height, width, error = result
     if error:
         return Unreadable(image, error)
-    novelty, unknown_code = None, ""
-    if len(numbers) > 2 * len(codes):
-        novelty, unknown_code = float(numbers[0]), numbers[2]
-        numbers = numbers[len(NOVELTY_COLUMNS) :]
+    novelty, unknown_code, mask_doubt = None, "", None
+    optional, numbers = numbers[: len(numbers) - 2 * len(codes)], numbers[len(numbers) - 2 * len(codes) :]
+    if len(optional) >= len(NOVELTY_COLUMNS):
+        novelty, unknown_code = float(optional[0]), optional[2]
+    if len(optional) % len(NOVELTY_COLUMNS):
+        mask_doubt = float(optional[-1])
     probabilities, areas = list(map(float, numbers[: len(codes)])), list(map(int, numbers[len(codes) :]))
     parsed = []
     for row in spots:
         c, area, left, top, *sides = map(int, row[:6])
         parsed.append(Spot(c - 1, area, (left, top, sides[0], sides[1]), (float(row[6]), float(row[7])), row[8]))
     size = (int(height), int(width))
-    return Record(
-        image, defective == "1", float(gate), probabilities, areas, size, codes, parsed, novelty, unknown_code
-    )
+    measured = novelty, unknown_code, mask_doubt
+    return Record(image, defective == "1", float(gate), probabilities, areas, size, codes, parsed, *measured)

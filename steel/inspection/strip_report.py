@@ -22,7 +22,7 @@ from steel.progress import map_on_all_cores
 from steel.wording import format_count
 
 # These limits keep the page below 20 MB. A thumbnail has about 9 kB.
-_MAX_THUMBNAILS, _THUMBNAIL_SIDE = 1000, 400
+MAX_THUMBNAILS, THUMBNAIL_SIDE = 1000, 400
 _MAX_WORST, _WORST_SIDE = 12, 1600
 _MAX_SPOTS = 20_000
 
@@ -128,7 +128,7 @@ def _add_worst(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[
     for record in worst[:_MAX_WORST]:
         found = ", ".join(f"{name} {area:,} px" for name, area in zip(classes, record.areas, strict=True) if area)
         caption = html.escape(f"{record.image}: {found}, p = {record.gate_probability:.2f}")
-        if picture := _draw(record, paths, _WORST_SIDE, 80):
+        if picture := draw_record(record, paths, _WORST_SIDE, 80):
             source = f"data:image/jpeg;base64,{picture}"
             page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
 
@@ -139,12 +139,12 @@ def _add_unknown(page: Page, strip: Strip, paths: Mapping[str, Path]) -> None:
     page.add_heading("Images unlike any clean steel seen, and none of the classes")
     for record in unknown[:_MAX_WORST]:
         caption = html.escape(f"{record.image}: novelty {record.novelty:.2f}, the limit is 1")
-        if picture := _draw(record, paths, _WORST_SIDE, 80):
+        if picture := draw_record(record, paths, _WORST_SIDE, 80):
             source = f"data:image/jpeg;base64,{picture}"
             page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
 
 
-def _draw(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int, quality: int) -> str:
+def draw_record(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int, quality: int) -> str:
     """Return an image with its masks as a base64 JPEG, or "" if the file is missing, unreadable or of another size."""
     try:
         image = read_grey(paths[record.image])
@@ -168,8 +168,8 @@ def _add_browser(page: Page, strip: Strip, classes: Sequence[str], paths: Mappin
     """Add all images and spots, with search and filters in the page's script."""
     # Defective images get thumbnails first.
     records = sorted(strip.records, key=lambda record: not isinstance(record, Record) or not record.defective)
-    records = records[:_MAX_THUMBNAILS]
-    drawn = map_on_all_cores(lambda record: _draw(record, paths, _THUMBNAIL_SIDE, 70), records, "drawing")
+    records = records[:MAX_THUMBNAILS]
+    drawn = map_on_all_cores(lambda record: draw_record(record, paths, THUMBNAIL_SIDE, 70), records, "drawing")
     thumbnails = dict(zip((record.image for record in records), drawn, strict=True))
     images, spots = [], []
     for i, record in enumerate(strip.records):

@@ -51,6 +51,7 @@ class Tables:
             results.parquet, which is a folder.
         resume: Continue the tables of an interrupted or finished run in the folder.
         has_novelty: Whether the exported file measures novelty.
+        has_doubt: Whether the doubt about masks is measured.
 
     Attributes:
         done: Names of the recorded images.
@@ -75,6 +76,7 @@ class Tables:
         shard: Shard | None,
         resume: bool,
         has_novelty: bool = False,
+        has_doubt: bool = False,
     ) -> None:
         self._classes, self._form = list(classes), form
         suffix = f"-{shard.number}-of-{shard.num_shards}" if shard else ""
@@ -83,8 +85,8 @@ class Tables:
         self.parquet = folder / "results.parquet"
         if shard:
             self.parquet /= f"{shard.number}-of-{shard.num_shards}.parquet"
-        columns = list_result_columns(classes, has_novelty=has_novelty)
-        self._schema = build_schema(classes, has_novelty=has_novelty)
+        columns = list_result_columns(classes, has_novelty=has_novelty, has_doubt=has_doubt)
+        self._schema = build_schema(classes, has_novelty=has_novelty, has_doubt=has_doubt)
         self._headers = (columns, ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
         self.num_defective = self.num_unknown = self.num_unreadable = 0
@@ -94,7 +96,7 @@ class Tables:
             self._lock.acquire(blocking=False)
         except Timeout as error:
             raise InputError(
-                f"another steel inspect is writing to {folder}; wait until it ends, or choose another folder with --out"
+                f"another command is writing to {folder}; wait until it ends, or choose another folder with --out"
             ) from error
         try:
             self._require_own_folder(is_shard=shard is not None, resume=resume)

@@ -467,7 +467,7 @@ def test_two_processes_cannot_write_to_one_folder(
     running = Tables(out, ["spot", "never"], form="new", shard=None, resume=False)
     args = ("inspect", model, folder, f"--out={out}")
     for resume in ([], ["--resume"]):  # in both cases, deleting the unfinished tables would lose the results
-        assert "another steel inspect is writing to" in refused(*args, *resume)
+        assert "another command is writing to" in refused(*args, *resume)
     running.close()
     assert "belongs to an interrupted run" in refused(*args)
     assert main([*map(str, args), "--resume"]) == 0
