@@ -170,7 +170,8 @@ def main() -> None:
         )
         return
     torch.set_num_threads(1)
-    found = evaluate(args.root, args.classifier, args.segmenter, args.left_out, args.places) | {"versions": describe_versions()}
+    found = evaluate(args.root, args.classifier, args.segmenter, args.left_out, args.places)
+    found["versions"] = describe_versions()
     print(json.dumps(found, indent=2))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))

@@ -1,8 +1,9 @@
 """Unknown defects: how far each place of an image is from the clean steel that a classifier was trained on.
 
-The classifier's encoder describes each place, because it runs on every image anyway. Normal steel is a memory bank of such descriptions, and the distance of a
-place is that to its nearest neighbour in the bank. The mean of an image's descriptions is subtracted first, because the
-texture of one plate or coil differs from that of the next more than a small defect differs from the steel around it.
+The classifier's encoder describes each place, because it runs on every image anyway. Normal steel is a memory bank of
+such descriptions, and the distance of a place is that to its nearest neighbour in the bank. The mean of an image's
+descriptions is subtracted first, because the texture of one plate or coil differs from that of the next more than a
+small defect differs from the steel around it.
 
 Source: Roth et al. 2022, Towards total recall in industrial anomaly detection (PatchCore).
 """
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from steel.decision.inspector import Inspector, cut
 from steel.decision.plain import from_plain, to_plain
 from steel.decision.point import OperatingPoint
-from steel.decision.tiles import Tile
 from steel.errors import InputError
 from steel.files import atomic_path
 from steel.intervals import Interval

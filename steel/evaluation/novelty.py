@@ -63,8 +63,8 @@ def novelty(
         device: Device to run on: auto, cpu, cuda or cuda:1.
 
     Raises:
-        InputError: An option is out of range, the checkpoint is not one of a classifier, the dataset does not fit it, or
-            there are too few clean images.
+        InputError: An option is out of range, the checkpoint is not one of a classifier, the dataset does not fit it,
+            or there are too few clean images.
 
     Example:
         steel novelty --classifier best --root data --false_alarms 0.02 --out novelty.pt
