@@ -12,6 +12,7 @@ from steel import overlays
 from steel.data import rle
 from steel.data.spots import list_spots
 from steel.decision.about import About
+from steel.decision.novelty import NoveltyLimit
 from steel.decision.tuning import Tuning
 from steel.desk.batching import Thresholds
 from steel.inspection.pipeline import Decision
@@ -220,9 +221,12 @@ def describe_model(about: About, thresholds: Thresholds, mm_per_pixel: float | N
         versions=dict(about.versions),
         service=read_version(),
         mm_per_pixel=mm_per_pixel,
-        novelty=about.novelty
-        and NoveltyAnswer(colour=overlays.format_colour(overlays.UNKNOWN), promise=about.novelty.promise),
+        novelty=_describe_novelty(about.novelty) if about.novelty else None,
     )
+
+
+def _describe_novelty(limit: NoveltyLimit) -> NoveltyAnswer:
+    return NoveltyAnswer(colour=overlays.format_colour(overlays.UNKNOWN), promise=limit.promise)
 
 
 def _describe_tuning(tuned: Tuning) -> dict[str, Any]:

@@ -46,8 +46,6 @@ INSERT INTO history (digest, image, verdict, class, defective, inspector, commen
 DROP TABLE earlier;
 COMMIT;
 """
-_NO_UNKNOWN = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pragma_table_info('history') WHERE name = 'unknown_code')"
-_ADD_UNKNOWN = "ALTER TABLE history ADD COLUMN unknown_code TEXT NOT NULL DEFAULT ''"
 _INSERT = """
 INSERT INTO history (digest, image, verdict, class, defective, inspector, comment, at, codes, marks, unknown_code)
 VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :comment, :at, :codes, :marks, :unknown_code)
@@ -98,8 +96,8 @@ class Verdicts:
             )
             kind = self._db.execute("SELECT type FROM sqlite_master WHERE name = 'verdicts'").fetchone()
             self._db.executescript(_MIGRATION if kind and kind["type"] == "table" else _SCHEMA)
-            if self._db.execute(_NO_UNKNOWN).fetchone():  # a file of an earlier version
-                self._db.execute(_ADD_UNKNOWN)
+            if "unknown_code" not in [row["name"] for row in self._db.execute("PRAGMA table_info(history)")]:
+                self._db.execute("ALTER TABLE history ADD COLUMN unknown_code TEXT NOT NULL DEFAULT ''")
             self._require_classes(path)
             self._reserve = path.with_name(path.name + _RESERVE)
             self._keep_reserve()
@@ -262,14 +260,14 @@ class Verdicts:
             raise InvalidRequestError(f"codes must have at most {found}; leave them out")
         if any(question.codes.values()) and not question.defective:
             raise InvalidRequestError("codes must be empty if defective is false; send the answer of /v1/inspect")
-        regions = [("unlike any clean steel", question.unknown_code)]
-        for name, code in (*question.codes.items(), *question.marks.items(), *regions):
+        named = [(f"code of class {name}", code) for name, code in (*question.codes.items(), *question.marks.items())]
+        for name, code in (*named, ("unknown_code", question.unknown_code)):
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)
             except InputError as error:
-                raise InvalidRequestError(f"code of class {name}: {error}") from error
+                raise InvalidRequestError(f"{name}: {error}") from error
             if fault:
-                raise InvalidRequestError(f"code of class {name}: {fault.text}; send the code returned by /v1/inspect")
+                raise InvalidRequestError(f"{name}: {fault.text}; send the code returned by /v1/inspect")
 
     def _check_unknown(self, question: VerdictQuestion) -> None:
         if not question.unknown_code:

@@ -45,6 +45,7 @@ def test_an_unknown_defect_is_shown_and_becomes_a_new_class(context: "sync_api.B
             return sum / (canvas.height / 32) ** 2;
         }"""
         page.wait_for_function(f"() => Math.abs(({magenta})() - 64) < 20")  # a place of 8 x 8 pixels
+        page.locator("#picture").focus()
         page.keyboard.press("3")  # after the two classes
         page.wait_for_function(f"() => ({magenta})() === 0")
 

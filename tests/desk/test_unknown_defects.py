@@ -131,7 +131,7 @@ def test_there_are_at_most_eight_classes(client: TestClient) -> None:
     ("changes", "reason"),
     [
         ({"unknown_code": ""}, "needs unknown_code"),
-        ({"unknown_code": "1536 2"}, "unlike any clean steel"),  # beyond the image
+        ({"unknown_code": "1536 2"}, "unknown_code: the run of 2 pixels"),  # beyond the image
         ({"class": "Spot"}, "is not new"),
         ({"class": " oil"}, "1 to 40 printable characters"),
         ({"class": "a\u202eb"}, "1 to 40 printable characters"),

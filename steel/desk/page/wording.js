@@ -5,8 +5,8 @@ import { ask } from "./dom.js";
 export const LABELS = {
   agree: "agreed", missed: "missed", false_alarm: "false alarm", unknown: "unknown defect",
   defective: "defective", unclear: "defective, nothing outlined", clean: "clean", unlike: "unlike clean steel",
-  unreadable: "unreadable",
-  failed: "not inspected", waiting: "waiting for the result", all: "all", unjudged: "no verdict",
+  unreadable: "unreadable", failed: "not inspected", waiting: "waiting for the result", all: "all",
+  unjudged: "no verdict",
 };
 
 /** Describes the decision on an image that has an answer. */
