@@ -4,7 +4,7 @@ import { $, ask, make, showErrors, showMessage } from "./dom.js";
 import { decode, listenForFiles } from "./files.js";
 import { listenForDisplay } from "./levels.js";
 import { MissedForm } from "./missed.js";
-import { showDefects, showDrift, showHistory, showPromises, showVerdict } from "./panels.js";
+import { offerNewClass, showDefects, showDrift, showHistory, showPromises, showVerdict } from "./panels.js";
 import { Queue } from "./queue.js";
 import { inspect, listenForDownloads, request, requestPatiently } from "./service.js";
 import * as store from "./store.js";
@@ -189,6 +189,7 @@ async function readHistory(image) {
 }
 
 function showChangedVerdict(digest) {
+  offerNewClass(verdicts.get(digest));
   const image = strip.images.find(({ answer }) => answer?.digest === digest);
   if (!image) return;
   strip.show(image);
@@ -245,10 +246,7 @@ function judgeMissed() {
 
 async function judgeUnknown() {
   if (!strip.selected?.answer?.unknown_code) return;
-  const label = $("#new-class").value.trim() || null;
-  const isListed = [...$("#new-classes").children].some(({ value }) => value === label);
-  if (label && !isListed) $("#new-classes").append(make("option", { value: label }));
-  await judge("unknown", label);
+  await judge("unknown", $("#new-class").value.trim() || null);
 }
 
 function saveComment() {

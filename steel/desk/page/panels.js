@@ -53,6 +53,12 @@ export function showVerdict({ answer }, verdict, isWhatIf) {
   if (document.activeElement !== $("#comment")) $("#comment").value = verdict?.comment ?? "";
 }
 
+/** Offers the new class of a verdict for the next ones, so that all inspectors spell it alike. */
+export function offerNewClass({ verdict, class: label } = {}) {
+  const isListed = [...$("#new-classes").children].some(({ value }) => value === label);
+  if (verdict === "unknown" && label && !isListed) $("#new-classes").append(make("option", { value: label }));
+}
+
 /** Shows all verdicts on an image, newest first. */
 export function showHistory(entries) {
   $("#history").hidden = !entries.length;
