@@ -1,14 +1,15 @@
-"""AUROC of a class of defects that a segmenter has never seen, by novelty and by the segmenter itself.
+"""AUROC of a class of defects that the networks have never seen, by novelty and by the networks themselves.
 
     python -m benchmarks.novelty leave_out ROOT CLASS OUT
-    python -m benchmarks.novelty evaluate OUT --segmenter SEGMENTER.ckpt --left_out CLASS [--json FILE]
+    python -m benchmarks.novelty evaluate OUT --classifier C.ckpt --segmenter S.ckpt --left_out CLASS [--json FILE]
 
 `leave_out` writes a copy of a dataset with folds (test is fold 0) whose train and val have no image with the class.
-Train a segmenter on it with `--data.fold 0`. `evaluate` then compares the images with the class, of groups that are
-neither in train nor in val, with the clean images of test. Intervals are for groups. The rows are
+Train a segmenter and a classifier on it with `--data.fold 0`. `evaluate` then compares the images with the class, of
+groups that are neither in train nor in val, with the clean images of test. Intervals are for groups. The rows are
 
     novelty       the distance that `steel novelty` measures
     segmenter     the largest probability of any class at any pixel
+    classifier    the largest probability of any class
     PatchCore     a plain re-implementation of Roth et al. 2022 on the same encoder: features averaged over 3 x 3
                   places, not centred, a greedy coreset of a hundredth of the places, the largest distance weighted by
                   the density of the bank
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from steel.data.datamodule import SteelDataModule
 from steel.evaluation.novelty import choose_bank, choose_limit, find_clean, learn, measure
@@ -33,8 +34,8 @@ from steel.intervals import rate, score_interval
 from steel.progress import track
 from steel.training.checkpoints import load_task
 from steel.training.metrics import rank_pairs
-from steel.training.networks import SegmenterNetwork
-from steel.training.tasks import DefectSegmenter
+from steel.training.networks import ClassifierNetwork
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 from steel.versions import describe_versions
 
 _CPU = torch.device("cpu")
@@ -72,24 +73,23 @@ def select_images(data: SteelDataModule, class_index: int) -> Images:
 
 
 @torch.inference_mode()
-def measure_segmenter(network: SegmenterNetwork, data: SteelDataModule, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the largest probability of any class and pixel of each image."""
+def measure_largest(network: nn.Module, data: SteelDataModule, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the largest probability of any class, and of any pixel, that a network has for each image."""
     found: dict[int, float] = {}
     loader = data.images_dataloader(rows)
-    for batch in track(loader, "segmenting", len(loader)):
-        largest = network(batch["image"]).sigmoid().amax((1, 2, 3))
+    for batch in track(loader, "predicting", len(loader)):
+        largest = network(batch["image"]).sigmoid().flatten(1).amax(1)
         found.update(zip(batch["index"].tolist(), largest.tolist(), strict=True))
     return np.array([found[i] for i in rows.tolist()], np.float32)
 
 
 @torch.inference_mode()
-def describe_patches(network: SegmenterNetwork, data: SteelDataModule, rows: NDArray[np.int64]) -> dict[int, Tensor]:
+def describe_patches(network: ClassifierNetwork, data: SteelDataModule, rows: NDArray[np.int64]) -> dict[int, Tensor]:
     """Return PatchCore's patches of each image, `(P, K)`: features averaged over 3 x 3 places."""
     found: dict[int, Tensor] = {}
     loader = data.images_dataloader(rows)
     for batch in track(loader, "PatchCore", len(loader)):
-        images = batch["image"]
-        places = network.describe_places(network.encode(images), images.shape[2], images.shape[3])
+        _, places = network.describe(batch["image"])
         patches = F.avg_pool2d(places, 3, 1, 1, count_include_pad=False).flatten(2).transpose(1, 2)
         found.update(zip(batch["index"].tolist(), patches, strict=True))
     return found
@@ -108,12 +108,12 @@ def measure_patchcore(bank: Tensor, patches: dict[int, Tensor], rows: NDArray[np
     return np.array(scores, np.float32)
 
 
-def evaluate(root: str, segmenter: Path, class_index: int, num_places: int) -> dict[str, object]:
-    """Measure the three scores and the false alarms of the limit on unseen clean images."""
-    task, about = load_task(segmenter, DefectSegmenter)
+def evaluate(root: str, classifier: Path, segmenter: Path, class_index: int, num_places: int) -> dict[str, object]:
+    """Measure the scores and the false alarms of the limit on unseen clean images."""
+    task, about = load_task(classifier, DefectClassifier)
     network = task.network
     data = SteelDataModule(root, num_classes=len(about["data"]["classes"]))
-    data.recall(about["data"], segmenter)
+    data.recall(about["data"], classifier)
     train, val = find_clean(data, "train"), find_clean(data, "val")
     images = select_images(data, class_index)
     rows = np.concatenate(images)
@@ -128,7 +128,8 @@ def evaluate(root: str, segmenter: Path, class_index: int, num_places: int) -> d
     bank = learnt[choose_bank(learnt, len(learnt) // 100)]
     scores = {
         "novelty": novelty,
-        "segmenter": measure_segmenter(network, data, rows),
+        "segmenter": measure_largest(load_task(segmenter, DefectSegmenter)[0].network, data, rows),
+        "classifier": measure_largest(network, data, rows),
         "PatchCore": measure_patchcore(bank, describe_patches(network, data, rows), rows),
     }
     alarms = novelty[~is_defective] >= limit.value
@@ -157,6 +158,7 @@ def main() -> None:
     leave.add_argument("out", type=Path)
     judge = commands.add_parser("evaluate")
     judge.add_argument("root")
+    judge.add_argument("--classifier", type=Path, required=True)
     judge.add_argument("--segmenter", type=Path, required=True)
     judge.add_argument("--left_out", type=int, required=True)
     judge.add_argument("--places", type=int, default=1000)
@@ -168,7 +170,8 @@ def main() -> None:
         )
         return
     torch.set_num_threads(1)
-    found = evaluate(args.root, args.segmenter, args.left_out, args.places) | {"versions": describe_versions()}
+    found = evaluate(args.root, args.classifier, args.segmenter, args.left_out, args.places)
+    found["versions"] = describe_versions()
     print(json.dumps(found, indent=2))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))

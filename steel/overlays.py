@@ -21,7 +21,12 @@ _LARGEST = 3200
 
 def name_colour(c: int) -> str:
     """Return the CSS colour of class `c`, such as #ff463c."""
-    return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[c])
+    return format_colour(CLASS_COLOURS[c])
+
+
+def format_colour(colour: tuple[int, int, int]) -> str:
+    """Return the CSS colour of red, green and blue, 0 to 255."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def reduce_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -58,32 +58,25 @@ def write_images(folder: Path, num: int = 9) -> Path:
 
 
 NOVELTY_LIMIT = NoveltyLimit(
-    value=0.5, segmenter="a" * 16, num_trained=40, num_images=30, num_groups=10, num_alarms=1, false_alarms=0.1,
+    value=0.5, classifier="a" * 16, num_trained=40, num_images=30, num_groups=10, num_alarms=1, false_alarms=0.1,
     confidence=0.95, bound=0.2, interval=Interval(0.0, 0.25),
 )  # fmt: skip
 
 
-class DescribedPixels(BrightPixels):
-    """Outlines pixels above 127. A place is a square of 8 x 8 pixels, described by the mean and the largest value."""
+class DescribingGate(Gate):
+    """A gate. A place is a square of 8 x 8 pixels, described by the mean and the largest value."""
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        return [images.float() / 255]
-
-    def decode(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        grey = features[0][:, 0] * 255
-        return torch.stack([grey - 127.5, grey - 1000], dim=1)
-
-    def describe_places(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        grey = features[0]
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        grey = images.float() / 255
         mean = nn.functional.avg_pool2d(grey, [8, 8], ceil_mode=True)
         largest = nn.functional.max_pool2d(grey, [8, 8], ceil_mode=True)
-        return torch.cat([mean, largest], 1)
+        return self.forward(images), torch.cat([mean, largest], 1)
 
 
 def build_novel_inspector(gate: float = 0.5, flips: bool = False, limit: float = NOVELTY_LIMIT.value) -> NovelInspector:
     point = replace(OperatingPoint.untuned(2), gate=gate)
     normal = NormalSteel(torch.tensor([0.1, 0.2]), torch.tensor([[0.0, 0.0], [1.0, 0.5], [-1.0, -0.5]]))
-    return NovelInspector(Inspector(Gate(), DescribedPixels(), point, flips).eval(), normal, limit)
+    return NovelInspector(Inspector(DescribingGate(), BrightPixels(), point, flips).eval(), normal, limit)
 
 
 def draw_places(num: int = 3) -> Tensor:

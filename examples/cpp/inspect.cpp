@@ -234,12 +234,16 @@ static Module load(const std::string& path, torch::Device device, const std::str
     throw InputError(path + " is damaged: the digest at its end is missing; copy it again");
   if (!is_sealed) std::cerr << "inspect: " << path << " carries no digest of its content; export it again" << std::endl;
   module.eval();
-  module = torch::jit::freeze(module, std::vector<std::string>{
+  std::vector<std::string> attributes{
       "probabilities", "decide", "point", "self_test", "example", "flips", "gate", "label", "pixel", "smallest_spot",
-      "smallest_area", "temperature", "knots", "values"});
+      "smallest_area", "temperature", "knots", "values"};
+  const bool has_novelty = module.find_method("test_novelty").has_value();
+  if (has_novelty) attributes.push_back("test_novelty");
+  module = torch::jit::freeze(module, attributes);
   const IValue example = module.attr("example");
   const IValue probabilities = module.get_method("probabilities")({example});
-  const std::string fault = module.get_method("self_test")({probabilities}).toStringRef();
+  std::string fault = module.get_method("self_test")({probabilities}).toStringRef();
+  if (fault.empty() && has_novelty) fault = module.get_method("test_novelty")({}).toStringRef();
   if (!fault.empty()) throw InputError(path + " failed its self-test: " + fault + "; export it again");
   Tensor gate = module.attr("gate").toTensor();
   const Tensor kept = gate.clone();
@@ -288,6 +292,9 @@ static int run(std::vector<std::string> args) {
       if (areas[c].item<int64_t>()) std::printf("  class %ld: %ld pixels\n", c + 1, areas[c].item<int64_t>());
       codes << name << ',' << c + 1 << ',' << encode(masks[c]) << '\n';
     }
+    // Files exported with --novelty return two more values.
+    const double novelty = found.size() > 4 ? found[4].toTensor().item<double>() : 0;
+    if (novelty >= 1 && !areas.any().item<bool>()) std::printf("  unlike any clean steel: novelty %.2f\n", novelty);
   }
   // The file gets its final name once it is complete.
   std::ofstream(args[1] + ".unfinished") << codes.str();

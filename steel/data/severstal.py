@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steel.data import rle
 from steel.data.runs import Offsets
-from steel.data.spelling import NameIndex, parse_whole
+from steel.data.spelling import NameIndex, parse_whole, unescape_formula
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
 
@@ -158,7 +158,8 @@ def choose_classes(root: Path, largest: int, num_classes: int | None = None) -> 
         raise InputError(f"data.num_classes must be 1 to {MAX_CLASSES}, got {num_classes}")
     path = root / "classes.csv"
     table = read_table(path, ("ClassId", "name")) if path.is_file() else Table((), 0, [], {}, [])
-    ids, names, message = table.columns.get("ClassId", []), table.columns.get("name", []), ""
+    ids, message = table.columns.get("ClassId", []), ""
+    names = [unescape_formula(name) for name in table.columns.get("name", [])]
     if [parse_whole(text) for text in ids] != [c + 1 for c in range(len(ids))]:
         remedy = f"{_FROM_ZERO}, also in train.csv" if "0" in ids else "sort them"
         names, message = [], f"ClassId must count 1, 2, 3, ... down the rows, got {', '.join(ids)[:80]}; {remedy}"

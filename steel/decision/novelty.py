@@ -1,8 +1,9 @@
-"""Unknown defects: how far each place of an image is from the clean steel that a segmenter was trained on.
+"""Unknown defects: how far each place of an image is from the clean steel that a classifier was trained on.
 
-The segmenter's encoder describes each place. Normal steel is a memory bank of such descriptions, and the distance of a
-place is that to its nearest neighbour in the bank. The mean of an image's descriptions is subtracted first, because the
-texture of one plate or coil differs from that of the next more than a small defect differs from the steel around it.
+The classifier's encoder describes each place, because it runs on every image anyway. Normal steel is a memory bank of
+such descriptions, and the distance of a place is that to its nearest neighbour in the bank. The mean of an image's
+descriptions is subtracted first, because the texture of one plate or coil differs from that of the next more than a
+small defect differs from the steel around it.
 
 Source: Roth et al. 2022, Towards total recall in industrial anomaly detection (PatchCore).
 """
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from steel.decision.inspector import Inspector, cut
 from steel.decision.plain import from_plain, to_plain
 from steel.decision.point import OperatingPoint
-from steel.decision.tiles import Tile
 from steel.errors import InputError
 from steel.files import atomic_path
 from steel.intervals import Interval
@@ -35,7 +35,6 @@ class NoveltyLimit:
 
     Attributes:
         value: The limit: the distance of an image that has the novelty 1.
-        segmenter: Hash of the segmenter's checkpoint.
         num_trained: Number of clean images that the bank was made from.
         num_images: Number of clean images of other groups that the limit was chosen on.
         num_groups: Number of groups of these images.
@@ -44,10 +43,10 @@ class NoveltyLimit:
         confidence: One-sided confidence at which it was asked for.
         bound: The largest share that the images allow at this confidence; above `false_alarms` if they are too few.
         interval: 95 % confidence interval of the share.
+        classifier: Hash of the classifier's checkpoint; empty in files that used the encoder of the segmenter.
     """
 
     value: float
-    segmenter: str
     num_trained: int
     num_images: int
     num_groups: int
@@ -56,6 +55,7 @@ class NoveltyLimit:
     confidence: float
     bound: float
     interval: Interval
+    classifier: str = ""
 
     @property
     def promise(self) -> str:
@@ -141,12 +141,12 @@ class NovelInspection(NamedTuple):
 class NovelInspector(Inspector):
     """An inspector that also measures the novelty of every image.
 
-    A gate rejects what it does not know, and unknown defects most of all. Novelty is therefore measured on all images:
-    the segmenter's encoder runs on each of them, and its decoder on those that pass the gate.
+    A gate rejects what it does not know, and unknown defects most of all. Novelty is therefore measured on all images,
+    from features that the classifier computes for the gate.
 
     Args:
-        inspector: The inspector. Its segmenter has the methods `encode`, `decode` and `describe_places`.
-        normal: Normal steel, described by the encoder of this segmenter.
+        inspector: The inspector. Its classifier has the method `describe`; see `ClassifierNetwork`.
+        normal: Normal steel, described by this classifier.
         limit: The distance that has the novelty 1.
     """
 
@@ -167,68 +167,54 @@ class NovelInspector(Inspector):
     def forward(self, images: Tensor) -> NovelInspection:  # type: ignore[override]
         """Inspect images; see `Inspector.forward`."""
         grey = self._to_grey(images)
-        classes = self._classify_tiles(grey)
-        passed = self._pass_gate(classes)
-        tiles = self._list_tiles(grey, 2)
-        if len(tiles) > 1:
-            novelty = self._compare_tiles(grey, tiles)
-            masks = self._segment_passed(grey, passed)
-        else:
-            features: list[Tensor] = self.segmenter.encode(grey)  # type: ignore[operator]
-            novelty = self._compare(features, grey)
-            shape = [grey.shape[0], classes.shape[1], grey.shape[2], grey.shape[3]]
-            masks = torch.zeros(shape, dtype=torch.bool, device=grey.device)
-            if len(passed) > 0:
-                pixels = self._segment_encoded([feature[passed] for feature in features], grey[passed])
-                masks[passed] = pixels >= self.pixel[:, None, None]
+        classes, novelty = self._describe(grey)
+        masks = self._segment_passed(grey, self._pass_gate(classes))
         gate, calibrated, masks, areas = self._decide(classes, masks, self.point())
         return NovelInspection(gate, calibrated, masks, areas, novelty.images, novelty.places)
 
     @torch.jit.export
     def find_novelty(self, images: Tensor) -> Distances:
         """Return the novelty of images and of their places, without inspecting them; see `NovelInspection`."""
-        grey = self._to_grey(images)
-        tiles = self._list_tiles(grey, 2)
-        if len(tiles) > 1:
-            return self._compare_tiles(grey, tiles)
-        features: list[Tensor] = self.segmenter.encode(grey)  # type: ignore[operator]
-        return self._compare(features, grey)
+        return self._describe(self._to_grey(images))[1]
 
-    def _compare_tiles(self, grey: Tensor, tiles: list[Tile]) -> Distances:
-        """Compare a divided image: its novelty is the largest of all tiles, and a place of its map is `_PLACE` wide."""
+    def _describe(self, grey: Tensor) -> tuple[Tensor, Distances]:
+        """Return the class probabilities of `_classify_tiles`, and the novelty.
+
+        The novelty of a divided image is the largest of all tiles, and a place of its map is `_PLACE` wide.
+        """
+        tiles = self._list_tiles(grey, 8)
+        if len(tiles) == 1:
+            return self._describe_tile(grey)
         step = self.place
         height, width = -(-grey.shape[2] // step), -(-grey.shape[3] // step)
+        classes = torch.zeros([grey.shape[0], self.label.shape[0]], device=grey.device)
         images = torch.zeros(grey.shape[0], device=grey.device)
         places = torch.zeros([grey.shape[0], height, width], device=grey.device)
         for tile in tiles:
             rows, columns = tile
             part = cut(grey, tile)
-            features: list[Tensor] = self.segmenter.encode(part)  # type: ignore[operator]
-            found = self._compare(features, part)
-            images = torch.maximum(images, found.images)
+            probabilities, novelty = self._describe_tile(part)
+            classes = torch.maximum(classes, probabilities)
+            images = torch.maximum(images, novelty.images)
             size = [-(-part.shape[2] // step), -(-part.shape[3] // step)]
-            spread = F.adaptive_max_pool2d(found.places, size)
+            spread = F.adaptive_max_pool2d(novelty.places, size)
             # Tiles start, and parts of tiles that count begin, at multiples of the place.
             top, left = rows.first // step, columns.first // step
             bottom, right = -(-rows.last // step), -(-columns.last // step)
             first_row, first_column = rows.start // step, columns.start // step
             counted = spread[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
             places[:, top:bottom, left:right] = counted
-        return Distances(images, places)
+        return classes, Distances(images, places)
 
-    def _compare(self, features: list[Tensor], grey: Tensor) -> Distances:
-        places = self.segmenter.describe_places(features, grey.shape[2], grey.shape[3])  # type: ignore[operator]
-        found = self.normal_steel(places)
-        return Distances(found.images / self.novelty_limit, found.places / self.novelty_limit)
-
-    def _segment_encoded(self, features: list[Tensor], grey: Tensor) -> Tensor:
-        """Return what `_segment` returns for images whose unflipped view is already encoded."""
+    def _describe_tile(self, grey: Tensor) -> tuple[Tensor, Distances]:
+        """Return the class probabilities of `classify`, and the novelty of the unflipped view."""
+        described: tuple[Tensor, Tensor] = self.classifier.describe(grey)  # type: ignore[operator]
         views = self._views()
-        logits: Tensor = self.segmenter.decode(features, grey.shape[2], grey.shape[3])  # type: ignore[operator]
-        total = logits.float().sigmoid()
+        total = described[0].float().sigmoid()
         for axes in views[1:]:
-            total = total + self.segmenter(grey.flip(axes)).float().sigmoid().flip(axes)
-        return total / len(views)
+            total = total + self.classifier(grey.flip(axes)).float().sigmoid()
+        found = self.normal_steel(described[1].float())
+        return total / len(views), Distances(found.images / self.novelty_limit, found.places / self.novelty_limit)
 
 
 class NoveltyFile(NamedTuple):
@@ -251,7 +237,7 @@ def read_novelty(path: str | Path) -> NoveltyFile:
     """Read a file that `steel novelty` wrote, without running code in it.
 
     Raises:
-        InputError: The file does not exist, or `steel novelty` did not write it.
+        InputError: The file does not exist, `steel novelty` did not write it, or it is for the encoder of a segmenter.
     """
     path = Path(path)
     if not path.is_file():
@@ -259,6 +245,12 @@ def read_novelty(path: str | Path) -> NoveltyFile:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["steel_novelty"]
         normal = NormalSteel(state["scale"], state["bank"])
-        return NoveltyFile(normal, from_plain(NoveltyLimit, json.loads(state["limit"])))
+        limit = from_plain(NoveltyLimit, json.loads(state["limit"]))
     except Exception as error:  # torch raises many types for a file that is not its own
         raise InputError(f"{path} holds no model of normal steel; give a file that `steel novelty` wrote") from error
+    if not limit.classifier:
+        raise InputError(
+            f"{path} describes clean steel by the encoder of a segmenter, and novelty is now measured by that of the "
+            f"classifier; run `steel novelty --classifier` again"
+        )
+    return NoveltyFile(normal, limit)

@@ -1,6 +1,7 @@
 """Request and response bodies as pydantic models; their descriptions are the text of the OpenAPI schema."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -11,12 +12,13 @@ from steel import overlays
 from steel.data import rle
 from steel.data.spots import list_spots
 from steel.decision.about import About
+from steel.decision.novelty import NoveltyLimit
 from steel.decision.tuning import Tuning
 from steel.desk.batching import Thresholds
 from steel.inspection.pipeline import Decision
 from steel.versions import read_version
 
-Verdict = Literal["agree", "missed", "false_alarm"]
+Verdict = Literal["agree", "missed", "false_alarm", "unknown"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file, in hexadecimal.")]
 _Length = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
@@ -36,6 +38,16 @@ Inspector = Annotated[
     ),
 ]
 Comment = Annotated[str, Field(max_length=500, pattern=rf"^[^{_MISLEADING}]*$", examples=["Oil stain, not a scratch"])]
+# Names of new classes, which become names of columns.
+NEW_CLASS = re.compile(rf"[^\s{_UNSAFE}]([^{_UNSAFE}]{{,38}}[^\s{_UNSAFE}])?")
+_UnknownCode = Annotated[
+    str,
+    Field(
+        description="Run-length code of the places unlike any clean steel, on an image on which no class was outlined; "
+        "empty for other images, and if the model does not look for unknown defects.",
+        examples=["1281 16 1537 16"],
+    ),
+]
 Revision = Annotated[int, Field(ge=0, le=1 << 53, description="Number that grows with every change of a verdict.")]
 Size = Annotated[tuple[_Length, _Length], Field(description="Height and width in pixels.")]
 Codes = Annotated[
@@ -76,6 +88,12 @@ class ImageAnswer(BaseModel):
     defective: bool = Field(description="True if anything is outlined, so that `spots` is not empty.")
     codes: Codes
     spots: list[SpotAnswer]
+    novelty: float | None = Field(
+        description="Distance from clean steel; at least 1 means unlike any clean steel seen. Null if the model does "
+        "not measure it.",
+        examples=[0.62],
+    )
+    unknown_code: _UnknownCode
 
 
 class ImageProblem(Problem):
@@ -98,6 +116,13 @@ class ClassAnswer(BaseModel):
     label: float = Field(description="Lowest class probability at which the class may be outlined.", examples=[0.42])
 
 
+class NoveltyAnswer(BaseModel):
+    """How the model finds images unlike any clean steel."""
+
+    colour: str = Field(description="Colour of unusual places in overlays.", examples=["#ff0096"])
+    promise: str = Field(description="The false alarms to expect.")
+
+
 class ModelAnswer(BaseModel):
     """The model that the service runs."""
 
@@ -113,6 +138,7 @@ class ModelAnswer(BaseModel):
     )
     service: str = Field(description="Version of the service.", examples=["0.1.0"])
     mm_per_pixel: float | None
+    novelty: NoveltyAnswer | None = Field(description="Null if the model does not look for unknown defects.")
     drift: str | None = Field(default=None, description="How the latest images differ from the reference, if they do.")
 
 
@@ -131,10 +157,14 @@ class VerdictQuestion(BaseModel):
     size: Size = Field(examples=[[256, 1600]])
     verdict: Verdict
     class_name: str | None = Field(
-        default=None, validation_alias="class", description="The class that was missed or falsely found; null for all."
+        default=None,
+        validation_alias="class",
+        description="The class that was missed or falsely found; null for all. For an unknown defect, the name of a "
+        "new class; null if its places are to remain unlabelled.",
     )
     defective: bool = Field(strict=True, description="The decision of the service.")
     codes: Codes
+    unknown_code: _UnknownCode = ""
     marks: _Marks = Field(default={})
     inspector: Inspector
     comment: Comment = ""
@@ -191,7 +221,12 @@ def describe_model(about: About, thresholds: Thresholds, mm_per_pixel: float | N
         versions=dict(about.versions),
         service=read_version(),
         mm_per_pixel=mm_per_pixel,
+        novelty=_describe_novelty(about.novelty) if about.novelty else None,
     )
+
+
+def _describe_novelty(limit: NoveltyLimit) -> NoveltyAnswer:
+    return NoveltyAnswer(colour=overlays.format_colour(overlays.UNKNOWN), promise=limit.promise)
 
 
 def _describe_tuning(tuned: Tuning) -> dict[str, Any]:
@@ -221,6 +256,7 @@ def describe_decision(
         for spot in list_spots(decision.masks)
     ]
     height, width = decision.masks.shape[1:]
+    unknown = decision.find_unknown()
     return ImageAnswer(
         name=name,
         digest=hashlib.sha256(data).hexdigest(),
@@ -230,4 +266,6 @@ def describe_decision(
         defective=decision.is_defective,
         codes={name: rle.encode(mask) for name, mask in zip(classes, decision.masks, strict=True)},
         spots=spots,
+        novelty=decision.novelty,
+        unknown_code="" if unknown is None else rle.encode(unknown),
     )

@@ -165,7 +165,7 @@ class Desk:
         answer = await asyncio.to_thread(self._describe, *upload, decision)
         self._remember(answer)
         if thresholds == self.batcher.thresholds:
-            self._record(image, decision, answer.defective)
+            self._record(image, decision, answer)
         return Inspected(image, decision, answer)
 
     def _remember(self, answer: ImageAnswer) -> None:
@@ -175,9 +175,10 @@ class Desk:
         if len(self._sizes) > _NUM_REMEMBERED:
             self._sizes.popitem(last=False)
 
-    def _record(self, image: NDArray[np.uint8], decision: Decision, is_defective: bool) -> None:
+    def _record(self, image: NDArray[np.uint8], decision: Decision, answer: ImageAnswer) -> None:
         """Count a decision at the operating point and check for drift; decisions at other thresholds do not count."""
-        self.metrics.images.labels("defective" if is_defective else "clean").inc()
+        found = "unknown" if answer.unknown_code else "defective" if answer.defective else "clean"
+        self.metrics.images.labels(found).inc()
         for drift in self._monitor.add(image, decision.class_probabilities) if self._monitor else ():
             self.metrics.drifts.inc()
             _log.warning(drift.sentence)

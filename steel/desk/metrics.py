@@ -15,7 +15,7 @@ class Metrics:
 
     Attributes:
         registry: The registry, for `generate_latest`.
-        images: Counter of images, labelled "clean", "defective" or "refused".
+        images: Counter of images, labelled "clean", "defective", "unknown" or "refused".
         batches: Histogram of batch sizes.
         drifts: Counter of drift warnings.
     """
@@ -25,7 +25,7 @@ class Metrics:
         self._requests = Counter("steel_requests", "Requests answered.", ["path", "status"], registry=registry)
         self._seconds = Histogram("steel_request_seconds", "Seconds per request.", ["path"], registry=registry)
         self.images = Counter("steel_images", "Images by decision.", ["decision"], registry=registry)
-        for decision in ("clean", "defective", "refused"):
+        for decision in ("clean", "defective", "unknown", "refused"):
             self.images.labels(decision)  # export zeros instead of omitting the series
         self.drifts = Counter("steel_drift_warnings", "Drift warnings of windows and charts.", registry=registry)
         sizes = (1, 2, 4, 8, 16, 32, 64)

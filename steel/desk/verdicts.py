@@ -1,27 +1,20 @@
-"""Storage of the inspectors' verdicts in SQLite, and their conversion to training labels.
+"""Storage of the inspectors' verdicts in SQLite."""
 
-The labels are the `train.csv` of a dataset in the older form, in which a clean image has rows with empty codes, and
-`to_label.csv` (`ImageId,ClassId`; the class is empty if unknown), which lists the images that remain to be labelled.
-"""
-
-import csv
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, TypeVar, get_args
-from zipfile import ZIP_DEFLATED, ZipFile
+from typing import TypeVar, get_args
 
-from steel.data import rle, runs
-from steel.data.formats.submission import head_submission, list_codes
-from steel.data.spelling import escape_formula
-from steel.desk.answers import HistoryEntry, Shift, Verdict, VerdictAnswer, VerdictQuestion
+from steel.data import rle
+from steel.data.severstal import MAX_CLASSES
+from steel.desk.answers import NEW_CLASS, HistoryEntry, Shift, Verdict, VerdictAnswer, VerdictQuestion
 from steel.desk.errors import InvalidRequestError, NameTakenError, VerdictChangedError
+from steel.desk.labels import format_table, pack_labels
 from steel.errors import InputError
 
 _Entry = TypeVar("_Entry", VerdictAnswer, HistoryEntry)
@@ -32,7 +25,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS history (
     revision INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, image TEXT NOT NULL, verdict TEXT, class TEXT,
     defective INTEGER NOT NULL, inspector TEXT NOT NULL, comment TEXT NOT NULL, at TEXT NOT NULL, codes TEXT NOT NULL,
-    marks TEXT NOT NULL
+    marks TEXT NOT NULL, unknown_code TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS history_digest ON history (digest, revision);
 CREATE INDEX IF NOT EXISTS history_image ON history (image);
@@ -54,8 +47,13 @@ DROP TABLE earlier;
 COMMIT;
 """
 _INSERT = """
-INSERT INTO history (digest, image, verdict, class, defective, inspector, comment, at, codes, marks)
-VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :comment, :at, :codes, :marks)
+INSERT INTO history (digest, image, verdict, class, defective, inspector, comment, at, codes, marks, unknown_code)
+VALUES (:digest, :image, :verdict, :class_name, :defective, :inspector, :comment, :at, :codes, :marks, :unknown_code)
+"""
+# New classes that are in use, in the order in which they were named, so that their numbers do not change.
+_NEW_CLASSES = """
+SELECT class FROM history WHERE verdict = 'unknown' AND class IN (SELECT class FROM verdicts WHERE verdict = 'unknown')
+GROUP BY class ORDER BY min(revision)
 """
 # SQLite needs space even to delete. This file gives it back while the disk is full.
 _RESERVE, _RESERVE_BYTES = "-reserve", 1 << 20
@@ -98,6 +96,8 @@ class Verdicts:
             )
             kind = self._db.execute("SELECT type FROM sqlite_master WHERE name = 'verdicts'").fetchone()
             self._db.executescript(_MIGRATION if kind and kind["type"] == "table" else _SCHEMA)
+            if "unknown_code" not in [row["name"] for row in self._db.execute("PRAGMA table_info(history)")]:
+                self._db.execute("ALTER TABLE history ADD COLUMN unknown_code TEXT NOT NULL DEFAULT ''")
             self._require_classes(path)
             self._reserve = path.with_name(path.name + _RESERVE)
             self._keep_reserve()
@@ -134,7 +134,7 @@ class Verdicts:
 
         Raises:
             InvalidRequestError: A class is unknown, a code is invalid for the size of the image, the codes are too
-                long, or a clean image has codes.
+                long, a clean image has codes, or there would be too many new classes.
             NameTakenError: Another image with the same name has a verdict.
             VerdictChangedError: The image has another verdict than `replaces`.
         """
@@ -148,6 +148,7 @@ class Verdicts:
             query = "SELECT 1 FROM verdicts WHERE image = ? AND digest != ?"
             if self._db.execute(query, (question.image, digest)).fetchone():
                 raise NameTakenError(f"another image named {question.image} has a verdict; rename one of them")
+            self._require_few_classes(question)
             revision = self._db.execute(_INSERT, row | {"digest": digest, "at": _format_now()}).lastrowid
             self._keep_reserve()
         return self._build_entry(self._select("SELECT * FROM history WHERE revision = ?", revision)[0], VerdictAnswer)
@@ -177,7 +178,7 @@ class Verdicts:
             if row is not None:
                 self._require_current(digest, replaces)
                 changes = {"verdict": None, "inspector": inspector, "comment": "", "codes": "[]", "marks": "[]"}
-                self._db.execute(_INSERT, dict(row) | changes | {"at": _format_now()})
+                self._db.execute(_INSERT, dict(row) | changes | {"unknown_code": "", "at": _format_now()})
         return row is not None
 
     def list_history(self, digest: str) -> list[HistoryEntry]:
@@ -202,32 +203,12 @@ class Verdicts:
     def format_csv(self) -> str:
         """Return all verdicts as CSV with the columns of `_CSV_COLUMNS`."""
         rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY revision")
-        return _format_table([_CSV_COLUMNS, *map(_escape_formulas, rows)])
+        return format_table([_CSV_COLUMNS, *rows])
 
     def pack_labels(self) -> bytes:
-        """Return all verdicts as labels: a ZIP archive of train.csv, to_label.csv and classes.csv."""
-        codes: list[Sequence[Any]] = [head_submission("old")]
-        to_label: list[Sequence[Any]] = [("ImageId", "ClassId")]
-        query = "SELECT image, verdict, class, defective, codes, marks FROM verdicts ORDER BY image"
-        for image, verdict, name, is_defective, stored, stored_marks in self._select(query):
-            c = self._classes.index(name) if name in self._classes else None
-            found: list[str] = json.loads(stored)
-            marks: list[str] = json.loads(stored_marks)
-            # A confirmed defect without a mask is not a clean image.
-            if (verdict == "missed" and not any(marks)) or (verdict == "agree" and is_defective and not any(found)):
-                to_label.append((image, "" if c is None else c + 1))
-                continue
-            if verdict == "false_alarm":  # remove the code of class c, or all codes if no class is given
-                found = ["" if c is None or i == c else code for i, code in enumerate(found)]
-            if verdict == "missed":  # what was found is right, and what was marked is missing
-                found = [_unite(code, mark) for code, mark in zip(found, marks, strict=True)]
-            codes += list_codes(image, found, "old")
-        classes = [("ClassId", "name"), *enumerate(self._classes, 1)]
-        file = BytesIO()
-        with ZipFile(file, "w", ZIP_DEFLATED) as archive:
-            for member, rows in (("train.csv", codes), ("to_label.csv", to_label), ("classes.csv", classes)):
-                archive.writestr(member, _format_table(map(_escape_formulas, rows)))
-        return file.getvalue()
+        """Return all verdicts as labels; see `steel.desk.labels`."""
+        names = [*self._classes, *(name for (name,) in self._select(_NEW_CLASSES))]
+        return pack_labels(self._select("SELECT * FROM verdicts ORDER BY image"), names)
 
     def _select(self, query: str, *values: str | int | None) -> list[sqlite3.Row]:
         with self._lock:
@@ -245,6 +226,16 @@ class Verdicts:
         if revision is not None and revision != (row["revision"] if row else 0):
             raise VerdictChangedError
 
+    def _require_few_classes(self, question: VerdictQuestion) -> None:
+        if question.verdict != "unknown" or question.class_name is None:
+            return
+        new = {name for (name,) in self._db.execute(_NEW_CLASSES)} | {question.class_name}
+        if len(self._classes) + len(new) > MAX_CLASSES:
+            raise InvalidRequestError(
+                f"a dataset has at most {MAX_CLASSES} classes, and the new ones are {', '.join(sorted(new))}; use one "
+                f"of them, or leave out the class"
+            )
+
     def _build_entry(self, row: sqlite3.Row, kind: type[_Entry]) -> _Entry:
         marks = dict(zip(self._classes, json.loads(row["marks"]), strict=False))  # empty in earlier versions
         return kind.model_validate({**dict(row), "class_name": row["class"], "marks": marks})
@@ -252,39 +243,41 @@ class Verdicts:
     def _check(self, question: VerdictQuestion) -> None:
         if any(question.marks.values()) and question.verdict != "missed":
             raise InvalidRequestError(f"marks are for missed defects, but the verdict is {question.verdict}; omit them")
-        names = {*question.codes, *question.marks, *([] if question.class_name is None else [question.class_name])}
+        if question.unknown_code and any(question.codes.values()):
+            raise InvalidRequestError("unknown_code must be empty if codes are not; send the answer of /v1/inspect")
+        names = {*question.codes, *question.marks}
+        if question.verdict == "unknown":
+            self._check_unknown(question)
+        elif question.class_name is not None:
+            names.add(question.class_name)
         if unknown := names - {*self._classes}:
             raise InvalidRequestError(
                 f"class must be one of {', '.join(self._classes)}, got {min(unknown)[:80]!r}; /v1/model lists the names"
             )
-        length = sum(map(len, (*question.codes.values(), *question.marks.values())))
+        length = sum(map(len, (*question.codes.values(), *question.marks.values(), question.unknown_code)))
         if length > _MAX_CODE_LENGTH:
             found = f"{_MAX_CODE_LENGTH:,} characters together, got {length:,}"
             raise InvalidRequestError(f"codes must have at most {found}; leave them out")
         if any(question.codes.values()) and not question.defective:
             raise InvalidRequestError("codes must be empty if defective is false; send the answer of /v1/inspect")
-        for name, code in (*question.codes.items(), *question.marks.items()):
+        named = [(f"code of class {name}", code) for name, code in (*question.codes.items(), *question.marks.items())]
+        for name, code in (*named, ("unknown_code", question.unknown_code)):
             try:
                 fault = rle.find_fault(rle.parse(code), question.size)
             except InputError as error:
-                raise InvalidRequestError(f"code of class {name}: {error}") from error
+                raise InvalidRequestError(f"{name}: {error}") from error
             if fault:
-                raise InvalidRequestError(f"code of class {name}: {fault.text}; send the code returned by /v1/inspect")
+                raise InvalidRequestError(f"{name}: {fault.text}; send the code returned by /v1/inspect")
+
+    def _check_unknown(self, question: VerdictQuestion) -> None:
+        if not question.unknown_code:
+            raise InvalidRequestError("an unknown defect needs unknown_code; send the answer of /v1/inspect")
+        name = question.class_name
+        if name is not None and name.casefold() in map(str.casefold, self._classes):
+            raise InvalidRequestError(f"the class {name[:80]} is not new; give the verdict missed with marks")
+        if name is not None and not NEW_CLASS.fullmatch(name):
+            raise InvalidRequestError(f"the name of a class must be 1 to 40 printable characters, got {name[:80]!r}")
 
 
 def _format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _unite(code: str, mark: str) -> str:
-    return " ".join(map(str, runs.unite([rle.parse(code), rle.parse(mark)]).tolist()))
-
-
-def _format_table(rows: Iterable[Sequence[Any]]) -> str:
-    text = StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _escape_formulas(row: Sequence[Any]) -> list[Any]:
-    return [escape_formula(cell) if isinstance(cell, str) else cell for cell in row]

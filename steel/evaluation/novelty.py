@@ -23,8 +23,8 @@ from steel.files import require_writable
 from steel.intervals import effective_size, wilson
 from steel.progress import track
 from steel.training.checkpoints import find_checkpoint, load_task, require_data
-from steel.training.networks import SegmenterNetwork
-from steel.training.tasks import DefectSegmenter
+from steel.training.networks import ClassifierNetwork
+from steel.training.tasks import DefectClassifier
 
 # Clean places that the bank is chosen from; more take longer and find hardly any others.
 _NUM_CANDIDATES = 40_000
@@ -36,7 +36,7 @@ _HIGH = 0.8
 
 def novelty(
     *,
-    segmenter: str,
+    classifier: str,
     root: str,
     false_alarms: float = 0.05,
     confidence: float = 0.95,
@@ -48,11 +48,11 @@ def novelty(
 ) -> None:
     """Learn what clean steel looks like, so that the exported file also reports defects that nobody labelled.
 
-    A memory of places is chosen from the clean images of the segmenter's train part. The limit is chosen on the clean
-    images of its val part. Give the file to `steel export --novelty`.
+    A memory of places is chosen from the clean images of the classifier's train part. The limit is chosen on the
+    clean images of its val part. Give the file to `steel export --novelty`.
 
     Args:
-        segmenter: Checkpoint of the segmenter, or best or last for that of the newest run in lightning_logs.
+        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs.
         root: Folder with train.csv and train_images.
         false_alarms: Largest share of clean images above the limit.
         confidence: One-sided confidence of this share; 0.5 keeps it only on average.
@@ -63,11 +63,11 @@ def novelty(
         device: Device to run on: auto, cpu, cuda or cuda:1.
 
     Raises:
-        InputError: An option is out of range, the checkpoint is not one of a segmenter, the dataset does not fit it, or
-            there are too few clean images.
+        InputError: An option is out of range, the checkpoint is not one of a classifier, the dataset does not fit it,
+            or there are too few clean images.
 
     Example:
-        steel novelty --segmenter best --root data --false_alarms 0.02 --out novelty.pt
+        steel novelty --classifier best --root data --false_alarms 0.02 --out novelty.pt
     """
     require_at_least(1, places=places, batch_size=batch_size)
     if not 0 < false_alarms < 1:
@@ -77,7 +77,7 @@ def novelty(
     require_writable(path := Path(out))
     where = choose_device(device)
     prepare_process(where)
-    checkpoint = find_checkpoint(segmenter, Path("lightning_logs"), DefectSegmenter.name)
+    checkpoint = find_checkpoint(classifier, Path("lightning_logs"), DefectClassifier.name)
     network, about = _load(checkpoint)
     data = SteelDataModule(
         root, num_classes=len(about["data"]["classes"]), batch_size=batch_size, num_workers=num_workers
@@ -92,8 +92,8 @@ def novelty(
     normal = learn(network, data, train, places, where)
     distances, groups = measure(network, normal, data, new, where), data.split.groups[new]
     limit = choose_limit(distances, groups, false_alarms, confidence)
-    digest = hash_networks([], [str(checkpoint)], flips=False).segmenters[0]
-    limit = replace(limit, segmenter=digest, num_trained=len(train))
+    digest = hash_networks([str(checkpoint)], [], flips=False).classifiers[0]
+    limit = replace(limit, classifier=digest, num_trained=len(train))
     write_novelty(path, NoveltyFile(normal.cpu(), limit))
     print(f"learnt from {len(train):,} clean images; {limit.promise}")
     for warning in warn_of_groups(len(new), int((~data.split.is_grouped[new]).sum())) + _list_warnings(limit):
@@ -101,14 +101,14 @@ def novelty(
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _load(checkpoint: Path) -> tuple[SegmenterNetwork, dict[str, Any]]:
-    """Return the network of a segmenter's checkpoint, and the checkpoint's metadata."""
-    task, about = load_task(checkpoint, DefectSegmenter)
+def _load(checkpoint: Path) -> tuple[ClassifierNetwork, dict[str, Any]]:
+    """Return the network of a classifier's checkpoint, and the checkpoint's metadata."""
+    task, about = load_task(checkpoint, DefectClassifier)
     require_data(about, checkpoint)
     require_finite_weights(task.network, f"the training of {checkpoint} diverged, so choose another checkpoint")
-    if not isinstance(task.network, SegmenterNetwork):
+    if not isinstance(task.network, ClassifierNetwork):
         raise InputError(
-            f"{checkpoint} has a network of another class than SegmenterNetwork, so its encoder is unknown"
+            f"{checkpoint} has a network of another class than ClassifierNetwork, so its encoder is unknown"
         )
     return task.network, about
 
@@ -133,23 +133,22 @@ def find_clean(data: SteelDataModule, part: str) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def _describe(
-    network: SegmenterNetwork, data: SteelDataModule, rows: NDArray[np.int64], device: torch.device, text: str
+    network: ClassifierNetwork, data: SteelDataModule, rows: NDArray[np.int64], device: torch.device, text: str
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the rows of each batch, and the features of their places, float `(N, K, h, w)`."""
     loader = data.images_dataloader(rows)
     for batch in track(loader, text, len(loader)):
         images = batch["image"].to(device)
-        places = network.describe_places(network.encode(images), images.shape[2], images.shape[3])
-        yield batch["index"].tolist(), places
+        yield batch["index"].tolist(), network.describe(images)[1]
 
 
 def learn(
-    network: SegmenterNetwork, data: SteelDataModule, rows: NDArray[np.int64], num_places: int, device: torch.device
+    network: ClassifierNetwork, data: SteelDataModule, rows: NDArray[np.int64], num_places: int, device: torch.device
 ) -> NormalSteel:
     """Learn normal steel from clean images.
 
     Args:
-        network: The segmenter's network, in evaluation mode, on `device`.
+        network: The classifier's network, in evaluation mode, on `device`.
         data: The dataset.
         rows: Rows of clean images in its table.
         num_places: Number of places in the bank, at most.
@@ -186,7 +185,7 @@ def choose_bank(candidates: Tensor, num: int) -> Tensor:
 
 
 def measure(
-    network: SegmenterNetwork,
+    network: ClassifierNetwork,
     normal: NormalSteel,
     data: SteelDataModule,
     rows: NDArray[np.int64],
@@ -229,7 +228,7 @@ def choose_limit(
     rate_size = effective_size(is_high, groups)  # alarms are too few to tell it, or none
     interval = wilson(float(is_alarm.mean()) * rate_size, rate_size)
     return NoveltyLimit(
-        value=float(value), segmenter="", num_trained=0, num_images=n, num_groups=len(np.unique(groups)),
+        value=float(value), num_trained=0, num_images=n, num_groups=len(np.unique(groups)),
         num_alarms=int(is_alarm.sum()), false_alarms=false_alarms, confidence=confidence,
         bound=bound(int(is_alarm.sum())), interval=interval,
     )  # fmt: skip

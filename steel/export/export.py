@@ -66,8 +66,8 @@ def export(
             as [A.ckpt,B.ckpt], are averaged.
         segmenter: Checkpoint of the segmenter, in the same way.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5.
-        novelty: File written by `steel novelty`, to find defects that nobody labelled; needs one segmenter, torchscript
-            and fp32.
+        novelty: File written by `steel novelty`, to find defects that nobody labelled; needs one classifier,
+            torchscript and fp32.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
             images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
@@ -119,14 +119,14 @@ def _add_novelty(assembly: Assembly, path: str) -> tuple[NovelInspector, Novelty
     """Return the inspector of the checkpoints with the novelty of a file.
 
     Raises:
-        InputError: The file is not one of `steel novelty`, or is for another segmenter or several.
+        InputError: The file is not one of `steel novelty`, or is for another classifier or several.
     """
     normal, limit = read_novelty(path)
-    used = hash_networks([], assembly.segmenters, flips=False).segmenters
-    if used != (limit.segmenter,):
+    used = hash_networks(assembly.classifiers, [], flips=False).classifiers
+    if used != (limit.classifier,):
         raise InputError(
-            f"{path} is for the segmenter {limit.segmenter}, got {', '.join(used)}; run `steel novelty` with the one "
-            f"segmenter that is exported"
+            f"{path} is for the classifier {limit.classifier}, got {', '.join(used)}; run `steel novelty` with the one "
+            f"classifier that is exported"
         )
     return NovelInspector(assembly.inspector, normal, limit.value), limit
 

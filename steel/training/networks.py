@@ -60,18 +60,16 @@ class _Reduce(nn.Module):
                 "(255 * images).round().to(torch.uint8)"
             )
         x = images.to(self.mean.dtype)
-        height, width = self.size(x.shape[2], x.shape[3])
+        height, width = x.shape[2], x.shape[3]
+        size = self.input_size
+        if size is not None:
+            height, width = size[0], size[1]
+        else:
+            height, width = _reduce_side(height, self.scale), _reduce_side(width, self.scale)
         if height != x.shape[2] or width != x.shape[3]:
             # Antialiasing keeps thin cracks visible. Resizing one channel instead of three is a third of the work.
             x = F.interpolate(x, size=[height, width], mode="bilinear", antialias=True)
         return (x - self.mean) / self.std
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the output for an image of this size."""
-        size = self.input_size
-        if size is not None:
-            return size[0], size[1]
-        return _reduce_side(height, self.scale), _reduce_side(width, self.scale)
 
 
 def _complete_normalisation(reduce: _Reduce, state: dict[str, Any], prefix: str, *_: object) -> None:
@@ -116,7 +114,11 @@ class _PooledEncoder(nn.Module):
         self.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.encoder.out_channels[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        places: Tensor = self.fc(self.encoder(x)[-1].permute(0, 2, 3, 1))
+        return self.classify(self.encoder(x)[-1])
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the logits for the features that have a stride of 16."""
+        places: Tensor = self.fc(features.permute(0, 2, 3, 1))
         return places.amax(dim=(1, 2))
 
 
@@ -185,6 +187,30 @@ class ClassifierNetwork(nn.Module):
             logits = self.pooled(logits)
         return logits
 
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of `forward`, and features of the places of the images from the same pass.
+
+        A place is a square of 8 x 8 pixels at the reduced size. Its features are those of the encoder's two middle
+        stages, with strides 8 and 16.
+
+        Returns:
+            Logits `(N, C)`, and features, float `(N, K, h, w)`.
+        """
+        x: Tensor = self.reduce(images)
+        if self.resnet is not None:
+            resnet = self.resnet
+            x = resnet.layer1(resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x)))))
+            fine = resnet.layer2(x)
+            coarse = resnet.layer3(fine)
+            logits = resnet.fc(resnet.avgpool(resnet.layer4(coarse)).flatten(1))
+        else:
+            assert self.pooled is not None
+            features: list[Tensor] = self.pooled.encoder(x)
+            fine, coarse = features[3], features[4]
+            logits = self.pooled.classify(coarse)
+        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear")
+        return logits, torch.cat([fine, coarse], 1)
+
 
 class SegmenterNetwork(nn.Module):
     """An SMP U-Net with one logit per class and pixel, at the size of the input image.
@@ -238,49 +264,14 @@ class SegmenterNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, C, H, W)` for images `(N, 1, H, W)` uint8 of any size."""
-        logits: Tensor = self.unet(self._prepare(images))
-        return self._restore(logits, images.shape[2], images.shape[3])
-
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Return the features of the encoder, largest first, for images as `forward` takes them."""
-        features: list[Tensor] = self.unet.encoder(self._prepare(images))
-        return features
-
-    def decode(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        """Return the logits of `forward` for images of this size, given what `encode` returned."""
-        logits: Tensor = self.unet.segmentation_head(self.unet.decoder(features))
-        return self._restore(logits, height, width)
-
-    def describe_places(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        """Return the features of the places of images of this size, given what `encode` returned.
-
-        A place is a square of 8 x 8 pixels at the reduced size. Its features are those of the encoder's two middle
-        stages, with strides 8 and 16; with 3 decoder blocks the second one does not exist.
-
-        Returns:
-            Float `(N, K, h, w)`.
-        """
-        reduced = self.reduce.size(height, width)
-        h, w = (reduced[0] + 7) // 8, (reduced[1] + 7) // 8
-        places = features[3]
-        if len(features) > 4:
-            coarse = F.interpolate(features[4], size=places.shape[2:], mode="bilinear")
-            places = torch.cat([places, coarse], 1)
-        return places[:, :, :h, :w].float()
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        x: Tensor = self.reduce(images)
-        down, right = -x.shape[2] % 32, -x.shape[3] % 32
+        x = self.reduce(images)
+        height, width = x.shape[2], x.shape[3]
+        down, right = -height % 32, -width % 32
         if down > 0 or right > 0:
-            x = _reflect(_reflect(x, 2, x.shape[2] + down), 3, x.shape[3] + right)
-        return x
-
-    def _restore(self, logits: Tensor, height: int, width: int) -> Tensor:
-        """Crop the padding of `_prepare` from the logits, and enlarge them to the size of the images."""
-        reduced = self.reduce.size(height, width)
-        logits = logits[:, :, : reduced[0], : reduced[1]]
-        if reduced[0] != height or reduced[1] != width:
-            logits = F.interpolate(logits, size=[height, width], mode="bilinear")
+            x = _reflect(_reflect(x, 2, height + down), 3, width + right)
+        logits: Tensor = self.unet(x)[:, :, :height, :width]
+        if height != images.shape[2] or width != images.shape[3]:
+            logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear")
         return logits
 
 

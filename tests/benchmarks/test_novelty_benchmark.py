@@ -28,8 +28,8 @@ def test_images_of_the_class_are_left_out_of_train_and_val_only(root: Path, tmp_
 
 @pytest.mark.slow
 def test_it_scores_unseen_images(trained: Trained) -> None:
-    found = evaluate(str(trained.root), trained.segmenter, class_index=3, num_places=50)
+    found = evaluate(str(trained.root), trained.classifier, trained.segmenter, class_index=3, num_places=50)
     assert found["num_defective"] > 0
-    for name in ("novelty", "segmenter", "PatchCore"):
+    for name in ("novelty", "segmenter", "classifier", "PatchCore"):
         value, low, high = found[name]
         assert 0 <= low <= value <= high <= 1

@@ -1,6 +1,9 @@
 """Novelty: the distance of places from a memory bank, and the exported file that measures it."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 from bright import (
     NOVELTY_LIMIT,
-    DescribedPixels,
+    BrightPixels,
     Gate,
     build_novel_inspector,
     draw_places,
@@ -16,6 +19,7 @@ from bright import (
     write_novel_model,
 )
 from steel.decision import bundle
+from steel.decision.about import About
 from steel.decision.inspector import Inspector
 from steel.decision.novelty import (
     NormalSteel,
@@ -23,6 +27,7 @@ from steel.decision.novelty import (
     read_novelty,
     write_novelty,
 )  # fmt: skip
+from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint
 from steel.errors import InputError
 from steel.export import parity
@@ -59,9 +64,9 @@ def test_novelty_is_measured_on_images_that_the_gate_rejects_and_the_texture_of_
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_the_decision_equals_that_without_novelty(flips: bool) -> None:
-    """The masks are computed from features that are shared, and must not differ by one bit."""
+    """The class probabilities come from the pass that describes the places, and must not differ by one bit."""
     novel = build_novel_inspector(gate=0.0, flips=flips)
-    plain = Inspector(Gate(), DescribedPixels(), OperatingPoint.from_tensors(novel.point()), flips).eval()
+    plain = Inspector(Gate(), BrightPixels(), OperatingPoint.from_tensors(novel.point()), flips).eval()
     images = draw_places() * 3
     for ours, theirs in zip(novel(images)[:4], plain(images), strict=True):
         assert torch.equal(ours, theirs)
@@ -78,6 +83,7 @@ def test_the_novelty_of_a_divided_image_is_that_of_its_tiles(is_exported: bool, 
     whole = inspector(image)
     inspector.largest_whole = 2 * 512 * 300
     divided = inspector(image)
+    assert torch.equal(divided.class_probabilities, inspector.probabilities(image).classes)
     assert torch.equal(divided.masks, whole.masks)
     assert divided.masks.any()
     assert float(divided.novelty) == pytest.approx(float(whole.novelty), rel=0.2)  # the means of the tiles differ
@@ -125,6 +131,29 @@ def test_a_file_without_novelty_has_the_outputs_and_the_metadata_of_before(tmp_p
     assert len(module(draw_places())) == 4
     assert about.novelty is None
     assert "novelty" not in about.to_dict()
+
+
+def test_a_file_exported_with_the_encoder_of_a_segmenter_opens(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It contains the program that measures its novelty; the metadata named the segmenter."""
+    build = About.to_dict
+
+    def describe(about: About) -> dict[str, Any]:
+        plain = build(about)
+        plain["novelty"]["segmenter"] = plain["novelty"].pop("classifier")
+        return plain
+
+    monkeypatch.setattr(About, "to_dict", describe)
+    for module, about in (bundle.load(write_novel_model(model)), bundle.read(model)):
+        assert about.novelty == replace(NOVELTY_LIMIT, classifier="")
+        assert module(draw_places()).novelty.shape == (3,)
+
+
+def test_normal_steel_of_the_encoder_of_a_segmenter_is_refused(tmp_path: Path) -> None:
+    normal, limit = build_novel_inspector().normal_steel, json.dumps(to_plain(NOVELTY_LIMIT))
+    earlier = limit.replace('"classifier"', '"segmenter"')
+    torch.save({"steel_novelty": {"scale": normal.scale, "bank": normal.bank, "limit": earlier}}, tmp_path / "n.pt")
+    with pytest.raises(InputError, match=r"n.pt .* of a segmenter.*run `steel novelty --classifier` again"):
+        read_novelty(tmp_path / "n.pt")
 
 
 def test_a_file_of_normal_steel_is_read_as_written_and_others_are_refused(tmp_path: Path, model: Path) -> None:

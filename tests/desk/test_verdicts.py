@@ -90,7 +90,7 @@ def test_verdicts_are_exported_as_csv_and_as_labels(client: TestClient) -> None:
     assert archive.read("to_label.csv").decode().splitlines() == ["ImageId,ClassId", "4.png,2", "5.png,", "6.png,"]
     assert archive.read("classes.csv").decode().splitlines() == ["ClassId,name", "1,scale", "2,scratch"]
     shift = client.get("/v1/verdicts").json()
-    assert shift["counts"] == {"agree": 3, "missed": 2, "false_alarm": 2}
+    assert shift["counts"] == {"agree": 3, "missed": 2, "false_alarm": 2, "unknown": 0}
     assert len(shift["verdicts"]) == 7
 
 
@@ -112,7 +112,8 @@ def test_labels_are_a_valid_dataset(client: TestClient, tmp_path: Path) -> None:
 def test_a_verdict_can_be_replaced_and_deleted(client: TestClient) -> None:
     save(client, 1, verdict="agree")
     assert save(client, 1, verdict="missed").json()["verdict"] == "missed"
-    assert client.get("/v1/verdicts").json()["counts"] == {"agree": 0, "missed": 1, "false_alarm": 0}
+    counts = client.get("/v1/verdicts").json()["counts"]
+    assert counts == {"agree": 0, "missed": 1, "false_alarm": 0, "unknown": 0}
     assert delete(client, 1) == 204
     assert delete(client, 1) == 404
 

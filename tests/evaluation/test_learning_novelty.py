@@ -70,7 +70,7 @@ def _normal_cdf(x: float) -> float:
 @pytest.fixture
 def learnt(trained: Trained, tmp_path: Path) -> Path:
     path = tmp_path / "novelty.pt"
-    options = ["--segmenter", trained.segmenter, "--root", trained.root, "--places", "50", "--out", path]
+    options = ["--classifier", trained.classifier, "--root", trained.root, "--places", "50", "--out", path]
     assert main(["novelty", *map(str, options)]) == 0
     return path
 
@@ -90,21 +90,21 @@ def test_novelty_is_learnt_exported_and_measured(trained: Trained, learnt: Path,
     assert found.novelty_map.shape == (2, 7, 12)
 
 
-def test_a_file_for_another_segmenter_and_other_formats_are_refused(
+def test_a_file_for_another_classifier_and_other_formats_are_refused(
     trained: Trained, learnt: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     networks = ["--classifier", trained.classifier, "--segmenter", trained.segmenter, "--novelty", learnt]
     out = ["--out", tmp_path / "inspector.pt"]
     assert "needs --format torchscript" in refused("export", *networks, "--precision", "bf16", *out)
     saved = torch.load(learnt, weights_only=True)
-    saved["steel_novelty"]["limit"] = saved["steel_novelty"]["limit"].replace('"segmenter": "', '"segmenter": "0')
+    saved["steel_novelty"]["limit"] = saved["steel_novelty"]["limit"].replace('"classifier": "', '"classifier": "0')
     torch.save(saved, learnt)
-    assert "is for the segmenter 0" in refused("export", *networks, *out)
+    assert "is for the classifier 0" in refused("export", *networks, *out)
     assert not out[1].exists()
 
 
 def test_options_out_of_range_are_refused(trained: Trained, refused: Callable[..., str]) -> None:
-    arguments = ["novelty", "--segmenter", trained.segmenter, "--root", trained.root]
+    arguments = ["novelty", "--classifier", trained.classifier, "--root", trained.root]
     for option, value in (("false_alarms", 0), ("confidence", 1), ("places", 0)):
         assert option in refused(*arguments, f"--{option}", value)
-    assert "checkpoint of DefectClassifier" in refused(*arguments, "--segmenter", trained.classifier)
+    assert "checkpoint of DefectSegmenter" in refused(*arguments, "--classifier", trained.segmenter)

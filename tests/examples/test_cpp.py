@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from bright import draw_places, write_novel_model
 from conftest import Trained
 from steel.cli import main
 from steel.data.images import read_grey
@@ -76,6 +77,18 @@ def test_codes_equal_those_of_steel_inspect(program: Path, inspector: Path, trai
     (tmp_path / "odd.png").write_bytes(b"P5\n77 50\n255\n" + grey.tobytes())
     run(program, inspector, tmp_path / "raw.csv", tmp_path / "odd.png")
     assert (tmp_path / "raw.csv").read_bytes().splitlines()[1:] == ours.splitlines()[1:5]
+
+
+def test_images_unlike_any_clean_steel_are_named(program: Path, tmp_path: Path) -> None:
+    model = write_novel_model(tmp_path / "novel.pt", limit=1.0)
+    for i, image in enumerate(draw_places()[:, 0].numpy()):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+    done = run(program, model, tmp_path / "codes.csv", *sorted(tmp_path.glob("*.png")))
+    assert done.returncode == 0, done.stderr
+    lines = [line.partition(",")[0] for line in done.stdout.splitlines()]
+    novelty = float(bundle.read(model)[0](draw_places()[1]).novelty)
+    named = f"  unlike any clean steel: novelty {novelty:.2f}"
+    assert lines == ["0.png: clean", "1.png: clean", named, "2.png: defective"]
 
 
 def test_damaged_and_other_files_are_refused(program: Path, inspector: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from steel.errors import InputError
 from steel.training import networks
@@ -77,6 +78,37 @@ def test_the_logits_of_an_smp_encoder_are_the_largest_of_all_places() -> None:
         assert torch.allclose(network(images), expected, atol=1e-5)
         assert network.encoder() == [network.pooled.encoder]
         assert network.pooled.fc[0].p == 0.5
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2", "timm-tf_efficientnet_lite0"])
+def test_places_are_described_by_two_stages_in_the_pass_that_classifies(backbone: str) -> None:
+    network = ClassifierNetwork(3, backbone, scale=0.5).eval()
+    images = draw(2, (130, 250))
+    with torch.inference_mode():
+        if network.resnet is not None:
+            extract = create_feature_extractor(network.resnet, ["layer2", "layer3"])
+            fine, coarse = extract(network.reduce(images)).values()
+        else:
+            fine, coarse = network.pooled.encoder(network.reduce(images))[3:]  # type: ignore[union-attr]
+        logits, places = network.describe(images)
+        assert torch.equal(logits, network(images))
+        assert places.shape[2:] == (9, 16)  # squares of 8 x 8 pixels at 65 x 125
+        enlarged = torch.nn.functional.interpolate(coarse, size=(9, 16), mode="bilinear")
+        assert torch.equal(places, torch.cat([fine, enlarged], 1))
+        for ours, theirs in zip((logits, places), torch.jit.script(_Describe(network))(images), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+class _Describe(torch.nn.Module):
+    """Scripts the method `describe`, which `forward` does not call."""
+
+    def __init__(self, network: ClassifierNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        described: tuple[torch.Tensor, torch.Tensor] = self.network.describe(images)
+        return described
 
 
 def test_a_script_keeps_the_normalisation_of_the_weights() -> None:

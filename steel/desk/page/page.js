@@ -4,7 +4,7 @@ import { $, ask, make, showErrors, showMessage } from "./dom.js";
 import { decode, listenForFiles } from "./files.js";
 import { listenForDisplay } from "./levels.js";
 import { MissedForm } from "./missed.js";
-import { showDefects, showDrift, showHistory, showPromises } from "./panels.js";
+import { offerNewClass, showDefects, showDrift, showHistory, showPromises, showVerdict } from "./panels.js";
 import { Queue } from "./queue.js";
 import { inspect, listenForDownloads, request, requestPatiently } from "./service.js";
 import * as store from "./store.js";
@@ -13,7 +13,9 @@ import { buildResults, buildSubmission } from "./tables.js";
 import { Thresholds } from "./thresholds.js";
 import { Verdicts } from "./verdicts.js";
 import { Viewer } from "./viewer.js";
-import { askAboutConflict, askToReplace, describePicture, describeVerdict, LABELS } from "./wording.js";
+import {
+  askAboutConflict, askToReplace, describeDecision, describePicture, describeVerdict, LABELS,
+} from "./wording.js";
 
 const POLL_MS = 15_000; // between two looks at the verdicts of other inspectors
 const FILE_NAMES = /\.(jpe?g|png|bmp|tiff?)$/i;
@@ -137,7 +139,7 @@ function showAnswer() {
   const image = strip.selected;
   const answer = thresholds.isWhatIf ? image.whatIf : image.answer;
   const decision = thresholds.decide(image);
-  const text = image.answer ? `${LABELS[decision]}, probability ${image.answer.gate_probability.toFixed(2)}`
+  const text = image.answer ? describeDecision(decision, image.answer)
     : image.error && !image.isRefused ? `${LABELS.failed}: ${image.error}` : image.error ?? LABELS.waiting;
   $("#decision").className = decision;
   $("#decision").textContent = image.answer ? `${SIGNS[decision]} ${text}` : text;
@@ -145,7 +147,7 @@ function showAnswer() {
   $("#picture").ariaLabel = describePicture(image.file.name, image.answer?.size, text, answer?.spots ?? []);
   thresholds.show(image.answer);
   showDefects(answer?.spots ?? [], model, viewer);
-  showVerdict();
+  showVerdict(image, getVerdict(image), thresholds.isWhatIf);
   showMasks(answer);
   if (thresholds.isWhatIf && !answer && image.answer) inspectWhatIf();
   if (image.answer) readHistory(image).catch(() => {});
@@ -153,9 +155,11 @@ function showAnswer() {
 
 function showMasks(answer) {
   const marks = getVerdict(strip.selected)?.marks ?? {};
-  const colours = model.classes.map(({ colour }) => colour);
-  const codes = [answer?.codes ?? {}, marks].flatMap((part) => model.classes.map(({ name }) => part[name] ?? ""));
-  viewer.setMasks(codes, [...colours, ...colours]);
+  const { classes, novelty } = model;
+  const colours = [...classes, ...(novelty ? [novelty] : [])].map(({ colour }) => colour);
+  const layers = [[answer?.codes ?? {}, answer?.unknown_code ?? ""], [marks, ""]].flatMap(([codes, unknown]) =>
+    [...classes.map(({ name }) => codes[name] ?? ""), ...(novelty ? [unknown] : [])]);
+  viewer.setMasks(layers, [...colours, ...colours]);
 }
 
 function inspectWhatIf() {
@@ -179,29 +183,18 @@ function showThresholds() {
 
 // ---- verdicts
 
-function showVerdict() {
-  const image = strip.selected;
-  const verdict = getVerdict(image);
-  for (const button of document.querySelectorAll("[data-verdict]")) {
-    button.ariaPressed = String(verdict?.verdict === button.dataset.verdict);
-    button.disabled = !image.answer || thresholds.isWhatIf;
-  }
-  $("#delete-verdict").hidden = $("#save-comment").hidden = !verdict || thresholds.isWhatIf;
-  $("#verdict").textContent = verdict ? `✓ ${describeVerdict(verdict)}` : "";
-  if (document.activeElement !== $("#comment")) $("#comment").value = verdict?.comment ?? "";
-}
-
 async function readHistory(image) {
   const entries = await verdicts.read(image.answer.digest);
   if (image === strip.selected) showHistory(entries);
 }
 
 function showChangedVerdict(digest) {
+  offerNewClass(verdicts.get(digest));
   const image = strip.images.find(({ answer }) => answer?.digest === digest);
   if (!image) return;
   strip.show(image);
   if (image !== strip.selected) return;
-  showVerdict();
+  showVerdict(image, getVerdict(image), thresholds.isWhatIf);
   showMasks(thresholds.isWhatIf ? image.whatIf : image.answer);
   if (!getVerdict(image)?.isWaiting) readHistory(image).catch(() => {});
 }
@@ -236,11 +229,11 @@ async function judge(verdict, label = null, marks = {}, { stays = false } = {}) 
   const earlier = getVerdict(image);
   const mine = verdict ? describeVerdict({ verdict, class: label, marks, comment }) : "deleted";
   if (earlier && earlier.inspector !== inspector && !(await askToReplace(image.file.name, earlier, mine))) return;
-  const { digest, size, defective, codes } = image.answer;
-  const found = { image: image.file.name, size, defective, codes };
+  const { digest, size, defective, codes, unknown_code } = image.answer;
+  const found = { image: image.file.name, size, defective, codes, unknown_code };
   const body = verdict && { ...found, verdict, class: label, marks, inspector, comment };
   verdicts.set(digest, image.file.name, body, inspector);
-  $("#verdict-class").value = "";
+  $("#verdict-class").value = $("#new-class").value = "";
   $("#comment").blur();
   const isLast = !stays && image === strip.selected && !strip.stepToUnjudged();
   showMessage(`${image.file.name}: ${mine}.${isLast ? " No other image is without a verdict." : ""}`, false);
@@ -251,6 +244,11 @@ function judgeMissed() {
   if (image?.answer && !thresholds.isWhatIf && requireInspector()) missed.start(image.answer.size);
 }
 
+async function judgeUnknown() {
+  if (!strip.selected?.answer?.unknown_code) return;
+  await judge("unknown", $("#new-class").value.trim() || null);
+}
+
 function saveComment() {
   const { verdict, class: label, marks } = getVerdict(strip.selected);
   return judge(verdict, label, marks, { stays: true });
@@ -258,7 +256,7 @@ function saveComment() {
 
 const JUDGE = {
   agree: () => judge("agree"), missed: async () => judgeMissed(),
-  false_alarm: () => judge("false_alarm", $("#verdict-class").value || null),
+  false_alarm: () => judge("false_alarm", $("#verdict-class").value || null), unknown: judgeUnknown,
 };
 
 let isPolling = false;
@@ -275,6 +273,7 @@ async function poll() {
 const KEYS = {
   ArrowRight: () => strip.step(1), ArrowLeft: () => strip.step(-1),
   a: () => showErrors(JUDGE.agree), m: () => showErrors(JUDGE.missed), f: () => showErrors(JUDGE.false_alarm),
+  u: () => showErrors(JUDGE.unknown),
 };
 const VIEW_KEYS = { "+": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5), 0: () => viewer.fit() };
 const PANS = { ArrowRight: [80, 0], ArrowLeft: [-80, 0], ArrowUp: [0, -80], ArrowDown: [0, 80] };
@@ -294,7 +293,7 @@ function onKeyDown(event) {
 
 function addButtonListeners() {
   listenForDownloads({
-    "results.csv": () => buildResults(strip.images, model.classes, verdicts),
+    "results.csv": () => buildResults(strip.images, model, verdicts),
     "submission.csv": () => buildSubmission(strip.images, model.classes),
   });
   for (const button of document.querySelectorAll("[data-verdict]")) {
@@ -338,6 +337,7 @@ const opened = showErrors(async () => {
   });
   $("#verdict-class").replaceChildren(make("option", { value: "" }, "any"),
     ...model.classes.map(({ name }) => make("option", { value: name }, name)));
+  for (const part of document.querySelectorAll("[data-novelty]")) part.hidden = !model.novelty;
   showDrift(model);
   showPromises(model);
   // Without a store, the page works until it is closed.

@@ -27,17 +27,36 @@ export function showDefects(spots, model, viewer) {
   $("#defects-title").textContent = `Defects (${number}${spots.length > MAX_ROWS ? `, the ${MAX_ROWS} largest shown` : ""})`;
 }
 
-/** Shows the performance that `steel tune` expects on new images. */
+/** Shows the performance that `steel tune` expects on new images, and the false alarms of novelty. */
 export function showPromises(model) {
   const promises = model.tuned?.promises ?? [];
+  const novelty = model.novelty ? [make("p", {}, `Images unlike clean steel: ${model.novelty.promise}.`)] : [];
   if (!promises.length) {
-    $("#promises div").textContent = "Unknown, because the thresholds were not tuned (see steel tune).";
+    $("#promises div").replaceChildren("Unknown, because the thresholds were not tuned (see steel tune).", ...novelty);
     return;
   }
   const rows = promises.map(({ name, value, interval }) =>
     [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
   $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
-    make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))));
+    make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))), ...novelty);
+}
+
+/** Shows the verdict on an image, if there is one, and which verdicts may be given. */
+export function showVerdict({ answer }, verdict, isWhatIf) {
+  for (const button of document.querySelectorAll("[data-verdict]")) {
+    const { verdict: kind } = button.dataset;
+    button.ariaPressed = String(verdict?.verdict === kind);
+    button.disabled = !answer || isWhatIf || (kind === "unknown" && !answer.unknown_code);
+  }
+  $("#delete-verdict").hidden = $("#save-comment").hidden = !verdict || isWhatIf;
+  $("#verdict").textContent = verdict ? `✓ ${describeVerdict(verdict)}` : "";
+  if (document.activeElement !== $("#comment")) $("#comment").value = verdict?.comment ?? "";
+}
+
+/** Offers the new class of a verdict for the next ones, so that all inspectors spell it alike. */
+export function offerNewClass({ verdict, class: label } = {}) {
+  const isListed = [...$("#new-classes").children].some(({ value }) => value === label);
+  if (verdict === "unknown" && label && !isListed) $("#new-classes").append(make("option", { value: label }));
 }
 
 /** Shows all verdicts on an image, newest first. */

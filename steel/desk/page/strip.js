@@ -3,7 +3,7 @@
 import { $, make } from "./dom.js";
 import { LABELS } from "./wording.js";
 
-export const SIGNS = { defective: "●", unclear: "◐", clean: "○", unreadable: "×", failed: "!", waiting: "…" };
+export const SIGNS = { defective: "●", unclear: "◐", clean: "○", unlike: "◆", unreadable: "×", failed: "!", waiting: "…" };
 const sumAreas = ({ answer }) => (answer ? answer.spots.reduce((sum, spot) => sum + spot.area_pixels, 0) : -1);
 
 export class Strip {
@@ -102,8 +102,8 @@ export class Strip {
   }
 
   #showCounts() {
-    const decisions = { defective: 0, unclear: 0, clean: 0, unreadable: 0, failed: 0, waiting: 0 };
-    const kinds = { agree: 0, missed: 0, false_alarm: 0, none: 0 };
+    const decisions = { defective: 0, unclear: 0, unlike: 0, clean: 0, unreadable: 0, failed: 0, waiting: 0 };
+    const kinds = { agree: 0, missed: 0, false_alarm: 0, unknown: 0, none: 0 };
     for (const image of this.images) {
       decisions[this.#source.decide(image)]++;
       kinds[this.#source.getVerdict(image)?.verdict ?? "none"]++;
@@ -113,10 +113,12 @@ export class Strip {
     $("#progress").hidden = isDone;
     Object.assign($("#progress"), { max: this.images.length || 1, value: numInspected });
     const counts = {
-      inspected: numInspected, defective: decisions.defective, clean: decisions.clean + decisions.unclear,
+      inspected: numInspected, defective: decisions.defective,
+      ...(decisions.unlike ? { "unlike clean steel": decisions.unlike } : {}), clean: decisions.clean + decisions.unclear,
       ...(decisions.unreadable ? { unreadable: decisions.unreadable } : {}),
       ...(decisions.failed ? { "not inspected": decisions.failed } : {}),
-      "agreed": kinds.agree, "missed": kinds.missed, "false alarms": kinds.false_alarm, "no verdict": kinds.none,
+      "agreed": kinds.agree, "missed": kinds.missed, "false alarms": kinds.false_alarm,
+      ...(kinds.unknown ? { "unknown defects": kinds.unknown } : {}), "no verdict": kinds.none,
     };
     $("#counts").replaceChildren(...Object.entries(counts).map(([name, count]) =>
       make("div", {}, make("dt", {}, name), make("dd", {}, count.toLocaleString("en")))));
@@ -124,7 +126,7 @@ export class Strip {
   }
 
   #showFilters(decisions) {
-    const names = ["all", "defective", "unclear", "clean", "unreadable", "failed", "unjudged"]
+    const names = ["all", "defective", "unclear", "unlike", "clean", "unreadable", "failed", "unjudged"]
       .filter((name) => name === this.#filter || ["all", "unjudged"].includes(name) || decisions[name]);
     const shown = [...$("#filters").children].map(({ dataset }) => dataset.filter);
     if (String(shown) !== String(names)) { // replacing the buttons would take the focus away

@@ -14,18 +14,21 @@ const sumAreas = (answer, name) =>
   answer.spots.filter((spot) => spot.class === name).reduce((sum, spot) => sum + spot.area_pixels, 0);
 
 /** Builds results.csv: one row per image, with its verdict if there is one. */
-export function buildResults(images, classes, verdicts) {
-  const names = classes.map((entry) => entry.name);
+export function buildResults(images, model, verdicts) {
+  const names = model.classes.map((entry) => entry.name);
+  const novelty = model.novelty ? ["novelty", "unknown", "unknown_code"] : [];
   const header = [
-    "image", "defective", "gate_probability", ...names.map((name) => `probability_${name}`),
+    "image", "defective", "gate_probability", ...novelty, ...names.map((name) => `probability_${name}`),
     ...names.map((name) => `area_pixels_${name}`), "spots", "height", "width", "error", "verdict", "verdict_class",
     "inspector", "verdict_at", "comment",
   ];
   const rows = images.map(({ file, answer, error }) => {
-    if (!answer) return [file.name, ...Array(5 + 2 * names.length).fill(""), error, "", "", "", "", ""];
+    if (!answer) return [file.name, ...Array(5 + novelty.length + 2 * names.length).fill(""), error, "", "", "", "", ""];
     const verdict = verdicts.get(answer.digest) ?? {};
+    const { novelty: distance, unknown_code: code } = answer;
     return [
       file.name, Number(answer.defective), answer.gate_probability.toFixed(6),
+      ...(model.novelty ? [distance.toFixed(6), Number(Boolean(code)), code] : []),
       ...names.map((name) => answer.class_probabilities[name].toFixed(6)),
       ...names.map((name) => sumAreas(answer, name)), answer.spots.length, ...answer.size, "",
       verdict.verdict, verdict.class, verdict.inspector, verdict.at, verdict.comment,

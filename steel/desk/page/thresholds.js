@@ -24,9 +24,19 @@ export class Thresholds {
       return makeRow({}, [toggle], [makeSwatch(colour), name], slider, label);
     });
     const slider = this.#makeSlider(model.gate, "Gate", (value) => { this.gate = value; });
+    if (model.novelty) rows.push(this.#makeNoveltyRow(viewer));
     rows.push(makeRow({ id: "gate" }, [], ["any (gate)"], slider, model.gate));
     $("#classes tbody").replaceChildren(...rows);
-    viewer.visible = model.classes.map(() => true);
+    viewer.visible = [...model.classes, ...(model.novelty ? [model.novelty] : [])].map(() => true);
+  }
+
+  /** Makes the row of the places unlike any clean steel; the limit of novelty is fixed. */
+  #makeNoveltyRow(viewer) {
+    const toggle = make("input", { type: "checkbox", checked: true, ariaLabel: "Places unlike clean steel" });
+    toggle.addEventListener("change", () => { viewer.visible[this.labels.length] = toggle.checked; viewer.draw(); });
+    return make("tr", { id: "novelty" }, make("td", {}, toggle),
+      make("td", { className: "name" }, makeSwatch(this.#model.novelty.colour), "unlike clean steel"),
+      make("td", {}, "novelty ", make("output")), make("td"), make("td", { className: "number" }, "1.00"));
   }
 
   #restore() {
@@ -58,16 +68,21 @@ export class Thresholds {
   decide({ answer, error, isRefused }) {
     if (error) return isRefused ? "unreadable" : "failed";
     if (!answer) return "waiting";
-    if (answer.gate_probability < this.gate) return "clean";
-    const isOutlined = this.#model.classes.some(({ name }, c) =>
+    const isCalled = answer.gate_probability >= this.gate;
+    const isOutlined = isCalled && this.#model.classes.some(({ name }, c) =>
       answer.class_probabilities[name] >= this.labels[c] && (this.isWhatIf || answer.codes[name]));
-    return isOutlined ? "defective" : "unclear";
+    if (isOutlined) return "defective";
+    return answer.novelty >= 1 ? "unlike" : isCalled ? "unclear" : "clean";
   }
 
   /** Shows the thresholds, and the probabilities of an image if it has an answer. */
   show(answer) {
     const levels = [...this.labels, this.gate];
-    [...$("#classes tbody").rows].forEach((row, c) => {
+    if (this.#model.novelty) {
+      $("#novelty output").textContent = answer ? answer.novelty.toFixed(2) : "";
+      $("#novelty").classList.toggle("over", answer?.novelty >= 1);
+    }
+    [...$("#classes tbody").rows].filter(({ id }) => id !== "novelty").forEach((row, c) => {
       const name = this.#model.classes[c]?.name; // the last row is the gate
       const probability = answer ? (name === undefined ? answer.gate_probability : answer.class_probabilities[name]) : 0;
       const [bar, level] = [row.cells[2], row.cells[3]];

@@ -3,10 +3,16 @@
 import { ask } from "./dom.js";
 
 export const LABELS = {
-  agree: "agreed", missed: "missed", false_alarm: "false alarm",
-  defective: "defective", unclear: "passed the gate, nothing outlined", clean: "clean", unreadable: "unreadable",
-  failed: "not inspected", waiting: "waiting for the result", all: "all", unjudged: "no verdict",
+  agree: "agreed", missed: "missed", false_alarm: "false alarm", unknown: "unknown defect",
+  defective: "defective", unclear: "passed the gate, nothing outlined", clean: "clean", unlike: "unlike clean steel",
+  unreadable: "unreadable", failed: "not inspected", waiting: "waiting for the result", all: "all",
+  unjudged: "no verdict",
 };
+
+/** Describes the decision on an image that has an answer. */
+export const describeDecision = (decision, { novelty, gate_probability: probability }) => (decision === "unlike"
+  ? `not like any clean steel seen, and none of the classes, novelty ${novelty.toFixed(2)}`
+  : `${LABELS[decision]}, probability ${probability.toFixed(2)}`);
 
 /** Describes a picture for people who do not see it: the decision, and the spots of each class. */
 export function describePicture(name, size, decision, spots) {
