@@ -158,9 +158,9 @@ def load(
     if is_sealed and not archive.is_sealed:
         raise InputError(f"{path} is damaged: the digest at its end is missing; copy it again")
     try:
-        with _ignore_deprecation():
+        with archive.program, _ignore_deprecation():
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-                archive.program, map_location=device
+                archive.source, map_location=device
             )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
