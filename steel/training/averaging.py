@@ -14,7 +14,7 @@ class MovingAverage(EMAWeightAveraging):
     """Lightning's moving average, updated in a few kernels on the device of the network.
 
     Lightning creates the average before the network is on its device, so the average stays on the CPU. It also updates
-    one tensor at a time, in 1,500 kernels for a U-Net-R34, and waits for the GPU twice per step.
+    one tensor at a time, and waits for the GPU twice per step.
 
     Args:
         decay: Weight of the average in each update, in [0, 1).
