@@ -23,7 +23,7 @@ class MovingAverage(EMAWeightAveraging):
 
     def __init__(self, decay: float, device: torch.device) -> None:
         super().__init__(device, decay=decay)
-        self._update = get_ema_multi_avg_fn(decay)
+        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @property
     def state_key(self) -> str:

@@ -37,7 +37,8 @@ class Compile(Callback):
                 ready = f"compiled as a CUDA graph in {time.monotonic() - started:.0f} s"
                 print(f"not compiled: {refusal}" if refusal else ready, flush=True)
         if self._is_compiled:
-            torch.compiler.cudagraph_mark_step_begin()  # the output of the previous step may be overwritten
+            # The output of the previous step may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the network as it is until the end of the validation."""
@@ -49,7 +50,7 @@ class Compile(Callback):
         if self._is_compiled:
             torch.compiler.set_stance("default")
 
-    on_exception = on_validation_end  # a program may go on in this process
+    on_exception = on_validation_end  # type: ignore[assignment]  # called with positional arguments
 
 
 def _find_obstacle(task: Task, data: SteelDataModule) -> str | None:
@@ -71,7 +72,7 @@ def _compile(trainer: Trainer, task: Task, images: Tensor) -> str | None:
     reason = None
     try:
         for _ in range(_NUM_TRIALS):
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with trainer.precision_plugin.train_step_context():
                 logits = network(images)
             for p, _ in gradients:
