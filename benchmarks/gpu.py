@@ -1,12 +1,13 @@
 """Throughput of training and inspection on a GPU, relative to what the GPU can do.
 
-    uv run python -m benchmarks.gpu [--root DIR] [--crop 256 512] [--threads 4 8 16] [--model inspector.pt]
+    uv run python -m benchmarks.gpu [--root DIR] [--crop 256 512] [--threads 4 8 16] [--compile] [--model inspector.pt]
     uv run python -m benchmarks.gpu --device cpu --small
 
 The first table is the training step of the segmenter alone, with its batch already on the device: bf16 or fp32 (with
-TensorFloat-32, as in `steel fit`), channels last or contiguous weights, compiled or not. The second is all of
+TensorFloat-32, as in `steel fit`), channels last or contiguous weights, as a CUDA graph or not. The second is all of
 `steel fit`, with loader, callbacks and logs, for several numbers of loader threads, which share the GIL with the thread
 that launches the kernels; the time of the step alone divided by theirs is the fraction of time in which the GPU works.
+With `--compile`, it and its step alone are compiled; the first steps, which compile, are not timed.
 The third is the exported file, with images and decisions in host memory.
 
 The peak is the rate of a large bf16 matrix product in the same run; operations are counted by
@@ -58,7 +59,7 @@ def build_step(
     if not channels_last:
         task.network.to(memory_format=torch.contiguous_format)
     if compiled:
-        task.network.compile(dynamic=False)
+        task.network.compile(mode="reduce-overhead", dynamic=False)
     size = args.batch_size, 1, *args.crop
     images = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
     index = torch.arange(args.batch_size, device=device)
@@ -66,6 +67,7 @@ def build_step(
     optimizer = task.build_optimizer()
 
     def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = task.loss(task(batch["image"]), task.find_targets(batch).float())
         optimizer.zero_grad()
@@ -91,10 +93,10 @@ def compare_steps(args: argparse.Namespace) -> Comparison:
         OURS: {},
         "bf16, contiguous": {"channels_last": False},
         "fp32, channels last": {"bf16": False},
-        "bf16, channels last, compiled": {"compiled": True},
+        "bf16, channels last, CUDA graph": {"compiled": True},
     }
     if args.small:
-        del settings["bf16, channels last, compiled"]
+        del settings["bf16, channels last, CUDA graph"]
     variants = {name: repeat(build_step(args, **setting), args.steps) for name, setting in settings.items()}
     title = f"a training step alone, {args.batch_size} crops of {args.crop[0]} x {args.crop[1]}"
     return compare(title, variants, OURS, args.steps * args.batch_size, "ms", args.rounds, clock=read_clock)
@@ -134,6 +136,8 @@ def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> flo
         f"--trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}",
         "--trainer.callbacks+=benchmarks.training.Span",
     ]  # fmt: skip
+    if args.compile:
+        options.append("--compile")
     if not args.root:
         options.append("--data.fractions=[0.9,0.1,0.0]")
     if args.small:
@@ -144,7 +148,7 @@ def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> flo
 
 def compare_fits(args: argparse.Namespace, root: Path, folder: Path) -> Comparison:
     """Compare `steel fit` with several numbers of threads with the step alone, in time per image."""
-    alone, step = "the step alone", repeat(build_step(args), args.steps)
+    alone, step = "the step alone", repeat(build_step(args, compiled=args.compile), args.steps)
     step()
     variants = {f"steel fit, {num} threads": num for num in args.threads}
     seconds: dict[str, list[float]] = {name: [] for name in (*variants, alone)}
@@ -211,6 +215,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=(4, 8, 16), help="numbers of loader threads")
     parser.add_argument("--steps", type=int, default=40, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="run steel fit with --compile")
     parser.add_argument("--model", type=Path, help="exported file; by default the default networks with random weights")
     parser.add_argument("--mm_per_pixel", type=float, help="scale along the strip, for metres per second")
     parser.add_argument("--small", action="store_true", help="small networks and images, few steps")

@@ -1,4 +1,4 @@
-"""The exported file, compared with eager mode and ONNX Runtime on the same networks, in CPU time.
+"""The exported file, compared with eager mode, ONNX Runtime and OpenVINO on the same networks, in CPU time.
 
     uv run python -m benchmarks.inference [--rounds 5] [--json FILE]
 
@@ -7,10 +7,12 @@ U-Net on ResNet-34, both with random weights. Everything runs twice: with glibc'
 settings that keep freed memory (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2^31 - 1), which avoids page faults. A ratio compares
 two variants under the same settings.
 
-Plain eager is `network(images)` as most would call it: contiguous weights, gradients enabled.
+Plain eager is `network(images)` as most would call it: contiguous weights, gradients enabled. OpenVINO is compared if
+it is installed (`uv run --group peers`). Its default precision is bfloat16 on a CPU that has it, so it runs twice.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,10 @@ ALLOCATORS = {
     "told to keep what was freed": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"},
 }
 CLEAN = 0.95  # fraction of the images on a line
+OPENVINO: dict[str, dict[str, str]] = {
+    "OpenVINO fp32": {"INFERENCE_PRECISION_HINT": "f32"},
+    "OpenVINO as it is": {},
+}
 
 
 def build(is_fast: bool = False) -> Inspector:
@@ -74,6 +81,17 @@ def draw_masks() -> torch.Tensor:
     return torch.from_numpy(masks)
 
 
+def compile_openvino(path: Path, images: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Return functions that run an ONNX file in OpenVINO on one thread; none if it is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        return {}
+    import openvino
+
+    core, one_thread = openvino.Core(), {"INFERENCE_NUM_THREADS": "1"}
+    compiled = {name: core.compile_model(path, "CPU", one_thread | hints) for name, hints in OPENVINO.items()}
+    return {name: partial(model, images.numpy()) for name, model in compiled.items()}
+
+
 def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]:
     """Measure all variants under the allocator settings of this process."""
     torch.set_num_threads(1)
@@ -100,6 +118,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
 
         return inferring(way)
 
+    openvino = compile_openvino(folder / "fp32.onnx", images)
     took = measure(
         {
             "plain eager fp32": lambda: plain.probabilities(images),
@@ -110,6 +129,7 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
             "all segmented, conf/fast.yaml": inspect(0.0, "fast"),
             "gate alone": inspect(2.0),
             "filter of small spots": inferring(lambda: filter_spots(masks, smallest)),
+            **openvino,
         },
         rounds,
     )
@@ -118,13 +138,21 @@ def compare_under(allocator: str, folder: Path, rounds: int) -> list[Comparison]
     took["gated"] = [CLEAN * away + (1 - CLEAN) * let for let, away in pairs]
 
     def hold(title: str, ours: str, targets: dict[str, float | None]) -> Comparison:
-        seconds = {name: took[name] for name in (ours, *targets)}
+        seconds = {name: took[name] for name in (ours, *targets) if name in took}
         wanted = {name: target for name, target in targets.items() if target}
         return summarise(f"{title}, {allocator}", seconds, ours, 1, "ms", wanted)
 
     return [
-        hold("both networks", "exported fp32", {"plain eager fp32": None, "ONNX Runtime fp32": 1 / 1.15}),
-        hold("bfloat16", "exported bf16", {"plain eager fp32": 2.7, "exported fp32": None}),
+        hold(
+            "both networks",
+            "exported fp32",
+            {"plain eager fp32": None, "ONNX Runtime fp32": 1 / 1.15, "OpenVINO fp32": None},
+        ),
+        hold(
+            "bfloat16",
+            "exported bf16",
+            {"plain eager fp32": 2.7, "exported fp32": None, "OpenVINO as it is": None},
+        ),
         hold("the gate", "gate alone", {"segmenter and decision": 1 / 0.08}),
         hold(f"a line with {CLEAN:.0%} clean images", "gated", {"all segmented": 2.0}),
         hold("a line without a GPU", "all segmented, conf/fast.yaml", {"all segmented": 4.0}),
@@ -142,6 +170,8 @@ def main() -> None:
     if args.folder:
         report(compare_under(args.allocator, args.folder, args.rounds), args.json)
         return
+    if importlib.util.find_spec("openvino") is None:
+        print("OpenVINO is not installed, so it is not compared; use uv run --group peers", file=sys.stderr)
     comparisons = []
     with tempfile.TemporaryDirectory() as name:
         with warnings.catch_warnings():

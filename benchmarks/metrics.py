@@ -24,7 +24,8 @@ from benchmarks.components import HEIGHT, WIDTH, draw_planes
 from benchmarks.harness import Comparison, build_parser, compare, report
 from steel.decision.components import drop_small_spots
 from steel.evaluation.scores import LEVELS, sweep
-from steel.training.metrics import MaskScores, count
+from steel.training.epoch_scores import MaskScores
+from steel.training.metrics import count
 from steel.training.networks import SegmenterNetwork
 
 NUM_CLASSES = 4

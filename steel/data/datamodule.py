@@ -90,6 +90,7 @@ class SteelDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self._num_classes = num_classes
+        self._crop = crop
         self._build_augmentation = partial(Augmentation, crop, defect_share, blackout=blackout, paste=paste)
         self._has_paste = paste > 0
         self._pipeline = augmentation
@@ -118,6 +119,12 @@ class SteelDataModule(LightningDataModule):
         if self._split is None:
             self._split = choose_split(self.annotations, self._fractions, self._split_seed, self._fold)
         return self._split
+
+    @property
+    def has_fixed_size(self) -> bool:
+        """Whether all training batches have the same shape."""
+        sizes = self.annotations.sizes[self.split.indices("train")]
+        return self._crop is not None or bool((sizes == sizes[0]).all())
 
     def recall(self, data: Mapping[str, Any], source: Path) -> None:
         """Use the split of a checkpoint (`source`) with this result of `describe`; see `splits.recall_split`.

@@ -17,7 +17,7 @@ from steel.evaluation.judging import Decisions
 from steel.evaluation.scores import list_costs
 from steel.intervals import Interval, Ratio, bootstrap
 from steel.pages import Page
-from steel.training.metrics import list_label_ratios, list_mask_ratios
+from steel.training.metrics import list_mask_ratios
 from steel.wording import format_table, wrap
 
 Outcome = Literal["better", "worse", "no difference"]
@@ -126,11 +126,9 @@ def _list_differences(new: Decisions, old: Decisions, aim: Aim | None) -> Iterat
 
 
 def _find_recall(decisions: Decisions) -> Ratio:
-    probabilities, labels, gate, known, label = (
-        tensor[decisions.decided]
-        for tensor in (decisions.probabilities, decisions.labels, decisions.gate, decisions.known, decisions.label)
-    )
-    return list_label_ratios(probabilities, labels, gate, known, label)["recall"][0]
+    defective = decisions.labels[decisions.decided].any(1)
+    found = decisions.called[decisions.decided] & defective
+    return Ratio(found.double().numpy(), defective.double().numpy())
 
 
 def _compare(name: str, new: Ratio, old: Ratio, groups: NDArray[np.int64], sign: int) -> Difference:

@@ -83,7 +83,8 @@ def decide_with_doubt(
     Images that pass the gate are segmented twice: the exported file returns either a decision or probabilities.
     """
     decisions = decide_batch(module, images, device)
-    passed = [i for i, decision in enumerate(decisions) if isinstance(decision, Decision) and decision.is_defective]
+    gate = float(module.gate)  # type: ignore[arg-type]  # exact, as is the probability
+    passed = [i for i, one in enumerate(decisions) if isinstance(one, Decision) and one.gate_probability >= gate]
     doubts = dict.fromkeys(range(len(images)), 0.0)
     if passed:
         with torch.inference_mode():

@@ -98,7 +98,7 @@ def explain(record: Record, is_novel: bool, point: OperatingPoint, classes: Sequ
         return f"It is {what}: its novelty is {record.novelty:.2f}, and the limit is 1."
     if doubt > label.value:
         if not any(record.areas):
-            return "The gate calls it defective, but nothing is outlined on it."
+            return "It passes the gate, but nothing is outlined on it."
         return f"The outlines are uncertain: other pixel thresholds would change {doubt:.0%} of their pixels."
     name, p = classes[label.class_index], record.class_probabilities[label.class_index]
     limit = f"the {'gate' if label.threshold == point.gate else 'threshold'} is {label.threshold:.2f}"

@@ -21,7 +21,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from torch import Tensor
 
 from steel import overlays
 from steel.data.datamodule import SteelDataModule
@@ -285,26 +285,6 @@ class Summary(Callback):
             print(line, flush=True)
         else:
             bar.print(line)  # above the bar
-
-
-class Compile(Callback):
-    """Compiles the network with torch.compile; falls back to the uncompiled network if that fails."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = cast(nn.Module, pl_module.network)
-        # The trial below updates the statistics of the norms.
-        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        # One graph per size, because torch 2.15 cannot compile the padding for dynamic sizes.
-        network.compile(dynamic=False)
-        try:
-            with torch.no_grad():
-                network(torch.zeros(2, 1, 64, 64, dtype=torch.uint8, device=pl_module.device))
-        except Exception as error:  # a missing compiler, driver or operator, each with its own type
-            network._compiled_call_impl = None
-            reason = " ".join(str(error).split())[:200]
-            print(f"torch.compile failed, so the network is not compiled ({type(error).__name__}: {reason})")
-        for buffer, before in buffers:
-            buffer.copy_(before)
 
 
 class Pictures(Callback):

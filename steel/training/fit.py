@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from steel.data.datamodule import SteelDataModule
@@ -27,9 +27,11 @@ from steel.errors import InputError
 from steel.files import find_shipped
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
 from steel.training import callbacks, runs
+from steel.training.averaging import MovingAverage
 from steel.training.callbacks import BestCheckpoint, LastCheckpoint
 from steel.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from steel.training.checkpoints import TASKS, find_checkpoint, import_task, require_data
+from steel.training.compiling import Compile
 from steel.training.finders import FINDERS, FoundValues, list_found
 from steel.training.help import HELP, format_help
 from steel.training.messages import explain_model, filter_messages
@@ -90,7 +92,7 @@ class SteelCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         text = "Number of validation images to draw into TensorBoard after each epoch."
         parser.add_argument("--num_pictures", type=int, default=4, help=text)
-        parser.add_argument("--compile", type=bool, default=False, help="Compile the network with torch.compile.")
+        parser.add_argument("--compile", type=bool, default=False, help="Compile the network for training on a GPU.")
         text = "Validate and save a moving average of the weights with this decay, for example 0.999."
         parser.add_argument("--ema_decay", type=float | None, help=text)
 
@@ -245,14 +247,15 @@ class SteelCLI(LightningCLI):
             print("the finders do not run in a resumed run, which keeps the values of its checkpoint")
         # The finders are first, because all others may need what they find.
         first: list[Callback] = [FoundValues([] if saved else finders, self._found)]
+        # The compiler's trial draws random numbers, so the seeds of the step are set after it.
+        first += [Compile()] if config.compile else []
         first += [callbacks.StepSeeds(), callbacks.RunRecord(self._run), callbacks.Summary(self._run)]
         first += [callbacks.LossLog(), callbacks.Pictures(config.num_pictures)]
-        first += [callbacks.Compile()] if config.compile else []
-        first += [EMAWeightAveraging(decay=ema_decay)] if ema_decay is not None else []
+        first += [MovingAverage(ema_decay, trainer.strategy.root_device)] if ema_decay is not None else []
         first += [LearningRateMonitor(logging_interval="step")] if trainer.loggers else []
         bar = trainer.progress_bar_callback
         if bar and torch.cuda.is_available():
-            # Each refresh reads the loss and so waits for the GPU.
+            # The GPU waits while the bar is drawn.
             present[present.index(bar)] = type(bar)(refresh_rate=20)  # type: ignore[call-arg]
         at = next(i for i, callback in enumerate(present) if isinstance(callback, BestCheckpoint | LastCheckpoint))
         for checkpoint in trainer.checkpoint_callbacks:

@@ -56,7 +56,7 @@ _TRAINING = {
     "--last.every_n_minutes": "Interval at which last.ckpt is saved within an epoch (default: 10).",
     "--ema_decay": "Decay of a moving average of the weights, which is validated and saved.",
     "--num_pictures": "Number of validation images that are drawn into TensorBoard per epoch (default: 4).",
-    "--compile": "Compile the network with torch.compile.",
+    "--compile": "Compile the network for training on a GPU.",
     "--seed_everything": "Seed of the initial weights (default: 0).",
 }
 _CONFIG = {

@@ -1,11 +1,9 @@
 """Scores computed from counts.
 
 A mask is reduced to three integers per image and class (hits, predicted and true pixels), an image to its class
-probabilities. These are kept per image and never averaged over batches, so no score depends on the batch size or the
-number of processes. Undefined scores, such as a recall without any defect, are NaN.
+probabilities. Undefined scores, such as a recall without any defect, are NaN.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from steel.data.unknown import Labels, find_labels
 from steel.intervals import Ratio, mean_ratio
@@ -63,11 +60,13 @@ def count(predicted: Tensor, truth: Tensor, unknown: Tensor | None = None) -> Co
     """
     n, num_classes, height, width = truth.shape
     hidden = torch.zeros(n, dtype=torch.int64, device=truth.device)
-    if unknown is not None and unknown.any():
+    is_on_cpu = truth.device.type == "cpu"
+    # Other devices do the work in any case, because asking them whether there is any waits for them.
+    if unknown is not None and not (is_on_cpu and not unknown.any()):
         hidden += unknown.flatten(1).sum(1)
         predicted, truth = (masks & ~unknown[:, None] for masks in (predicted, truth))
     pixels = height * width - hidden
-    if truth.device.type != "cpu":
+    if not is_on_cpu:
         return Counts((predicted & truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3)), pixels, hidden)
     # On a CPU, OpenCV sums bytes three times faster than NumPy counts bools, and NumPy is far faster than torch.
     rows = []
@@ -263,71 +262,3 @@ def confusion(called: Tensor, defective: Tensor) -> NDArray[np.int64]:
     """
     cells = (2 * defective.long() + called.long()).cpu().numpy()
     return np.bincount(cells, minlength=4).reshape(2, 2).astype(np.int64)
-
-
-class _PerImage(Metric):
-    """Rows of numbers per image. An image that occurs twice, for instance as a sampler's padding, counts once."""
-
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("indices", [], dist_reduce_fx="cat")
-        self.add_state("rows", [], dist_reduce_fx="cat")
-        self.indices: list[Tensor] | Tensor
-        self.rows: list[Tensor] | Tensor
-
-    def _add(self, index: Tensor, rows: Tensor) -> None:
-        assert isinstance(self.indices, list) and isinstance(self.rows, list)  # noqa: PT018
-        self.indices.append(index)
-        self.rows.append(rows)
-
-    def _collect(self) -> tuple[Tensor, Tensor]:
-        """Return the sorted indices of the images and their rows."""
-        index = _concatenate(self.indices)
-        order = torch.argsort(index, stable=True)
-        is_first = torch.ones_like(index, dtype=torch.bool)
-        is_first[1:] = index[order][1:] != index[order][:-1]
-        return index[order[is_first]], _concatenate(self.rows)[order[is_first]]
-
-
-def _concatenate(state: Tensor | Sequence[Tensor]) -> Tensor:
-    # After synchronising processes, torchmetrics replaces the list by one tensor.
-    return state if isinstance(state, Tensor) else torch.cat(list(state))
-
-
-class MaskScores(_PerImage):
-    """`score_masks` over all images of an epoch."""
-
-    def update(self, predicted: Tensor, truth: Tensor, index: Tensor, unknown: Tensor | None = None) -> None:
-        """Add masks of the images with table rows `index` `(N,)`; see `count` for the others."""
-        counts = count(predicted, truth, unknown)
-        self._add(index, torch.cat([*counts[:3], counts.pixels[:, None], counts.hidden[:, None]], 1))
-
-    def counts(self) -> tuple[Tensor, Counts]:
-        """Return the sorted table rows of the images and their counts."""
-        index, rows = self._collect()
-        hits, predicted, truth = rows[:, :-2].chunk(3, 1)
-        return index, Counts(hits, predicted, truth, rows[:, -2], rows[:, -1])
-
-    def compute(self) -> dict[str, float]:
-        return score_masks(self.counts()[1])
-
-
-class LabelScores(_PerImage):
-    """`score_labels` over all images of an epoch."""
-
-    def update(self, probabilities: Tensor, labels: Tensor, index: Tensor) -> None:
-        """Add probabilities and labels, both `(N, C)`, of the images with table rows `index` `(N,)`."""
-        self._add(index, torch.cat([probabilities.float(), labels.float()], 1))
-
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the sorted table rows of the images, their probabilities `(n, C)` and labels `(n, C)` bool."""
-        index, rows = self._collect()
-        probabilities, labels = rows.chunk(2, 1)
-        return index, probabilities, labels > 0
-
-    def compute(self) -> dict[str, float]:
-        return score_labels(*self.results()[1:])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from steel.data.annotations import Annotations
 from steel.data.unknown import find_labels
-from steel.training.metrics import Counts, LabelScores, MaskScores, score_labels, score_masks
+from steel.training.epoch_scores import LabelScores, MaskScores
+from steel.training.metrics import Counts, score_labels, score_masks
 
 # Logit of unlabelled targets. With a target of 0, every loss and its gradient are 0 there. A power of two, so float16
 # and bfloat16 represent it exactly.
@@ -45,8 +46,7 @@ class LabelObjective:
     def update(self, scores: LabelScores, logits: Tensor, targets: Tensor, index: Tensor) -> None:
         """Add a batch to the scores; `index` `(N,)` are the table rows of its images."""
         # An image without any known label is neither clean nor defective.
-        known = (logits > IGNORED_LOGIT).any(1)
-        scores.update(logits[known].float().sigmoid(), targets[known], index[known])
+        scores.update(logits.float().sigmoid(), targets, index, (logits > IGNORED_LOGIT).any(1))
 
 
 class MaskObjective:

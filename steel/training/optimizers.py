@@ -1,8 +1,8 @@
 """Optimizer and learning-rate schedule of a run."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Adam, AdamW, NAdam, Optimizer
@@ -21,6 +21,7 @@ def build_optimizer(
     encoder_lr_factor: float = 1.0,
     weight_decay: float,
     eps: float,
+    is_fused: bool = False,
 ) -> Optimizer:
     """Return an optimizer with four parameter groups: encoder and rest, each with and without weight decay.
 
@@ -32,6 +33,8 @@ def build_optimizer(
         encoder_lr_factor: Factor on the learning rate of the encoder.
         weight_decay: Weight decay of convolutions and linear layers. Decaying norms and biases only costs accuracy.
         eps: Epsilon of the algorithm.
+        is_fused: Whether one kernel updates all weights of a group; NAdam has none. A resumed run uses this value and
+            not that of its checkpoint, which may come from another device.
     """
     encoder_ids = {id(parameter) for module in encoder for parameter in module.parameters()}
     groups = []
@@ -41,8 +44,16 @@ def build_optimizer(
         settings = {"lr": lr * encoder_lr_factor if is_encoder else lr, "is_encoder": is_encoder}
         groups.append({"params": decayed, "weight_decay": weight_decay} | settings)
         groups.append({"params": others, "weight_decay": 0.0} | settings)
-    algorithms: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "nadam": NAdam}
-    return algorithms[name](groups, lr=lr, eps=eps)
+    if name == "nadam":
+        return NAdam(groups, lr=lr, eps=eps)
+    fused = True if is_fused else None  # None lets torch choose; False would forbid its other fast variant
+    optimizer = (AdamW if name == "adamw" else Adam)(groups, lr=lr, eps=eps, fused=fused)
+
+    def keep_fused(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_fused)
+    return optimizer
 
 
 def build_schedule(

@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from steel.data.annotations import Annotations
 from steel.data.datamodule import Batch, SteelDataModule
 from steel.data.unknown import find_unknown, hide_unknown
 from steel.errors import InputError, require_at_least, require_positive
+from steel.training.epoch_scores import MeanLoss
 from steel.training.losses import LossName, build_loss
 from steel.training.metrics import unpack
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjective
 from steel.training.optimizers import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from steel.training.rebuilding import RebuildableModule, find_data
+
+_NUM_UNSEEN = 20  # steps between two losses of the progress bar
 
 
 class Task(RebuildableModule, ABC):
@@ -35,10 +37,12 @@ class Task(RebuildableModule, ABC):
     Attributes:
         name: Name of the folder of the task's runs.
         positive_weight: Weight of a positive in the loss, broadcastable to the logits; None for 1.
+        keeps_gradients: Whether gradients are set to zero in place before a step, instead of being freed.
     """
 
     name: str
     positive_weight: Tensor | None
+    keeps_gradients = False
 
     @abstractmethod  # so that the command line offers only the two tasks
     def __init__(
@@ -67,7 +71,7 @@ class Task(RebuildableModule, ABC):
         self._network_class, self.network_arguments = network, tuple(network_init)
         self._scores = objective.build_scores()
         # Lightning's own mean is wrong if the batch sizes of the processes differ: it was off by a sixth.
-        self._mean_loss = MeanMetric()
+        self._mean_loss = MeanLoss()
         self.register_buffer("positive_weight", None, persistent=False)
         if init["num_classes"] is not None:
             self.network = self.build_network(init["num_classes"])
@@ -170,8 +174,14 @@ class Task(RebuildableModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, targets = self.ignore_unknown(self(batch["image"]), self.find_targets(batch), batch)
         loss = self.loss(logits, targets.float())
-        self.log("train/loss", loss, prog_bar=True, logger=False)
+        self.log("train/loss", loss, logger=False)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Update the loss of the progress bar now and then. Lightning would in every step, and wait for the GPU."""
+        if batch_idx % _NUM_UNSEEN == 0 or self.trainer.is_last_batch:
+            loss = float(outputs["loss"]) * self.trainer.accumulate_grad_batches
+            self.trainer.progress_bar_metrics["train/loss"] = loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits, targets = self.ignore_unknown(self(batch["image"]), self.find_targets(batch), batch)
@@ -210,7 +220,14 @@ class Task(RebuildableModule, ABC):
     def build_optimizer(self) -> Optimizer:
         """Return the optimizer; see `steel.training.optimizers.build_optimizer`."""
         rates = {key: self.init[key] for key in ("lr", "encoder_lr_factor", "weight_decay", "eps")}
-        return build_optimizer(self.init["optimizer"], self.network, self._list_encoder(), **rates)
+        trainer = self._trainer
+        # With float16, a fused optimizer unscales the gradients itself, which is too late to clip them.
+        clips = trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
+        is_fused = self.device.type == "cuda" and not clips
+        return build_optimizer(self.init["optimizer"], self.network, self._list_encoder(), **rates, is_fused=is_fused)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
     def _list_encoder(self) -> Sequence[nn.Module]:
         modules: Sequence[nn.Module] = self.network.encoder() if hasattr(self.network, "encoder") else ()

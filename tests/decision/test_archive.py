@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import struct
@@ -148,6 +149,18 @@ def test_the_file_is_still_a_torchscript_archive_with_metadata(model: Path) -> N
         module = torch.jit.load(model, _extra_files=extra)
     assert json.loads(extra[archive.METADATA])["classes"] == ["spot", "never"]
     for ours, theirs in zip(bundle.load(model)[0](IMAGES), module(IMAGES), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_file_loads_where_files_in_memory_are_forbidden(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(*_: object) -> int:
+        raise PermissionError
+
+    expected = bundle.load(model)[0](IMAGES)
+    with archive.pack({"archive/version": b"3"}) as source:
+        assert isinstance(source, str) == Path("/proc/self/fd").is_dir()
+    monkeypatch.setattr(os, "memfd_create", forbid, raising=False)
+    for ours, theirs in zip(bundle.load(model)[0](IMAGES), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -57,7 +57,7 @@ def inspect_each(path: Path, trained: Trained, names: list[str]) -> list[dict[st
         i = table.names.tolist().index(name)
         image = cv2.imread(str(trained.root / "train_images" / name), cv2.IMREAD_GRAYSCALE)
         with torch.inference_mode():
-            gate, _, masks, _ = module(torch.from_numpy(image)[None])
+            _, _, masks, _ = module(torch.from_numpy(image)[None])
         kaggle, on_defects = [], []
         for c in range(4):
             mask, truth = masks[0, c].numpy(), rle.decode(table.runs_of(i, c), image.shape).astype(bool)
@@ -71,7 +71,7 @@ def inspect_each(path: Path, trained: Trained, names: list[str]) -> list[dict[st
                 "sum": float(np.sum(on_defects)),
                 "num": len(on_defects),
                 "clean images with a false alarm": np.nan if is_defective else float(bool(masks.any())),
-                "defective images detected": float(gate >= module.gate) if is_defective else np.nan,
+                "defective images detected": float(bool(masks.any())) if is_defective else np.nan,
             }
         )
     return found

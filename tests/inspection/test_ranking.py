@@ -110,7 +110,11 @@ def test_scenes_are_searched_until_there_are_enough(tmp_path: Path) -> None:
         (record("a", (0.52, 0.1)), False, "shows pits: the probability is 0.52, and the gate is 0.50."),
         (record("a", (0.1, 0.79)), False, "shows crack: the probability is 0.79, and the threshold is 0.80."),
         (record("a", (0.9, 0.1), mask_doubt=0.62), False, "other pixel thresholds would change 62% of their pixels."),
-        (record("a", (0.9, 0.1), mask_doubt=1.0, areas=[0, 0]), False, "defective, but nothing is outlined on it."),
+        (
+            record("a", (0.9, 0.1), mask_doubt=1.0, areas=[0, 0]),
+            False,
+            "passes the gate, but nothing is outlined on it.",
+        ),
         (record("a", (0.1, 0.1), novelty=1.5), True, "It is unlike any clean steel seen: its novelty is 1.50"),
         (
             record("a", (0.1, 0.1), novelty=0.8),

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from conftest import SMALL
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
-from steel.training.callbacks import Compile, LastCheckpoint, LossLog, Pictures, Stopped, StopSignals
+from steel.training.callbacks import LastCheckpoint, LossLog, Pictures, Stopped, StopSignals
 
 TASK = LightningModule()
 
@@ -240,60 +240,6 @@ def test_previous_signal_handlers_are_restored(end: str) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     callback.on_train_start(SimpleNamespace(world_size=2), TASK)  # type: ignore[arg-type]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def build_network() -> SimpleNamespace:
-    class Network(nn.Sequential):
-        def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images.float())
-
-    network = Network(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
-    network[1].running_mean += torch.tensor([1.0, 2.0, 3.0])
-    return SimpleNamespace(network=network, device=torch.device("cpu"))
-
-
-def test_a_network_that_cannot_be_compiled_runs_uncompiled(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("no compiler\n  on this machine")
-
-    monkeypatch.setattr(torch, "compile", lambda call, **settings: fail)
-    task = build_network()
-    before = {key: value.clone() for key, value in task.network.state_dict().items()}
-    Compile().on_fit_start(SimpleNamespace(), task)  # type: ignore[arg-type]
-    output = capsys.readouterr().out
-    assert "not compiled (RuntimeError: no compiler on this machine)" in output
-    assert output.count("\n") == 1
-    assert task.network.training
-    assert all(torch.equal(value, before[key]) for key, value in task.network.state_dict().items())
-    assert task.network(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 3, 6, 6)
-
-
-def test_the_compilation_trial_does_not_change_the_network(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls = []
-
-    def fake_compile(call: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
-        assert not dynamic
-
-        def compiled(images: Tensor) -> Tensor:
-            calls.append(images.shape)
-            return call(images)
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", fake_compile)
-    task = build_network()
-    before = {key: value.clone() for key, value in task.network.state_dict().items()}
-    Compile().on_fit_start(SimpleNamespace(), task)  # type: ignore[arg-type]
-    assert all(torch.equal(value, before[key]) for key, value in task.network.state_dict().items())
-    assert task.network.training
-    task.network(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
-    assert [shape[0] for shape in calls] == [2, 3]  # the trial, then the call above
-    assert capsys.readouterr().out == ""
-    assert not torch.equal(task.network[1].running_mean, before["1.running_mean"])  # training updates the statistics
 
 
 class Answer(LightningModule):

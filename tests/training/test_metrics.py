@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from steel.intervals import score_interval
+from steel.training.epoch_scores import LabelScores, MaskScores, MeanLoss
 from steel.training.metrics import (
-    LabelScores,
-    MaskScores,
     confusion,
     count,
     list_label_ratios,
@@ -166,6 +165,24 @@ def test_label_scores_keep_one_row_per_image() -> None:
     assert index.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(kept, probabilities)
     assert torch.equal(truth, labels)
+
+
+def test_label_scores_omit_images_without_a_known_label() -> None:
+    metric = LabelScores()
+    probabilities, labels = torch.rand(4, 2), torch.rand(4, 2) > 0.5
+    metric.update(probabilities, labels, torch.arange(4), torch.tensor([True, False, True, True]))
+    index, kept, _ = metric.results()
+    assert index.tolist() == [0, 2, 3]
+    assert torch.equal(kept, probabilities[[0, 2, 3]])
+
+
+def test_the_mean_loss_weights_batches_by_their_images_and_keeps_nan() -> None:
+    metric = MeanLoss()
+    metric.update(torch.tensor(1.0), 3)
+    metric.update(torch.tensor(5.0), 1)
+    assert float(metric.compute()) == 2.0
+    metric.update(torch.tensor(math.nan), 1)
+    assert math.isnan(float(metric.compute()))
 
 
 def test_unpack_by_hand() -> None:

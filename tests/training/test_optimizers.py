@@ -1,10 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from steel.training.optimizers import ScheduleName, build_optimizer, build_schedule
+from steel.training.optimizers import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from steel.training.tasks import DefectClassifier
 
 
@@ -50,3 +51,41 @@ def test_the_encoder_has_a_learning_rate_of_its_own() -> None:
     task = DefectClassifier(lr=0.1, encoder_lr_factor=0.25, num_classes=2)
     rates = {group["is_encoder"]: group["lr"] for group in task.build_optimizer().param_groups}
     assert rates == {True: pytest.approx(0.025), False: 0.1}
+
+
+def take_steps(name: OptimizerName, kernels: tuple[bool, bool]) -> torch.Tensor:
+    """Return the weights after two steps with each of two optimizers; the second resumes from the first."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    state = None
+    for is_fused in kernels:
+        optimizer = build_optimizer(name, network, [], lr=0.1, weight_decay=0.2, eps=1e-8, is_fused=is_fused)
+        if state:
+            optimizer.load_state_dict(state)
+        assert {group["fused"] for group in optimizer.param_groups} == {is_fused or None}
+        for _ in range(2):
+            optimizer.zero_grad()
+            network(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+        state = optimizer.state_dict()
+    return network.weight.detach()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_a_resumed_run_uses_the_kernel_of_its_own_device(name: OptimizerName) -> None:
+    """The checkpoint may come from another device, or from before there was a fused kernel."""
+    for kernels in ((False, True), (True, False)):
+        torch.testing.assert_close(take_steps(name, kernels), take_steps(name, (False, False)))
+
+
+def test_gradients_that_are_clipped_in_float16_have_no_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DefectClassifier, "device", torch.device("cuda"))
+    task = DefectClassifier(num_classes=2)
+    fused = {}
+    for precision in ("16-mixed", "bf16-mixed"):
+        for clip in (None, 1.0):
+            task._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)  # type: ignore[assignment]
+            fused[precision, clip] = task.build_optimizer().defaults["fused"]
+    assert fused == {
+        ("16-mixed", None): True, ("16-mixed", 1.0): None, ("bf16-mixed", None): True, ("bf16-mixed", 1.0): True,
+    }  # fmt: skip

@@ -15,8 +15,9 @@ from steel.data.datamodule import Batch, SteelDataModule
 from steel.data.transforms import Augmentation, pad_to
 from steel.data.unknown import find_unknown
 from steel.errors import InputError
+from steel.training.epoch_scores import MaskScores
 from steel.training.losses import LossName
-from steel.training.metrics import MaskScores, score_labels
+from steel.training.metrics import score_labels
 from steel.training.networks import ClassifierNetwork
 from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
 
