@@ -21,7 +21,7 @@ LAST = "lightning_logs/segmenter/version_0/checkpoints/last.ckpt"
 EVERYTHING = [
     "--trainer.accumulate_grad_batches=2", "--ema_decay=0.8", "--model.freeze_epochs=1", "--trainer.max_epochs=2",
     "--trainer.limit_train_batches=4", "--last.every_n_train_steps=1",
-    "--model.warmup=0", "--model.schedule=constant",  # a schedule would depend on max_steps
+    "--model.warmup=0", "--model.schedule=constant",  # a schedule would depend on max_epochs
 ]  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_a_compiled_run_trains_as_an_uncompiled_one_and_resumes_exactly(
     whole = train(root, tmp_path / "whole", "--compile")
     assert capsys.readouterr().out.count("compiled as a CUDA graph in ") == 1
     assert_same_weights(plain, whole, 1e-4)
-    train(root, tmp_path / "parts", "--compile", "--trainer.max_steps=3")  # stops in mid-epoch
+    train(root, tmp_path / "parts", "--compile", "--trainer.max_epochs=1")
     assert_same_weights(whole, train(root, tmp_path / "parts", "--compile", "--ckpt_path=last"), 0)
 
 
@@ -129,5 +129,5 @@ def test_a_cuda_graph_trains_as_the_network_and_resumes_exactly(
     whole = train(root, tmp_path / "whole", *options, "--compile")
     assert "compiled as a CUDA graph in " in capsys.readouterr().out
     assert_same_weights(plain, whole, 2e-2)
-    train(root, tmp_path / "parts", *options, "--compile", "--trainer.max_steps=3")
+    train(root, tmp_path / "parts", *options, "--compile", "--trainer.max_epochs=1")
     assert_same_weights(whole, train(root, tmp_path / "parts", *options, "--compile", "--ckpt_path=last"), 0)
