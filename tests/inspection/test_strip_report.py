@@ -133,7 +133,7 @@ def test_page_is_self_contained(model: Path, strip: Path) -> None:
 
 
 def test_page_reports_what_exceeds_its_limits(model: Path, strip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strip_report, "_MAX_THUMBNAILS", 3)
+    monkeypatch.setattr(strip_report, "MAX_THUMBNAILS", 3)
     monkeypatch.setattr(strip_report, "_MAX_SPOTS", 1)
     monkeypatch.setattr(strip_map, "_MAX_SPOTS", 1)
     page = inspect(model, strip)
@@ -209,7 +209,7 @@ def test_refuses_a_report_without_images(model: Path, tmp_path: Path, refused: C
 def test_shrinking_keeps_a_dark_image_dark(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", np.ones(SIZE, np.uint8))
     record = Record("a.png", False, 0.0, [0.0], [0], SIZE, [""], [])
-    jpeg = base64.b64decode(strip_report._draw(record, {"a.png": tmp_path / "a.png"}, 100, 90))
+    jpeg = base64.b64decode(strip_report.draw_record(record, {"a.png": tmp_path / "a.png"}, 100, 90))
     shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape[1] == 100
     assert shown.max() < 10
