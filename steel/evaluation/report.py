@@ -264,7 +264,7 @@ def _add_gate(page: Page, decisions: Decisions, summary: Summary, classes: Seque
     confusion = plots.plot_confusion(np.array(summary.confusion), _DECISIONS, "both stages together")
     page.add_picture("confusion", confusion, "Confusion matrix: truth in rows, decision in columns")
     if (curves := _draw_curves(decisions)) is not None:
-        page.add_picture("curves", curves, "Other gate thresholds")
+        page.add_picture("curves", curves, "The gate alone, at all thresholds")
     probabilities, labels = decisions.probabilities[decisions.decided], decisions.labels[decisions.decided]
     bins = [reliability(probabilities[:, c], labels[:, c]) for c in range(len(classes))]
     brier, ece = summary.calibration["brier"], summary.calibration["ece"]
@@ -293,19 +293,19 @@ def _draw_curves(decisions: Decisions) -> Figure | None:
         return None
     false_alarms, detected, _ = roc_curve(defective, probability)
     precision, recall, _ = precision_recall_curve(defective, probability)
-    called = decisions.passed[decided].numpy()
-    hits = int((called & defective).sum())
+    passed = decisions.passed[decided].numpy()
+    hits = int((passed & defective).sum())
     chosen_recall = hits / defective.sum()
-    chosen_alarms = float((called & ~defective).sum() / (~defective).sum())
+    chosen_alarms = float((passed & ~defective).sum() / (~defective).sum())
     curves = {
-        ("clean images called defective", "defective images missed"): (
+        ("clean images that pass the gate", "defective images stopped by it"): (
             false_alarms, 1 - detected, chosen_alarms, 1 - chosen_recall,
         ),
-        ("recall of defective images", "precision of the call defective"): (
-            recall, precision, chosen_recall, hits / max(1, called.sum()),
+        ("recall of the gate", "precision of the gate"): (
+            recall, precision, chosen_recall, hits / max(1, passed.sum()),
         ),
     }  # fmt: skip
-    return plots.plot_curves(curves, "all gate thresholds; the one used is marked")
+    return plots.plot_curves(curves, "the threshold used is marked")
 
 
 def _add_errors(page: Page, summary: Summary, classes: Sequence[str]) -> None:
