@@ -41,7 +41,7 @@ from steel.inspection.doubt import compare_masks, measure_label_doubt
 from steel.inspection.ranking import combine
 from steel.progress import track
 from steel.training.metrics import count, score_labels, score_masks, unpack
-from steel.training.networks import SegmenterNetwork
+from steel.training.networks import ClassifierNetwork
 from steel.versions import describe_versions
 
 Rows = NDArray[np.int64]
@@ -73,9 +73,7 @@ class Places(NamedTuple):
 def describe(data: SteelDataModule) -> Places:
     """Compute the features and the true classes of the places of all images."""
     num_classes = len(data.annotations.classes)
-    network = SegmenterNetwork(
-        num_classes, "timm-tf_efficientnet_lite0", "imagenet", decoder_channels=(128, 64, 32, 16)
-    ).eval()
+    network = ClassifierNetwork(num_classes, "timm-tf_efficientnet_lite0", "imagenet", scale=1.0).eval()
     sizes = -(-data.annotations.sizes // 16)
     n, (h, w) = len(sizes), sizes.max(axis=0).tolist()
     features = torch.zeros(0)
@@ -84,7 +82,7 @@ def describe(data: SteelDataModule) -> Places:
     loader = data.images_dataloader(np.arange(n))
     for batch in track(loader, "features", len(loader)):
         images, rows = batch["image"], batch["index"]
-        fine = network.describe_places(network.encode(images), images.shape[2], images.shape[3])
+        _, fine = network.describe(images)
         for i, x in zip(rows.tolist(), fine.flatten(2), strict=True):
             pooled[i] = torch.cat([x.mean(1), x.amax(1), x.std(1)])
         coarse = F.avg_pool2d(fine - fine.mean((2, 3), keepdim=True), 2, ceil_mode=True)
@@ -199,9 +197,11 @@ def measure_doubts(learner: Learner, places: Places, rows: Rows) -> Scores:
 
 @torch.inference_mode()
 def measure_novelty(places: Places, labelled: Rows, rows: Rows) -> Scores:
-    """Return the distance of images from the clean images among the labelled ones."""
+    """Return the distance of images from the clean images among the labelled ones; 0 if there are none."""
     clean = labelled[~places.truth[labelled].flatten(1).any(1).numpy()]
     candidates = places.features[clean][places.is_real[clean]][::4]
+    if not len(candidates):
+        return np.zeros(len(rows))
     normal = NormalSteel(torch.ones(candidates.shape[1]), candidates[choose_bank(candidates, _BANK)])
     # The padding is 0, as are places that equal the mean of their image, which are never the most distant ones. Every
     # other row and column of places tells images apart in a quarter of the time.
