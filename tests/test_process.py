@@ -1,6 +1,7 @@
 """Importing `steel` leaves the settings of the process unchanged; only commands may change them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -77,3 +78,27 @@ def test_plotting_changes_no_setting_of_matplotlib() -> None:
     plots.plot_bars(pd.Series([1], ["$a$"]), "title", ("number", "images"))
     assert dict.copy(matplotlib.rcParams) == before
     assert before["text.parse_math"] is True
+
+
+@pytest.mark.parametrize(("command", "expected"), [("inspect", "passive"), ("serve", "passive"), ("fit", None)])
+def test_threads_sleep_while_they_wait_where_other_programs_run(command: str, expected: str | None) -> None:
+    script = f"""
+import importlib, os, sys
+from steel import cli
+
+imported = importlib.import_module
+
+def stop(name, *args):  # instead of importing the module of the command
+    if not name.startswith("steel."):
+        return imported(name, *args)
+    print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+    raise SystemExit
+
+importlib.import_module = stop
+cli.main(["{command}"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    output = subprocess.run(
+        [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    assert output.split() == [str(expected), "False"]  # torch reads the variable when it is imported
