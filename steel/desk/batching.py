@@ -131,14 +131,17 @@ class Batcher:
                 raise QueueFullError
             self._jobs.append(job)
             self._changed.notify()
-        job.future.add_done_callback(lambda _: self._forget(job))
+        job.future.add_done_callback(self._forget)
         return job.future
 
-    def _forget(self, job: _Job) -> None:
-        """Remove a cancelled image from the queue, so that the images of clients that hang up do not pile up."""
+    def _forget(self, future: "Future[Decision]") -> None:
+        """Remove a cancelled image from the queue, so that the images of clients that hang up do not pile up.
+
+        It must not refer to the job: a future keeps its callbacks, so that images and masks would stay in memory until
+        the garbage collector finds the cycle, hundreds of megabytes later.
+        """
         with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
+            self._jobs = [job for job in self._jobs if job.future is not future]
 
     def close(self) -> None:
         """Refuse new images, and block until all queued images are inspected."""

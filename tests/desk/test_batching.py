@@ -1,8 +1,10 @@
 """Batching: which images share a batch, how long they wait, and that every image gets its own decision."""
 
+import gc
 import re
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Future
 from types import SimpleNamespace
 
@@ -190,3 +192,25 @@ def test_places_are_bounded_and_returned(module: Echo) -> None:
         submit(batcher, 1)
     with pytest.raises(QueueFullError), batcher.reserve(1):
         pass
+
+
+def test_an_answered_image_is_freed_at_once(module: Echo) -> None:
+    """Not only when the garbage collector runs: a service would hold hundreds of megabytes of images and masks."""
+    module.unblock.set()
+    batcher = start(module, batch_size=1)
+    gc.collect()
+    gc.disable()
+    try:
+        image = np.zeros((2, 3), np.uint8)
+        freed = weakref.ref(image)
+        assert batcher.submit(image).result(10).gate_probability == 0
+        del image
+        submit(batcher, 1)[0].result(10)  # the batcher refers to the images of its latest batch only
+        for _ in range(100):
+            if freed() is None:
+                break
+            time.sleep(0.02)
+        assert freed() is None
+    finally:
+        gc.enable()
+        batcher.close()
