@@ -417,7 +417,7 @@ def test_sixteen_clients_get_their_own_answers_in_constant_memory(tmp_path: Path
     num_batches = float(re.search(r"^steel_batch_images_count (\S+)", text, re.MULTILINE)[1])
     assert num_batches < num_clients * num_each  # some images shared a batch
     # The first measurement, after a fifth of the requests, is past all one-time allocations.
-    assert memory[-1] - memory[0] < 16e6, memory
+    assert memory[-1] - memory[0] < 32e6, memory
 
 
 def write_large_inspector(path: Path) -> Path:
