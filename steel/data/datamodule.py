@@ -122,7 +122,7 @@ class SteelDataModule(LightningDataModule):
 
     @property
     def has_fixed_size(self) -> bool:
-        """Whether all training batches have the same shape."""
+        """True if all training batches have the same shape."""
         sizes = self.annotations.sizes[self.split.indices("train")]
         return self._crop is not None or bool((sizes == sizes[0]).all())
 

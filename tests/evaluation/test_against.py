@@ -237,7 +237,7 @@ def test_a_better_inspector_that_raises_more_false_alarms_is_called_so() -> None
 
 @pytest.mark.slow
 def test_equal_inspectors_are_called_different_as_rarely_as_promised() -> None:
-    """Of 95 % intervals, about one in twenty may exclude zero."""
+    """The 95 % interval of a difference of zero may exclude zero in about one of twenty cases."""
     outcomes = [compare(*draw_pair(seed, 0.0, 30), COST, "old.pt").outcome for seed in range(120)]
     assert outcomes.count("no difference") >= 0.90 * len(outcomes)
     helped = [compare(*draw_pair(seed, 0.3), COST, "old.pt").outcome for seed in range(20)]
