@@ -137,8 +137,8 @@ class Batcher:
     def _forget(self, future: "Future[Decision]") -> None:
         """Remove a cancelled image from the queue, so that the images of clients that hang up do not pile up.
 
-        The callback must not refer to the job, because a future keeps its callbacks: images and masks would stay in memory
-        until the garbage collector finds the cycle, hundreds of megabytes later.
+        The callback must not refer to the job, because a future keeps its callbacks: images and masks would stay in
+        memory until the garbage collector finds the cycle, hundreds of megabytes later.
         """
         with self._changed:
             self._jobs = [job for job in self._jobs if job.future is not future]
