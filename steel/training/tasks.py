@@ -179,7 +179,8 @@ class Task(RebuildableModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Update the loss of the progress bar now and then. Lightning would in every step, and wait for the GPU."""
-        if batch_idx % _NUM_UNSEEN == 0 or self.trainer.is_last_batch:
+        is_shown = batch_idx % _NUM_UNSEEN == 0 or self.trainer.is_last_batch
+        if is_shown and "loss" in outputs:  # a step of a subclass may skip its batch
             loss = float(outputs["loss"]) * self.trainer.accumulate_grad_batches
             self.trainer.progress_bar_metrics["train/loss"] = loss
 
