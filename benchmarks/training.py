@@ -25,7 +25,8 @@ from benchmarks.harness import Comparison, build_parser, report, summarise
 from steel.data.datamodule import SteelDataModule
 from steel.data.synthetic import write_synthetic
 from steel.training.callbacks import LastCheckpoint, LossLog, RunRecord, StepSeeds, StopSignals
-from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+from steel.training.task import Task
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 SKIPPED = 5  # first steps, which allocate memory
 

@@ -17,7 +17,8 @@ from steel.decision.point import OperatingPoint, PointFile, read_point
 from steel.decision.tuning import NetworkHashes, Tuning
 from steel.errors import InputError
 from steel.training.checkpoints import find_checkpoint, load_task, require_data
-from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+from steel.training.task import Task
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 from steel.versions import describe_versions
 
 Checkpoints = dict[str, dict[str, Any]]

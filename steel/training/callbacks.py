@@ -30,7 +30,7 @@ from steel.errors import require_at_least
 from steel.progress import format_duration
 from steel.training.history import History
 from steel.training.runs import describe_loggers
-from steel.training.tasks import Task
+from steel.training.task import Task
 
 
 class Stopped(KeyboardInterrupt):

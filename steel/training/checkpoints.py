@@ -8,7 +8,8 @@ from typing import Any
 from steel.errors import InputError
 from steel.training.checkpoint_files import read_checkpoint
 from steel.training.rebuilding import is_checkpoint_of
-from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+from steel.training.task import Task
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 TASKS: dict[str, type[Task]] = {"DefectClassifier": DefectClassifier, "DefectSegmenter": DefectSegmenter}
 

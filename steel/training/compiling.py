@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from steel.data.datamodule import SteelDataModule
-from steel.training.tasks import Task
+from steel.training.task import Task
 
 _NUM_TRIALS = 3  # a CUDA graph runs, is recorded, and is replayed
 

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
 from steel.data.datamodule import SteelDataModule
-from steel.training.tasks import Task
+from steel.training.task import Task
 
 FINDERS = (BatchSizeFinder, LearningRateFinder)
 _FOUND = {"LearningRateFinder": "lr", "BatchSizeFinder": "batch_size"}

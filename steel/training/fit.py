@@ -37,7 +37,7 @@ from steel.training.help import HELP, format_help
 from steel.training.messages import explain_model, filter_messages
 from steel.training.monitors import EarlyStopping, check_monitors
 from steel.training.rebuilding import list_defaults, name_task
-from steel.training.tasks import Task
+from steel.training.task import Task
 from steel.wording import format_count
 
 

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from steel.data.batches import build_sized_batches
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
-from steel.training.tasks import Task
+from steel.training.task import Task
 from steel.wording import format_count
 
 

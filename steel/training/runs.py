@@ -20,7 +20,7 @@ from steel.options import require_numbers
 from steel.progress import count_cores
 from steel.training.checkpoints import list_versions
 from steel.training.history import History
-from steel.training.tasks import Task
+from steel.training.task import Task
 
 _PROCESSES_PER_CORE = 4
 

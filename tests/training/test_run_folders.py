@@ -14,7 +14,7 @@ from conftest import fit_args
 from steel.cli import main
 from steel.errors import InputError
 from steel.training.checkpoint_files import read_checkpoint
-from steel.training.tasks import Task
+from steel.training.task import Task
 
 
 def fit(root: Path, runs: str | Path, *options: str) -> None:

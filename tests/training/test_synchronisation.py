@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import SMALL, fit_args
 from steel.cli import main
 from steel.data.datamodule import Batch, SteelDataModule
-from steel.training import fit, tasks
+from steel.training import fit
 from steel.training.losses import LossName
-from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+from steel.training.optimizers import build_optimizer
+from steel.training.task import Task
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 TASKS: dict[str, Any] = {"classifier": partial(DefectClassifier, encoder="mobilenet_v2", dropout=0.1)} | {
     f"segmenter, {loss}": partial(DefectSegmenter, "mobilenet_v2", decoder_channels=(16, 8, 8), loss=loss)
@@ -78,8 +80,10 @@ def test_the_number_of_reads_does_not_depend_on_the_number_of_steps(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on a GPU: other optimizers keep a number of steps for each weight, on the host.
-    build = tasks.build_optimizer
-    monkeypatch.setattr(tasks, "build_optimizer", lambda *args, **options: build(*args, **options | {"is_fused": True}))
+    monkeypatch.setattr(
+        "steel.training.task.build_optimizer",
+        lambda *args, **options: build_optimizer(*args, **options | {"is_fused": True}),
+    )
     counts = {}
     for steps in (2, 5):
         options = [f"--trainer.limit_train_batches={steps}", "--trainer.log_every_n_steps=100", "--ema_decay=0.9"]

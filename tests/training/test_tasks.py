@@ -19,7 +19,8 @@ from steel.training.epoch_scores import MaskScores
 from steel.training.losses import LossName
 from steel.training.metrics import score_labels
 from steel.training.networks import ClassifierNetwork
-from steel.training.tasks import DefectClassifier, DefectSegmenter, Task
+from steel.training.task import Task
+from steel.training.tasks import DefectClassifier, DefectSegmenter
 
 TINY = {"encoder": "resnet18", "decoder_channels": (16, 8, 8)}
 
@@ -356,6 +357,24 @@ def few(root: Path) -> SteelDataModule:
     rows = "".join(f"{name},{part}\n" for name, part in zip(names, parts, strict=False))
     (root / "splits.csv").write_text(f"ImageId,split\n{rows}")
     return SteelDataModule(str(root), batch_size=2, num_workers=0, crop=(32, 32))
+
+
+class EverySecond(DefectClassifier):
+    """Skips every second batch."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        return super().training_step(batch, batch_idx) if batch_idx % 2 else None
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
+def test_a_step_may_skip_its_batch(few: SteelDataModule, tmp_path: Path) -> None:
+    trainer = Trainer("cpu", default_root_dir=tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    task = EverySecond()
+    with pytest.warns(match="`training_step` returned `None`"):
+        trainer.fit(task, few)
+    assert trainer.current_epoch == 1
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
