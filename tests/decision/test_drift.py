@@ -424,7 +424,7 @@ def test_tune_writes_the_reference_and_export_stores_it(
     assert len(reference["sketches"]) == 4 + 4
     assert main(["export", *networks, f"--operating_point={point}", f"--out={model}"]) == 0
     about = bundle.read(model)[1]
-    assert about.reference == Reference.from_dict(reference)
+    assert repr(about.reference) == repr(Reference.from_dict(reference))  # some values are NaN, which differs from NaN
     assert about.tuned is not None
 
 
