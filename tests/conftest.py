@@ -1,5 +1,6 @@
 """Shared fixtures: the smallest real datasets and networks."""
 
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ SMALL = (64, 128)
 def _one_thread() -> None:
     """Use one thread, which makes the suite more than twice as fast: small networks gain nothing from threads."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,8 +20,7 @@ class Aim(NamedTuple):
     Attributes:
         name: "cost" minimises the total cost. "recall" finds at least a given share of the defects of every class, at a
             given confidence, with the fewest false alarms. "false_alarms" marks at most a given share of the clean
-            images, at a given confidence, and within that limit maximises defects found minus false alarms on the other
-            images.
+            images, at a given confidence, and within that limit finds as many defects as possible.
             "kaggle_dice" maximises the Kaggle Dice.
         miss_cost: `(C,)`, cost of a missed defect.
         alarm_cost: `(C,)`, cost of calling a class on an image without it.

@@ -249,13 +249,13 @@ def _spend(classes: tuple[_Sums, ...], budget: int) -> tuple[int, list[int]]:
     """
     # A large budget is spent in steps of several false alarms.
     step = max(1, -(-budget // _MAX_STEPS))
+    most = 1 + sum(sums.dice.max() for sums in classes)
     best: tuple[float, int, list[int]] | None = None
     for g in range(len(classes[0].found)):
         total, traces = np.zeros(budget // step + 1), []
         for sums in classes:
-            # A wrong class on a defective image cancels one defect found. Dice breaks ties: it adds less than a defect.
-            worth = (sums.found[g] - sums.alarms[g] + sums.clean_alarms[g]).ravel()
-            worth += 0.5 * sums.dice[g].ravel() / (1 + sums.dice[g].max()) / len(classes)
+            # Dice and then fewer masks of absent classes break ties: together they count less than a defect.
+            worth = (sums.found[g] + (sums.dice[g] - 1e-6 * sums.alarms[g]) / most).ravel()
             price = np.ceil(sums.clean_alarms[g].ravel() / step).astype(int)
             front, choice = _find_front(worth, price, len(total))
             joint = np.full((len(total), len(total)), -np.inf)
