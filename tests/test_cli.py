@@ -422,6 +422,7 @@ def test_the_short_help_lists_what_people_use_in_groups(command: str, capsys: py
     assert len(everything.splitlines()) > 400
     listed = re.findall(r"^  (--[\w.]+)", "\n".join(lines), re.MULTILINE)
     assert "--data.root" in listed
+    assert "--data.predict" not in listed  # for trainer.predict in Python
     # --help all refers to --model.help for the options of the networks.
     missing = [name for name in listed if not name.startswith("--model.") and f"{name} " not in everything]
     assert missing == []
