@@ -157,8 +157,10 @@ def test_the_page_is_accessible(context: "sync_api.BrowserContext", folder: Path
         page = open_page(context, port, [])
 
         def check(state: str) -> None:
-            violations = Axe().run(page).response["violations"]
-            assert [(rule["id"], rule["nodes"][0]["html"]) for rule in violations] == [], state
+            for scheme in ("dark", "light"):
+                page.emulate_media(color_scheme=scheme)
+                violations = Axe().run(page).response["violations"]
+                assert [(rule["id"], rule["nodes"][0]["html"]) for rule in violations] == [], (state, scheme)
 
         check("empty")
         add(page, folder / "bright.png", folder / "many.png", folder / "broken.png")
