@@ -25,6 +25,7 @@ from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjective
 from steel.training.optimizers import build_optimizer, build_schedule
 from steel.training.rebuilding import RebuildableModule, find_data
+from steel.wording import format_count
 
 _NUM_UNSEEN = 20  # steps between two losses of the progress bar
 
@@ -119,7 +120,8 @@ class Task(RebuildableModule, ABC):
             self._start_from_frequencies(data)
         elif own != count:
             raise InputError(
-                f"the network has {own} classes, but {data.root} has {count}; set --data.num_classes or train a new one"
+                f"the network has {format_count(own, 'class', 'classes')}, but {data.root} has {count}; set "
+                f"--data.num_classes or train a new one"
             )
         self.positive_weight = None
         if self.init["balance"]:
