@@ -101,6 +101,7 @@ def test_shared_options_are_the_same_in_every_command() -> None:
 def test_version() -> None:
     run = subprocess.run([sys.executable, "-m", "steel", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("steel 0.")
+    assert run.stdout == f"steel {steel.__version__}\n"
 
 
 def test_the_dispatcher_imports_no_heavy_package() -> None:
