@@ -39,7 +39,8 @@ class TrainedNetwork:
     @property
     def num_images(self) -> int | None:
         """Number of images that it was trained on; None if unknown."""
-        return self.data.get("num_images")
+        num: int | None = self.data.get("num_images")
+        return num
 
     @property
     def split(self) -> str:
