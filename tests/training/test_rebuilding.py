@@ -177,6 +177,7 @@ def test_other_loaders_for_training_and_scores_need_the_keys_of_a_batch() -> Non
         Trainer(**QUIET, max_steps=1).fit(DefectClassifier(scale=0.25), DataLoader([batch], batch_size=None))
     # All keys, from a loader of the user.
     batch["index"] = torch.arange(3)
+    task = DefectClassifier(scale=0.25, num_classes=4)
     Trainer(**QUIET, max_steps=1).fit(task, DataLoader([batch], batch_size=None))
     [scores] = Trainer(**QUIET).test(task, DataLoader([batch], batch_size=None), verbose=False)
     assert scores["test/loss"] > 0
@@ -184,12 +185,13 @@ def test_other_loaders_for_training_and_scores_need_the_keys_of_a_batch() -> Non
 
 def test_a_tuner_sets_learning_rate_and_batch_size(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the tuner writes a temporary checkpoint
-    task, data = DefectClassifier(scale=0.25), SteelDataModule(str(root), batch_size=2, num_workers=0)
-    found = Tuner(Trainer(**QUIET, max_epochs=9)).lr_find(task, datamodule=data, num_training=40)
+    task, data = DefectClassifier(scale=0.25), SteelDataModule(str(root), batch_size=1, num_workers=0)
+    tuner = Tuner(Trainer(**QUIET, max_epochs=1))
+    found = tuner.lr_find(task, datamodule=data, num_training=16, early_stop_threshold=None)
     assert found is not None
     assert task.lr == task.hparams["lr"] == found.suggestion() != 3e-4
-    size = Tuner(Trainer(**QUIET)).scale_batch_size(task, datamodule=data, steps_per_trial=1, max_trials=2, init_val=2)
-    assert data.batch_size == size == 8
+    size = tuner.scale_batch_size(task, datamodule=data, steps_per_trial=1, max_trials=2, init_val=2)
+    assert data.batch_size == size == 4
 
 
 def test_hparams_are_for_reading_and_not_saved_where_they_would_win_over_the_config(tmp_path: Path) -> None:
