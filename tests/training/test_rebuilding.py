@@ -185,8 +185,8 @@ def test_other_loaders_for_training_and_scores_need_the_keys_of_a_batch() -> Non
 
 def test_a_tuner_sets_learning_rate_and_batch_size(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the tuner writes a temporary checkpoint
-    task, data = DefectClassifier(scale=0.25), SteelDataModule(str(root), batch_size=1, num_workers=0)
-    tuner = Tuner(Trainer(**QUIET, max_epochs=1))
+    task, data = DefectClassifier(scale=0.25), SteelDataModule(str(root), batch_size=2, num_workers=0)
+    tuner = Tuner(Trainer(**QUIET, max_epochs=2))
     found = tuner.lr_find(task, datamodule=data, num_training=16, early_stop_threshold=None)
     assert found is not None
     assert task.lr == task.hparams["lr"] == found.suggestion() != 3e-4
