@@ -17,13 +17,13 @@ from steel.files import fit_name, write_atomic
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-body { overflow-wrap: break-word; }
+body { overflow-wrap: break-word; background: Canvas; color: CanvasText; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
 .note { color: color-mix(in srgb, currentColor 70%, transparent); font-size: .9rem; }
 figcaption { font-weight: 600; padding: .3rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+caption { max-width: calc(100vw - 2rem); text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; }
 """
@@ -66,14 +66,17 @@ class Page:
 
     def add_table(self, table: pd.DataFrame, caption: str) -> None:
         """Add a table without its index; cells are formatted with `str`."""
-        head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in table.columns)
+        cells = [html.escape(str(column)) for column in table.columns]
+        head = "".join(f'<th scope="col">{cell}</th>' if cell else "<td></td>" for cell in cells)
         rows = [
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
             for row in table.itertuples(index=False)
         ]
+        text = html.escape(caption)
+        # A tab stop, so that a wide table can be scrolled with the keyboard.
         self._parts.append(
-            f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-            f"<tbody>{''.join(rows)}</tbody></table></div>"
+            f'<div class="scroll" tabindex="0" role="group" aria-label="{text}"><table><caption>{text}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
 
     def add_picture(self, name: str, picture: Figure | NDArray[np.uint8], caption: str) -> None:
@@ -102,8 +105,8 @@ class Page:
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{self._title}</title>'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{_STYLE}{style}</style></head>\n<body><h1>{self._title}</h1>\n"
-            + "\n".join([*self._parts, *([f"<script>{script}</script>"] if script else [])])
+            f"<style>{_STYLE}{style}</style></head>\n<body><main><h1>{self._title}</h1>\n"
+            + "\n".join([*self._parts, "</main>", *([f"<script>{script}</script>"] if script else [])])
             + "\n</body></html>\n"
         )
 

@@ -101,6 +101,7 @@ def test_shared_options_are_the_same_in_every_command() -> None:
 def test_version() -> None:
     run = subprocess.run([sys.executable, "-m", "steel", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("steel 0.")
+    assert run.stdout == f"steel {steel.__version__}\n"
 
 
 def test_the_dispatcher_imports_no_heavy_package() -> None:
@@ -422,6 +423,7 @@ def test_the_short_help_lists_what_people_use_in_groups(command: str, capsys: py
     assert len(everything.splitlines()) > 400
     listed = re.findall(r"^  (--[\w.]+)", "\n".join(lines), re.MULTILINE)
     assert "--data.root" in listed
+    assert "--data.predict" not in listed  # for trainer.predict in Python
     # --help all refers to --model.help for the options of the networks.
     listed_there = set(
         re.findall(r"(--[\w.]+)(?=[ ,\n])", everything)

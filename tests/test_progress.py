@@ -1,13 +1,23 @@
 """Parallel map: order of the results, and how an exception or the consumer stops it."""
 
+import io
+import re
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
 from steel import progress
 from steel.progress import map_on_all_cores
+
+
+def test_a_bar_in_a_terminal_estimates_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=terminal, force_terminal=True, width=80))
+    assert list(progress.track(range(3), "tuning", 3)) == [0, 1, 2]
+    assert re.search(r"tuning .*\d:\d\d:\d\d", terminal.getvalue())
 
 
 def test_results_are_in_order() -> None:

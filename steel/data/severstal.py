@@ -22,6 +22,7 @@ from steel.data.runs import Offsets
 from steel.data.spelling import NameIndex, parse_whole, unescape_formula
 from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.errors import InputError
+from steel.wording import format_count
 
 Names = NDArray[np.str_]
 Sizes = NDArray[np.int32]
@@ -182,7 +183,8 @@ def require_classes(folder: Path, largest: int, place: str) -> tuple[str, ...]:
     raise_first(findings)
     if largest > len(classes):
         reason = f"{folder / 'classes.csv'} names" if largest <= MAX_CLASSES else "there are at most"
-        raise InputError(f"{place} has class {largest}, but {reason} {len(classes)} classes; fix one of them")
+        num = format_count(len(classes), "class", "classes")
+        raise InputError(f"{place} has class {largest}, but {reason} {num}; fix one of them")
     return classes
 
 

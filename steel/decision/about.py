@@ -21,7 +21,8 @@ class TrainedNetwork:
     Attributes:
         task: DefectClassifier or DefectSegmenter.
         init: Constructor arguments of the task.
-        data: Description of the data: hashes of labels and split, classes, fold, seed and batch size.
+        data: Description of the data: hashes of labels and split, classes, fold, seed, batch size, and the number of
+            training images, which files of earlier versions lack.
         versions: Versions of the packages that trained it.
     """
 
@@ -36,6 +37,12 @@ class TrainedNetwork:
         return str(self.data["digest"])
 
     @property
+    def num_images(self) -> int | None:
+        """Number of images that it was trained on; None if unknown."""
+        num: int | None = self.data.get("num_images")
+        return num
+
+    @property
     def split(self) -> str:
         """Hash of the split that it was trained with."""
         return str(self.data["split"])
@@ -44,6 +51,8 @@ class TrainedNetwork:
     def from_dict(cls, plain: Mapping[str, Any]) -> "TrainedNetwork":
         """Rebuild from a checkpoint's entry `steel` or from JSON types; the folder and the image names are dropped."""
         data = {key: value for key, value in plain["data"].items() if key not in ("members", "groups", "root")}
+        if "members" in plain["data"]:
+            data["num_images"] = len(plain["data"]["members"]["train"])
         return from_plain(cls, {**plain, "data": data})
 
 

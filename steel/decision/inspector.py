@@ -223,7 +223,10 @@ class Inspector(nn.Module):
 
     def _to_grey(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
-            raise ValueError("images must be uint8, 0 to 255; convert them")
+            raise ValueError(
+                "images must be uint8, from 0 to 255; convert floats from 0 to 1 with "
+                "(255 * images).round().to(torch.uint8)"
+            )
         if images.dim() == 3:
             images = images[:, None]
         if images.dim() != 4 or (images.shape[1] != 1 and images.shape[1] != 3):

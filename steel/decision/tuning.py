@@ -64,8 +64,8 @@ class Promise(NamedTuple):
     @property
     def is_too_wide(self) -> bool:
         """True if the prediction interval covers every possible value, so that no new images can break the promise."""
-        # Intervals end at the largest possible value: 1, or infinity for a cost.
-        return self.prediction.low <= 0 and self.prediction.high in (1, math.inf)
+        # Intervals end at the largest possible value: 1, or infinity for a cost. Three digits are shown.
+        return round(self.prediction.low, 3) <= 0 and round(self.prediction.high, 3) in (1, math.inf)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Promise":

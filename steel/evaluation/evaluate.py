@@ -29,7 +29,7 @@ from steel.evaluation.verdict import format_results, reach_verdict
 from steel.files import require_writable, write_atomic
 from steel.pages import clear_pictures
 from steel.versions import describe_versions
-from steel.wording import format_count
+from steel.wording import format_count, wrap
 
 
 def evaluate(
@@ -172,7 +172,7 @@ def _print_results(content: dict[str, Any], summary: Summary, comparison: Compar
     if comparison:
         print(f"\n{format_comparison(comparison)}")
     for warning in [*summary.warnings, *(comparison.notes if comparison else ())]:
-        print(f"warning: {warning}")
+        print(wrap(f"warning: {warning}"))
 
 
 def _assemble(

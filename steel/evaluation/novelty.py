@@ -25,6 +25,7 @@ from steel.progress import track
 from steel.training.checkpoints import find_checkpoint, load_task, require_data
 from steel.training.networks import ClassifierNetwork
 from steel.training.tasks import DefectClassifier
+from steel.wording import wrap
 
 # Clean places that the bank is chosen from; more take longer and find hardly any others.
 _NUM_CANDIDATES = 40_000
@@ -97,7 +98,7 @@ def novelty(
     write_novelty(path, NoveltyFile(normal.cpu(), limit))
     print(f"learnt from {len(train):,} clean images; {limit.promise}")
     for warning in warn_of_groups(len(new), int((~data.split.is_grouped[new]).sum())) + _list_warnings(limit):
-        print(f"warning: {warning}")
+        print(wrap(f"warning: {warning}"))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -23,7 +23,7 @@ from steel.evaluation.suspects import Kind, Predictions, Suspect, choose_network
 from steel.files import require_writable, write_atomic
 from steel.pages import Page, clear_pictures
 from steel.progress import track
-from steel.wording import format_count
+from steel.wording import format_count, wrap
 
 _SCORE_BINS = (0, 0.1, 0.25, 0.5, 0.75, 1)
 
@@ -93,7 +93,7 @@ def relabel(
     write_atomic(folder / "suspects.csv", table.to_csv(index=False, lineterminator="\n"))
     print(table.head(10).to_string(index=False))
     for warning in warnings:
-        print(f"warning: {warning}")
+        print(wrap(f"warning: {warning}"))
     print(f"wrote {folder / 'index.html'}, suspects.csv, pictures/")
 
 

@@ -19,7 +19,7 @@ from steel.evaluation.parts import warn_of_groups
 from steel.evaluation.scores import predict_everything, predict_nothing
 from steel.intervals import bootstrap, score_interval
 from steel.training.metrics import Counts, list_mask_ratios, score_masks
-from steel.wording import format_count
+from steel.wording import format_count, wrap
 
 
 def count_submission(path: Path, annotations: Annotations) -> Counts:
@@ -87,7 +87,7 @@ def score(
     num_images, num_groups = format_count(len(rows), "image"), format_count(len(np.unique(groups)), "group")
     print(f"{num_images} in {num_groups} ({split}); data {table.digest}, split {data.split.digest}")
     for warning in warn_of_groups(len(rows), int((~data.split.is_grouped[rows]).sum())):
-        print(f"warning: {warning}")
+        print(wrap(f"warning: {warning}"))
 
 
 def _count_file(submission: str, annotations: Annotations) -> Counts:

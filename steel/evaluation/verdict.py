@@ -12,7 +12,7 @@ from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import list_costs, predict_nothing
 from steel.evaluation.summary import Summary, format_score
 from steel.intervals import Interval, rate
-from steel.wording import wrap
+from steel.wording import format_count, wrap
 
 Level = Literal["ready", "not ready", "too few images", "do not use"]
 
@@ -52,6 +52,7 @@ class _Rate(NamedTuple):
     interval: Interval
     hits: int
     num: int
+    num_groups: int
 
     @property
     def is_vague(self) -> bool:
@@ -111,7 +112,8 @@ def _observe(decisions: Decisions, about: About) -> _Observed:
 
 
 def _rate(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> _Rate:
-    return _Rate(float(hits.mean()) if len(hits) else np.nan, rate(hits, groups), int(hits.sum()), len(hits))
+    value = float(hits.mean()) if len(hits) else np.nan
+    return _Rate(value, rate(hits, groups), int(hits.sum()), len(hits), len(np.unique(groups)))
 
 
 def _find_fault(observed: _Observed, summary: Summary) -> str | None:
@@ -136,14 +138,16 @@ def _find_fault(observed: _Observed, summary: Summary) -> str | None:
 
 def _find_doubt(found: _Rate, alarms: _Rate) -> str | None:
     """Return which of the two rates the images are too few for, or None."""
-    doubts = [
-        f"with {rate.num:,} {things}, the share {what} may be anything from {rate.interval.low:.0%} to "
-        f"{rate.interval.high:.0%}"
-        if rate.num
-        else f"there are no {things}"
-        for rate, things, what in ((found, "defects", "found"), (alarms, "clean images", "marked"))
-        if rate.is_vague
-    ]
+    doubts = []
+    for one, things, what in ((found, "defects", "found"), (alarms, "clean images", "marked")):
+        if one.is_vague and one.num:
+            # Groups explain why many images can still be too few.
+            groups = f" in {format_count(one.num_groups, 'group')}" if one.num_groups < one.num else ""
+            low, high = one.interval
+            share = f"the share {what} may be anything from {low:.0%} to {high:.0%}"
+            doubts.append(f"with {one.num:,} {things}{groups}, {share}")
+        elif one.is_vague:
+            doubts.append(f"there are no {things}")
     return "; ".join(doubts) or None
 
 

@@ -62,6 +62,7 @@ def _describe_network(network: TrainedNetwork) -> dict[str, str]:
         "network": f"{network.task} ({init.get('encoder') or init.get('backbone')})",
         "initial weights": str(init.get("weights") or "random"),
         "image scale": str(init.get("scale")),
+        "training images": "not stated" if network.num_images is None else f"{network.num_images:,}",
         "data": network.digest,
         "split": network.split,
         "trained with": f"steel {network.versions.get('steel')} ({network.versions.get('commit')})",

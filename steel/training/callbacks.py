@@ -238,7 +238,7 @@ class Summary(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._started, self._first_epoch = 0.0, 0
+        self._started, self._first = 0.0, (0, 0)  # time, epoch and step at which training starts
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -267,17 +267,15 @@ class Summary(Callback):
                 print(f"{name:6} {line}", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+        self._started, self._first = time.monotonic(), (trainer.current_epoch, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         num_done, num_epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
         parts = [f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items()]
-        if num_done < num_epochs:
-            # An upper bound, since early stopping can end the run.
-            per_epoch = (time.monotonic() - self._started) / (num_done - self._first_epoch)
-            parts.append(f"up to {format_duration(max(60, per_epoch * (num_epochs - num_done)))} left")
+        if seconds := self._estimate(trainer, num_done):
+            parts.append(f"up to {format_duration(max(60, seconds))} left")
         epoch = f"epoch {num_done} of {num_epochs}" if num_epochs > 0 else f"epoch {num_done}"
         line = f"{epoch}: {', '.join(parts)}"
         bar = trainer.progress_bar_callback
@@ -285,6 +283,15 @@ class Summary(Callback):
             print(line, flush=True)
         else:
             bar.print(line)  # above the bar
+
+    def _estimate(self, trainer: Trainer, num_epochs_done: int) -> float:
+        """Return an upper bound of the seconds left, since early stopping can end the run; 0 if unknown."""
+        elapsed = time.monotonic() - self._started
+        done = num_epochs_done, trainer.global_step
+        ends = trainer.max_epochs or -1, trainer.max_steps  # the first one ends the run; -1 is no limit
+        parts = zip(self._first, done, ends, strict=True)
+        rates = [(elapsed / (now - first), end - now) for first, now, end in parts if now > first and end > 0]
+        return min((seconds * num_left for seconds, num_left in rates), default=0.0)
 
 
 class Pictures(Callback):

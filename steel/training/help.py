@@ -42,7 +42,7 @@ HELP = {
 # Options that only `--help all` shows.
 _RARE = {
     "defect_share", "fractions", "split_seed", "seed", "pin_memory", "num_classes", "eps", "warmup", "input_size",
-    "weight_decay",
+    "weight_decay", "predict",
 }  # fmt: skip
 _TRAINING = {
     "--trainer.max_epochs": "Largest number of epochs; early stopping can end the run earlier.",

@@ -19,6 +19,8 @@ _IGNORED_WARNINGS = (
     # Expected when a run is resumed. If the checkpoint was moved, the run gets a new folder.
     "(Experiment logs|Checkpoint) directory .* exists and is not empty",
     "The dirpath has changed from",
+    # `LossLog` counts the steps of all epochs.
+    "The number of training batches .* is smaller than the logging interval",
     # Validation and test have no checkpoint callbacks.
     "Be aware that when using `ckpt_path`, callbacks used to create",
     # The scores are computed over all processes before they are logged.
@@ -55,8 +57,7 @@ def explain_model(message: str) -> str | None:
     own = [f"--model.{parameter.name}" for parameter in list_parameters(task)]
     others = [name for name, other in TASKS.items() if option in {one.name for one in list_parameters(other)}]
     if others and not issubclass(task, TASKS[others[0]]):
-        return (
-            f"{option} is an option of {others[0]}, but the config is for {match[1].rpartition('.')[2]}; leave it out"
-        )
+        remedy = "give --model.encoder" if option == "backbone" else "leave it out"
+        return f"{option} is an option of {others[0]}, but the config is for {match[1].rpartition('.')[2]}; {remedy}"
     hint = suggest(option, own) or f"; see steel fit --model.help {match[1].rpartition('.')[2]}"
     return f'unknown setting "{option}" (option or config file key){hint}'

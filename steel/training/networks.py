@@ -20,6 +20,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
 from steel.errors import InputError
+from steel.options import suggest
 from steel.training.weights import load_weights
 
 RESNETS = (
@@ -54,11 +55,13 @@ class _Reduce(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # Floats in 0..1 would be read as almost black images. TorchScript knows no InputError.
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 1:
+        if images.dtype != torch.uint8:
             raise ValueError(
-                "images must be uint8 (N, 1, H, W), grey values from 0 to 255; convert floats from 0 to 1 with "
+                "images must be uint8, grey values from 0 to 255; convert floats from 0 to 1 with "
                 "(255 * images).round().to(torch.uint8)"
             )
+        if images.dim() != 4 or images.shape[1] != 1:
+            raise ValueError(f"images must have the shape (N, 1, H, W), one grey channel, got {list(images.shape)}")
         x = images.to(self.mean.dtype)
         height, width = x.shape[2], x.shape[3]
         size = self.input_size
@@ -107,9 +110,9 @@ class _PooledEncoder(nn.Module):
     than most defects: the features used have a stride of 16.
     """
 
-    def __init__(self, name: str, num_classes: int, dropout: float) -> None:
+    def __init__(self, name: str, num_classes: int, dropout: float, option: str) -> None:
         super().__init__()
-        with _named_by_smp("model.backbone", name):
+        with _named_by_smp(option, name):
             self.encoder = smp.encoders.get_encoder(name, depth=4)
         self.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.encoder.out_channels[-1], num_classes))
 
@@ -157,7 +160,8 @@ class ClassifierNetwork(nn.Module):
             self.resnet.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.resnet.fc.in_features, num_classes))
             body = self.resnet
         else:
-            self.pooled = _PooledEncoder(name, num_classes, dropout)
+            option = "model.encoder" if encoder else "model.backbone"
+            self.pooled = _PooledEncoder(name, num_classes, dropout, option)
             body = self.pooled.encoder
         nn.init.zeros_(self.head().bias)
         self.weights_source = load_weights(weights, self, body, name) if weights else ""
@@ -279,9 +283,10 @@ class SegmenterNetwork(nn.Module):
 def _named_by_smp(option: str, encoder: str) -> Iterator[None]:
     """Check that SMP has an encoder, and suppress its hint that it may lose the name in a release we do not allow."""
     if not encoder.startswith("tu-") and encoder not in smp.encoders.encoders:
-        known = ", ".join(sorted(smp.encoders.encoders))
+        known = sorted(smp.encoders.encoders)
+        hint = suggest(encoder, known) or f"; SMP has {', '.join(known)}"
         resnets = f"a torchvision ResNet ({', '.join(RESNETS)}) or of " if option == "model.backbone" else ""
-        raise InputError(f'{option} must be the name of {resnets}an SMP encoder, got "{encoder}"; SMP has {known}')
+        raise InputError(f'{option} must be the name of {resnets}an SMP encoder, got "{encoder}"{hint}')
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`timm-` encoders are deprecated", DeprecationWarning)
         yield

@@ -25,6 +25,7 @@ from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjective
 from steel.training.optimizers import build_optimizer, build_schedule
 from steel.training.rebuilding import RebuildableModule, find_data
+from steel.wording import format_count
 
 _NUM_UNSEEN = 20  # steps between two losses of the progress bar
 
@@ -119,7 +120,8 @@ class Task(RebuildableModule, ABC):
             self._start_from_frequencies(data)
         elif own != count:
             raise InputError(
-                f"the network has {own} classes, but {data.root} has {count}; set --data.num_classes or train a new one"
+                f"the network has {format_count(own, 'class', 'classes')}, but {data.root} has {count}; set "
+                f"--data.num_classes or train a new one"
             )
         self.positive_weight = None
         if self.init["balance"]:
@@ -146,13 +148,16 @@ class Task(RebuildableModule, ABC):
         Raises:
             InputError: The number of classes is not known yet.
         """
+        self._require_network()
+        logits: Tensor = self.network(images)
+        return logits
+
+    def _require_network(self) -> None:
         if self.init["num_classes"] is None:
             raise InputError(
                 f"the number of classes is unknown, so there is no network yet; build {type(self).__name__} with "
                 f"num_classes, fit it with a SteelDataModule, or use load_from_checkpoint"
             )
-        logits: Tensor = self.network(images)
-        return logits
 
     def find_targets(self, batch: Batch) -> Tensor:
         """Return the targets of a batch, bool and shaped like the logits."""
@@ -171,8 +176,18 @@ class Task(RebuildableModule, ABC):
         """Return the loss, a scalar, of logits and targets of the same shape."""
         return build_loss(self.init.get("loss", "bce"), self.positive_weight)(logits, targets)
 
+    def _compare(self, batch: Batch, *keys: str) -> tuple[Tensor, Tensor]:
+        """Return the logits and the targets of a batch, which must be a dictionary with these keys."""
+        if not isinstance(batch, dict) or not batch.keys() >= set(keys):
+            found = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
+            raise InputError(
+                f"a batch for training or scores must be a dictionary with {', '.join(keys)}, as that of a "
+                f"SteelDataModule, got {found}; only trainer.predict takes images alone"
+            )
+        return self.ignore_unknown(self(batch["image"]), self.find_targets(batch), batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits, targets = self.ignore_unknown(self(batch["image"]), self.find_targets(batch), batch)
+        logits, targets = self._compare(batch, "image", "mask")
         loss = self.loss(logits, targets.float())
         self.log("train/loss", loss, logger=False)
         return loss
@@ -185,7 +200,7 @@ class Task(RebuildableModule, ABC):
             self.trainer.progress_bar_metrics["train/loss"] = loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits, targets = self.ignore_unknown(self(batch["image"]), self.find_targets(batch), batch)
+        logits, targets = self._compare(batch, "image", "mask", "index")
         self._mean_loss.update(self.loss(logits, targets.float()), len(targets))
         self._objective.update(self._scores, logits, targets, batch["index"])  # type: ignore[arg-type]
 
@@ -202,13 +217,16 @@ class Task(RebuildableModule, ABC):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: Batch | Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
+    def predict_step(
+        self, batch: Batch | Tensor | Sequence[Tensor], batch_idx: int = 0, dataloader_idx: int = 0
+    ) -> Tensor:
         """Return the probabilities of a batch, float32: `(N, C)` for labels, `(N, C, H, W)` for masks.
 
         Args:
             batch: A batch of `SteelDataModule`, or of another loader: images `(N, 1, H, W)` uint8, alone, as the first
                 item of a list, or as the key "image" of a dictionary.
             batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader, if there are several.
         """
         images = batch["image"] if isinstance(batch, dict) else batch if isinstance(batch, Tensor) else batch[0]
         return self(images).float().sigmoid()  # type: ignore[no-any-return]
@@ -219,7 +237,12 @@ class Task(RebuildableModule, ABC):
         return {name: math.isfinite(value) for name, value in scores.items()} | {"loss": len(rows) > 0}
 
     def build_optimizer(self) -> Optimizer:
-        """Return the optimizer; see `steel.training.optimizers.build_optimizer`."""
+        """Return the optimizer; see `steel.training.optimizers.build_optimizer`.
+
+        Raises:
+            InputError: The number of classes is not known yet.
+        """
+        self._require_network()
         rates = {key: self.init[key] for key in ("lr", "encoder_lr_factor", "weight_decay", "eps")}
         trainer = self._trainer
         # With float16, a fused optimizer unscales the gradients itself, which is too late to clip them.

@@ -365,6 +365,7 @@ def test_exit_status_and_summary(root: Path, capsys: pytest.CaptureFixture[str],
         file.write(f"{clean[0]},1,1 2 3\n")
     assert main(["check", str(root)]) == 1
     out = capsys.readouterr().out
+    assert out.endswith("\n1 error, 1 for information\n")
     assert f"train.csv:{len(rows) + 2}  " in out
     assert f"{len(rows) + 1} rows = {len(rows)} used + 1 reported" in out
     assert out.index("error: odd code (1)") < out.index("information: not an image (1)")

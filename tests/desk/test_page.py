@@ -118,6 +118,7 @@ def promise(route: "sync_api.Route") -> None:
     response = route.fetch()
     names = ["defects found", "clean images with a false alarm, 4 rolled-in scale at the edge", "cost of an image"]
     promises = [{"name": name, "value": 1234.567, "interval": [0.123, None]} for name in names]
+    promises.append({"name": "defects found, 3 pits", "value": None, "interval": [0.0, 1.0]})
     route.fulfill(response=response, json=response.json() | {"tuned": {"promises": promises}})
 
 
@@ -133,6 +134,8 @@ def test_the_page_fits_tablets_phones_and_small_screens(
         add(page, *sorted(folder.glob("*.png")))
         pick(page, "bright.png")
         page.locator("#promises summary").click()
+        cells = [row.locator("td").all_inner_texts()[1:] for row in page.locator("#promises tr").all()[-2:]]
+        assert cells == [["1234.567", "0.123 to ∞"], ["", "too wide to tell"]]
         for width in (1280, 768, 400):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -157,8 +160,10 @@ def test_the_page_is_accessible(context: "sync_api.BrowserContext", folder: Path
         page = open_page(context, port, [])
 
         def check(state: str) -> None:
-            violations = Axe().run(page).response["violations"]
-            assert [(rule["id"], rule["nodes"][0]["html"]) for rule in violations] == [], state
+            for scheme in ("dark", "light"):
+                page.emulate_media(color_scheme=scheme)
+                violations = Axe().run(page).response["violations"]
+                assert [(rule["id"], rule["nodes"][0]["html"]) for rule in violations] == [], (state, scheme)
 
         check("empty")
         add(page, folder / "bright.png", folder / "many.png", folder / "broken.png")

@@ -1,4 +1,7 @@
-"""Names, comments and classes that contain HTML are shown as text, on the page of the desk and on all reports."""
+"""Names, comments and classes that contain HTML are shown as text, on the page of the desk and on all reports.
+
+Long names are also a test of the layout. The evaluation and the model card are checked for accessibility.
+"""
 
 import csv
 from collections.abc import Iterator
@@ -13,6 +16,8 @@ from steel.cli import main
 from steel.decision.tuning import Aim, ChosenOn, NetworkHashes, Promise, Tuning
 from steel.desk.service import build_app
 from steel.intervals import Interval
+
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "'\"></title></style><!--<script>alert(2)</script>"
@@ -79,6 +84,17 @@ def pick_exactly(page: "sync_api.Page", name: str) -> None:
 def require_width(page: "sync_api.Page") -> None:
     """Check that long texts do not make the page wider than the window."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def require_accessible(page: "sync_api.Page") -> None:
+    """Check a report on a phone, by light and in the dark."""
+    page.set_viewport_size({"width": 400, "height": 900})
+    require_width(page)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        violations = Axe().run(page).response["violations"]
+        assert [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in violations] == [], (page.url, scheme)
+    page.set_viewport_size({"width": 1400, "height": 900})
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +164,7 @@ def test_the_desk_shows_text_literally(
 
         page.goto(f"{url}/v1/card")
         require_text(page, *CLASSES, IMAGE, SCRIPT)
+        require_accessible(page)
     assert [text for text in problems if "415" not in text and "422" not in text] == []  # logged by the browser
 
 
@@ -178,4 +195,5 @@ def test_reports_show_text_literally(
 
     page.goto((tmp_path / "evaluated" / "index.html").as_uri())
     require_text(page, *CLASSES, *NAMES, SCRIPT)
+    require_accessible(page)
     assert problems == []

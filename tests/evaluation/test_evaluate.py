@@ -155,7 +155,9 @@ def test_training_images_are_refused(trained: Trained, root: Path, tmp_path: Pat
     assert str(trained.classifier) in message
 
 
-def test_new_images_with_their_own_split_are_accepted(trained: Trained, root: Path, tmp_path: Path) -> None:
+def test_new_images_with_their_own_split_are_accepted(
+    trained: Trained, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (root / "train_images").iterdir():
         shutil.move(path, path.with_name(f"new_{path.name}"))
     text = (root / "train.csv").read_text().replace("synthetic_", "new_synthetic_")
@@ -164,6 +166,9 @@ def test_new_images_with_their_own_split_are_accepted(trained: Trained, root: Pa
     (root / "splits.csv").write_text("ImageId,split\n" + "".join(f"{name},test\n" for name in names))
     assert main(evaluate_args(trained, root, tmp_path / "out")) == 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
+    printed = capsys.readouterr().out
+    assert "\nwarning: " in printed
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
 
 
 def change_split(checkpoint: Path, path: Path, **members: list[str]) -> Path:

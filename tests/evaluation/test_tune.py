@@ -23,10 +23,11 @@ from steel.errors import InputError
 from steel.evaluation.assemble import assemble
 from steel.evaluation.claims import count_allowed
 from steel.evaluation.evidence import Evidence, Grid
-from steel.evaluation.promises import measure
+from steel.evaluation.promises import measure, tabulate_promises
 from steel.evaluation.search import choose, judge
 from steel.evaluation.summary import format_score
 from steel.evaluation.tune import _print_tuned, describe_limit, list_warnings, tune_on
+from steel.intervals import Interval
 
 
 def draw_scores(n: int, seed: int = 0, num_groups: int | None = None) -> Evidence:
@@ -342,6 +343,15 @@ def test_tune_on_scores_of_other_software(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "cost of an image" in printed
     assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+
+
+def test_promises_that_say_nothing_are_named() -> None:
+    unknown = Promise("defects found, 2 b", 0, np.nan, np.nan, Interval(0, 1), Interval(0, 1), 9)
+    known = Promise("defects found", 90, 0.9, 0.9, Interval(0.8, 0.95), Interval(0.7, 1), 9)
+    assert tabulate_promises([known, unknown])[1:] == [
+        ("defects found", "90", "0.900 (0.800 to 0.950)", "0.700 to 1.000"),
+        ("  2 b", "0", "-", "too wide to tell"),
+    ]
 
 
 def test_long_class_names_fit_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

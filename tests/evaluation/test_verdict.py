@@ -24,12 +24,13 @@ def judge(
     found: Sequence[tuple[int, int]] = GOOD[0],
     alarms: tuple[int, int] = GOOD[1],
     *,
+    group_size: int = 1,
     aim: Aim | None = RECALL,
     kaggle: tuple[float, float] = (0.9, 0.8),
     promises: Sequence[PromiseCheck] = (),
     part: str = "test",
 ) -> Verdict:
-    """Reach a verdict on images with one defect or none, each in its own group.
+    """Reach a verdict on images with one defect or none, `group_size` of them in each group.
 
     `found` holds defects found and defects of each class, `alarms` clean images marked and clean images, and `kaggle`
     the Kaggle Dice of the inspector and of predicting nothing.
@@ -45,7 +46,7 @@ def judge(
     decisions: Any = dict.fromkeys(Decisions._fields)
     decisions |= {
         "counts": Counts(*table, torch.full((len(rows),), 1000), torch.zeros(len(rows))),
-        "groups": np.arange(len(rows)),
+        "groups": np.arange(len(rows)) // group_size,
     }
     numbers: Any = dict.fromkeys(Summary.__dataclass_fields__, 0)
     numbers |= {"scores": {"kaggle_dice": kaggle[0], "dice_on_defects": 0.5, "accuracy": 1.0, "auroc": 1.0}}
@@ -77,6 +78,7 @@ def test_a_good_inspector_on_enough_images_is_ready() -> None:
         ({"found": [(30, 200)], "alarms": (40, 200)}, "do not use", "no better than chance (it finds 15.0% of the"),
         ({"found": [(9, 10)]}, "too few images", "with 10 defects, the share found may be anything from 60% to 98%"),
         ({"alarms": (2, 12)}, "too few images", "with 12 clean images, the share marked may be anything from 5% to"),
+        ({"found": [(95, 200)], "group_size": 10}, "too few images", "with 200 defects in 20 groups, the share found"),
         ({"alarms": (0, 0)}, "too few images", "there are no clean images"),
         ({"found": [(0, 0)], "kaggle": (0.1, 1.0)}, "too few images", "there are no defects"),
         ({"part": "val"}, "not ready", "chosen on these images, val; evaluate on test"),
@@ -129,6 +131,7 @@ def test_classes_with_too_few_defects_are_named() -> None:
         ("defects found", (0.5, 1.0), 0.7, "yes"),
         ("defects found", (0.5, 1.0), 0.4, "no"),
         ("defects found", (0.0, 1.0), 0.4, "too wide to tell"),
+        ("defects found", (0.0004, 0.9996), 0.4, "too wide to tell"),  # shown as 0.000 to 1.000
         ("defects found", (0.0, 1.0), float("nan"), "-"),
         ("cost of an image", (0.0, 2.0), 1.5, "yes"),
         ("cost of an image", (0.0, float("inf")), 1.5, "too wide to tell"),

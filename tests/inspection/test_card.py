@@ -11,12 +11,13 @@ import pytest
 
 from steel.decision.about import About, TrainedNetwork
 from steel.decision.drift import build_reference
+from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Aim, ChosenOn, NetworkHashes, Promise, Tuning
 from steel.inspection.card import format_card
 from steel.intervals import Interval
 
-DATA = {"digest": "d" * 16, "split": "e" * 16}
+DATA = {"digest": "d" * 16, "split": "e" * 16, "num_images": 1200}
 VERSIONS = {"steel": "0.2", "commit": "abc123", "torch": "2.11"}
 
 
@@ -55,7 +56,7 @@ def test_the_card_names_purpose_data_performance_and_limits(path: Path, about: A
     for part in (
         "Classes: 1 a, 2 <b>.",
         "cold-rolled, camera 3 of line 2",
-        "DefectSegmenter (resnet18) random 0.5 dddddddddddddddd eeeeeeeeeeeeeeee steel 0.2 (abc123)",
+        "DefectSegmenter (resnet18) random 0.5 1,200 dddddddddddddddd eeeeeeeeeeeeeeee steel 0.2 (abc123)",
         "chosen on 300 images in 60 groups",
         "at least 90.0% of the defects of every class",
         "defects found, 1 a 200 0.950 (0.910 to 0.980) 0.900 to 0.990 (of 200)",
@@ -66,6 +67,17 @@ def test_the_card_names_purpose_data_performance_and_limits(path: Path, about: A
         "sharpness",
     ):
         assert part in text, part
+
+
+def test_the_number_of_training_images_is_that_of_the_checkpoint(path: Path, about: About) -> None:
+    [network] = about.segmenters
+    members = {"train": ["a.png", "b.png"], "val": ["c.png"], "test": []}
+    saved = {"task": network.task, "init": network.init, "versions": VERSIONS}
+    for data, num in (({"members": members, "groups": {}, "root": "data"}, "2"), ({}, "not stated")):
+        data = {"digest": "d", "split": "e", **data}
+        trained = TrainedNetwork.from_dict({**saved, "data": data})
+        assert TrainedNetwork.from_dict(to_plain(trained)) == trained
+        assert f" random 0.5 {num} d e " in read(format_card(path, replace(about, segmenters=(trained,))))
 
 
 def test_the_card_promises_nothing_about_drift_if_no_group_is_known(path: Path, about: About) -> None:

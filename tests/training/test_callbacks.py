@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from conftest import SMALL
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
-from steel.training.callbacks import LastCheckpoint, LossLog, Pictures, Stopped, StopSignals
+from steel.training.callbacks import LastCheckpoint, LossLog, Pictures, Stopped, StopSignals, Summary
 
 TASK = LightningModule()
 
@@ -345,3 +345,29 @@ def test_only_defective_validation_images_are_drawn(data: SteelDataModule, tmp_p
 @pytest.mark.parametrize("state", [{"sanity_checking": True}, {"is_global_zero": False}, {"loggers": []}])
 def test_nothing_is_drawn_when_not_needed(data: SteelDataModule, tmp_path: Path, state: dict[str, Any]) -> None:
     assert draw(tmp_path, data, Answer([0.0] * 4, is_segmenter=False), 4, **state) == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        ((10, -1), "epoch 6 of 10: train/loss 0.5000, up to 20 min left"),
+        ((10, 700), "epoch 6 of 10: train/loss 0.5000, up to 5 min left"),
+        ((-1, 800), "epoch 6: train/loss 0.5000, up to 10 min left"),
+        ((6, 800), "epoch 6 of 6: train/loss 0.5000"),
+        ((-1, -1), "epoch 6: train/loss 0.5000"),
+    ],
+)
+def test_an_epoch_is_reported_with_the_time_left(
+    limits: tuple[int, int], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, current_epoch=4, global_step=400, max_epochs=limits[0], max_steps=limits[1],
+        progress_bar_metrics={"train/loss": 0.5}, progress_bar_callback=None,
+    )  # fmt: skip
+    summary = Summary(Path("run"))
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    summary.on_train_start(trainer, TASK)  # a run that is resumed after four epochs
+    monkeypatch.setattr(time, "monotonic", lambda: 1600.0)
+    trainer.current_epoch, trainer.global_step = 5, 600
+    summary.on_train_epoch_end(trainer, TASK)
+    assert capsys.readouterr().out == f"{line}\n"

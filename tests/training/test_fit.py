@@ -202,6 +202,13 @@ def test_wrong_options_are_reported_in_one_sentence(
     assert all(part in message for part in substance), message
 
 
+def test_the_other_name_of_the_encoder_is_named(root: Path, tmp_path: Path, refused: Refused) -> None:
+    message = refused(*fit_args("segmenter", root, tmp_path), "--model.backbone=resnet34")
+    assert (
+        "backbone is an option of DefectClassifier, but the config is for DefectSegmenter; give --model.enc" in message
+    )
+
+
 def test_a_checkpoint_without_a_newer_argument_has_its_default(trained: Trained, tmp_path: Path) -> None:
     checkpoint = torch.load(trained.classifier, weights_only=True)
     del checkpoint["steel"]["init"]["encoder"]
@@ -249,7 +256,11 @@ def test_training_without_any_defect_is_warned_of(
 ) -> None:
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
     (root / "classes.csv").write_text("ClassId,name\n1,pits\n")
-    assert main([*fit_args("classifier", root, tmp_path), "--trainer.limit_train_batches=1"]) == 0
+    few = (
+        "--trainer.limit_train_batches=1",
+        "--trainer.log_every_n_steps=10",
+    )  # without Lightning's warning, an error here
+    assert main([*fit_args("classifier", root, tmp_path), *few]) == 0
     assert "warning: no image of train has a defect" in capsys.readouterr().out
 
 

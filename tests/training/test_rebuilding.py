@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -145,6 +146,8 @@ def test_predict_takes_other_loaders_and_asks_for_images(trained: Trained) -> No
     predicted = torch.cat(Trainer(**QUIET).predict(task, loader) or [])
     with torch.inference_mode():
         assert torch.allclose(predicted, task(IMAGES).sigmoid(), atol=1e-6)
+    several = Trainer(**QUIET).predict(task, [loader, loader]) or []
+    assert torch.equal(torch.cat(several[0]), torch.cat(several[1]))
     with pytest.raises(InputError, match=r"no images to predict; give SteelDataModule\(\.\.\., predict=FOLDER\)"):
         Trainer(**QUIET).predict(task, datamodule=SteelDataModule(str(trained.root)))
 
@@ -154,9 +157,41 @@ def test_a_network_without_classes_and_float_images_are_refused() -> None:
         DefectSegmenter(**TINY)(IMAGES)
     task = DefectSegmenter(**TINY, num_classes=4)
     assert task(IMAGES).shape == (3, 4, *SMALL)
-    for images in (IMAGES / 255, IMAGES.expand(3, 3, *SMALL), IMAGES[:, 0]):
-        with pytest.raises(ValueError, match=r"must be uint8 \(N, 1, H, W\), grey values from 0 to 255"):
+    with pytest.raises(ValueError, match=r"must be uint8, grey values from 0 to 255; convert floats from 0 to 1 with"):
+        task(IMAGES / 255)
+    for images, shape in ((IMAGES.expand(3, 3, *SMALL), r"\[3, 3, 64, 128\]"), (IMAGES[:, 0], r"\[3, 64, 128\]")):
+        with pytest.raises(ValueError, match=rf"must have the shape \(N, 1, H, W\), one grey channel, got {shape}"):
             task(images)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+def test_other_loaders_for_training_and_scores_need_the_keys_of_a_batch() -> None:
+    task = DefectClassifier(scale=0.25, num_classes=4)
+    plain = DataLoader(TensorDataset(IMAGES), batch_size=2)
+    with pytest.raises(InputError, match=r"must be a dictionary with image, mask, .* got list; only trainer\.predict"):
+        Trainer(**QUIET, max_steps=1).fit(task, plain)
+    batch = {"image": IMAGES, "mask": torch.zeros(3, *SMALL, dtype=torch.uint8)}
+    with pytest.raises(InputError, match=r"dictionary with image, mask, index, .* got the keys image, mask;"):
+        Trainer(**QUIET).test(task, DataLoader([batch], batch_size=None))
+    with pytest.raises(InputError, match=r"number of classes is unknown.*num_classes"):
+        Trainer(**QUIET, max_steps=1).fit(DefectClassifier(scale=0.25), DataLoader([batch], batch_size=None))
+    # All keys, from a loader of the user.
+    batch["index"] = torch.arange(3)
+    task = DefectClassifier(scale=0.25, num_classes=4)
+    Trainer(**QUIET, max_steps=1).fit(task, DataLoader([batch], batch_size=None))
+    [scores] = Trainer(**QUIET).test(task, DataLoader([batch], batch_size=None), verbose=False)
+    assert scores["test/loss"] > 0
+
+
+def test_a_tuner_sets_learning_rate_and_batch_size(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the tuner writes a temporary checkpoint
+    task, data = DefectClassifier(scale=0.25), SteelDataModule(str(root), batch_size=2, num_workers=0)
+    tuner = Tuner(Trainer(**QUIET, max_epochs=2))
+    found = tuner.lr_find(task, datamodule=data, num_training=16, early_stop_threshold=None)
+    assert found is not None
+    assert task.lr == task.hparams["lr"] == found.suggestion() != 3e-4
+    size = tuner.scale_batch_size(task, datamodule=data, steps_per_trial=1, max_trials=2, init_val=2)
+    assert data.batch_size == size == 4
 
 
 def test_hparams_are_for_reading_and_not_saved_where_they_would_win_over_the_config(tmp_path: Path) -> None:

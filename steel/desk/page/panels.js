@@ -35,8 +35,11 @@ export function showPromises(model) {
     $("#promises div").replaceChildren("Unknown, because the thresholds were not tuned (see steel tune).", ...novelty);
     return;
   }
-  const rows = promises.map(({ name, value, interval }) =>
-    [name, value === null ? "" : value.toFixed(3), interval.map((end) => end === null ? "∞" : end.toFixed(3)).join(" to ")]);
+  const rows = promises.map(({ name, value, interval }) => {
+    const [low, high] = interval.map((end) => end === null ? "∞" : end.toFixed(3));
+    const isTooWide = low === "0.000" && ["1.000", "∞"].includes(high); // any value is possible
+    return [name, value === null ? "" : value.toFixed(3), isTooWide ? "too wide to tell" : `${low} to ${high}`];
+  });
   $("#promises div").replaceChildren(make("table", {}, ...[["", "expected", "95 % interval"], ...rows].map((cells) =>
     make("tr", {}, ...cells.map((cell) => make("td", {}, cell))))), ...novelty);
 }
