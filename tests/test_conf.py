@@ -59,11 +59,11 @@ def test_pretrained_weights_need_no_internet(
 
 
 @pytest.mark.parametrize("task", ["classifier", "segmenter"])
-def test_strong_augmentation_runs_from_any_folder(
+def test_the_augmentation_of_conf_is_found_from_any_folder(
     task: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = ["fit", f"--config=conf/{task}.yaml", "--config=conf/augment.yaml", "--config=conf/smoke.yaml"]
+    args = ["fit", f"--config=conf/{task}.yaml", "--config=conf/smoke.yaml"]
     args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
     assert main([*args, f"--data.root={root}"]) == 0
     (config,) = tmp_path.glob("lightning_logs/*/version_0/config.yaml")
