@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.harness import build_parser, compare, read_cpu_time, report
-from benchmarks.runtimes import BASE, OURS, STRIDE, Images, Predict, build_variants
+from benchmarks.runtimes import BASE, OURS, Images, Predict, build_variants
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.decision.point import OperatingPoint, read_point
@@ -50,15 +50,9 @@ class Sample(NamedTuple):
 
 
 def load_part(annotations: Annotations, rows: NDArray[np.int64]) -> Sample:
-    """Load images and masks, cut to sides that all variants take; smaller images are left out."""
-    sample = Sample([], [])
-    for row in rows:
-        image, masks = annotations.read_image(row), annotations.draw_masks(row)
-        height, width = (side // STRIDE * STRIDE for side in image.shape)
-        if height and width:
-            sample.images.append(torch.from_numpy(image[:height, :width].copy())[None, None])
-            sample.truth.append(torch.from_numpy(masks[:, :height, :width].copy()))
-    return sample
+    """Load images and masks."""
+    images = [torch.from_numpy(annotations.read_image(row))[None, None] for row in rows]
+    return Sample(images, [torch.from_numpy(annotations.draw_masks(row)) for row in rows])
 
 
 def load(args: Namespace) -> tuple[SegmenterNetwork, Images, Sample, list[OperatingPoint]]:

@@ -1,8 +1,8 @@
 """One segmenter in several runtimes and precisions, for benchmarks.int8.
 
 Quantised variants have weights in int8 with a scale for each output channel, and activations in uint8 whose smallest
-and largest values on some images set the scale. The last convolution returns logits in fp32: a logit of 8 bits moves
-the contour of a mask.
+and largest values on some images set the scale. The first and the last convolution compute in fp32, except in OpenVINO:
+8 bits are too few for images of low contrast and for logits.
 """
 
 import copy
@@ -25,21 +25,62 @@ from steel.export import targets
 from steel.training.networks import SegmenterNetwork
 
 OURS, BASE = "TorchScript int8", "exported fp32"
-STRIDE = 64  # ONNX files take no other sides; a reduced image then needs no padding either
+# Parts of the U-Net that stay in fp32: the first layer of the encoders of timm and torchvision, and the last.
+FLOAT = ("encoder.conv_stem", "encoder.conv1", "encoder.bn1", "encoder.relu", "segmentation_head")
 Images = Sequence[Tensor]
+Arrays = Sequence[NDArray[np.float32]]
 Predict = Callable[[Tensor], Tensor]  # uint8 `(1, 1, H, W)` to probabilities `(1, C, H, W)`
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # `(1, 3, H, W)` to logits `(1, C, H, W)`
 
 
 def build_variants(segmenter: SegmenterNetwork, images: Images, folder: Path, threads: int) -> dict[str, Predict]:
     """Return all variants by name; those whose packages are missing are left out."""
-    path = folder / "segmenter.onnx"
     variants = {
         OURS: compile_torch(quantise(segmenter, images)),
         BASE: compile_torch(segmenter),
         "exported bf16": compile_torch(lower(segmenter)),
     }
-    write_onnx(segmenter, path)
-    return variants | list_onnx_runtime(path, images, threads) | list_openvino(path, images, threads)
+    path, inputs = folder / "unet.onnx", list_inputs(segmenter, images)
+    write_onnx(segmenter.unet, path)
+    runs = list_onnx_runtime(path, inputs, threads) | list_openvino(path, inputs, threads)
+    return variants | {name: surround(segmenter, run) for name, run in runs.items()}
+
+
+class Runtime(nn.Module):
+    """The U-Net of a segmenter in another runtime."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the reduced image, float `(1, 3, H, W)`, to logits `(1, C, H, W)`."""
+        return torch.from_numpy(self.run(x.contiguous().numpy()))
+
+
+def surround(segmenter: SegmenterNetwork, run: Run) -> Predict:
+    """Return a segmenter whose U-Net runs elsewhere. Images and logits are resized by torch, as in all variants."""
+    surrounded = copy.deepcopy(segmenter)
+    surrounded.unet = Runtime(run)
+    pixels = Pixels(surrounded).eval()
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = pixels(images)
+        return found
+
+    return predict
+
+
+def list_inputs(segmenter: SegmenterNetwork, images: Images) -> Arrays:
+    """Return what the U-Net of a segmenter sees of some images."""
+    inputs: list[NDArray[np.float32]] = []
+    handle = segmenter.unet.register_forward_pre_hook(lambda _, args: inputs.append(args[0].contiguous().numpy()))
+    with torch.inference_mode():
+        for image in images:
+            segmenter(image)
+    handle.remove()
+    return inputs
 
 
 class Pixels(nn.Module):
@@ -90,7 +131,7 @@ def quantise(segmenter: SegmenterNetwork, images: Images) -> nn.Module:
     traced = torch.fx.symbolic_trace(quantised.unet)
     capped, detached = replace_relu6(traced)
     config = QConfigMapping().set_global(QConfig(MinMaxObserver, default_per_channel_weight_observer))
-    for name in ("segmentation_head", *detached):
+    for name in (*FLOAT, *detached):
         config.set_module_name(name, None)
     prepared = prepare_fx(traced, config, (segmenter.reduce(images[0]),))
     modules = dict(prepared.named_modules())
@@ -130,7 +171,7 @@ def replace_relu6(traced: torch.fx.GraphModule) -> tuple[set[nn.Module], list[st
     detached: list[str] = []
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        if not isinstance(modules.get(node.target), nn.ReLU6):
+        if not isinstance(modules.get(node.target), nn.ReLU6) or node.target.startswith(FLOAT):
             continue
         relu = nn.ReLU().eval()
         traced.add_submodule(node.target, relu)
@@ -144,23 +185,22 @@ def replace_relu6(traced: torch.fx.GraphModule) -> tuple[set[nn.Module], list[st
     return capped, detached
 
 
-def write_onnx(segmenter: nn.Module, path: Path) -> None:
-    """Write a segmenter as ONNX, for one image with sides that are multiples of `STRIDE`."""
-    sizes = {2: torch.export.Dim("H", min=STRIDE), 3: torch.export.Dim("W", min=STRIDE)}
-    program = torch.export.export(
-        Pixels(segmenter).requires_grad_(False),
-        (torch.zeros((1, 1, 2 * STRIDE, 4 * STRIDE), dtype=torch.uint8),),
-        dynamic_shapes={"images": sizes},
-        prefer_deferred_runtime_asserts_over_guards=True,
+def write_onnx(unet: nn.Module, path: Path) -> None:
+    """Write the U-Net of a segmenter as ONNX, for one image of any size that it takes."""
+    # The exporter of torch.export needs ten times as long.
+    torch.onnx.export(
+        unet,
+        (torch.zeros(1, 3, 64, 128),),
+        path,
+        dynamo=False,
+        input_names=["x"],
+        output_names=["logits"],
+        dynamic_axes={"x": {2: "height", 3: "width"}, "logits": {2: "height", 3: "width"}},
+        opset_version=17,
     )
-    written = torch.onnx.export(
-        program, (), dynamo=True, input_names=["images"], output_names=["pixels"], verbose=False
-    )
-    assert written is not None
-    written.save(path, external_data=False)
 
 
-def quantise_onnx(path: Path, images: Images) -> Path:
+def quantise_onnx(path: Path, inputs: Arrays) -> Path:
     """Quantise an ONNX file with ONNX Runtime and return the path of the new file."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -168,19 +208,15 @@ def quantise_onnx(path: Path, images: Images) -> Path:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._images = iter(images)
+            self._inputs = iter(inputs)
 
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            image = next(self._images, None)
-            return None if image is None else {"images": image.numpy()}
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            x = next(self._inputs, None)
+            return None if x is None else {"x": x}
 
     prepared, quantised = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
-    nodes = onnx.load(prepared).graph.node
-    modes = {node.name: {entry.name: entry.s for entry in node.attribute}.get("mode") for node in nodes}
-    # The images and the logits are resized linearly, in fp32.
-    excluded = [node.name for node in nodes if node.op_type == "Resize" and modes[node.name] != b"nearest"]
-    excluded += [node.name for node in nodes if node.op_type == "Conv"][-1:]
+    convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
     quantize_static(
         prepared,
         quantised,
@@ -190,12 +226,12 @@ def quantise_onnx(path: Path, images: Images) -> Path:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "Concat", "MaxPool", "Resize"],
-        nodes_to_exclude=excluded,
+        nodes_to_exclude=[convolutions[0], convolutions[-1]],
     )
     return quantised
 
 
-def list_onnx_runtime(path: Path, images: Images, threads: int) -> dict[str, Predict]:
+def list_onnx_runtime(path: Path, inputs: Arrays, threads: int) -> dict[str, Run]:
     """Return an ONNX file in ONNX Runtime, as it is and in int8; nothing if it is not installed."""
     if not is_installed("onnxruntime", "ONNX Runtime"):
         return {}
@@ -204,14 +240,14 @@ def list_onnx_runtime(path: Path, images: Images, threads: int) -> dict[str, Pre
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
 
-    def load(file: Path) -> Predict:
+    def load(file: Path) -> Run:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        return lambda x: session.run(None, {"x": x})[0]
 
-    return {"ONNX Runtime fp32": load(path), "ONNX Runtime int8": load(quantise_onnx(path, images))}
+    return {"ONNX Runtime fp32": load(path), "ONNX Runtime int8": load(quantise_onnx(path, inputs))}
 
 
-def list_openvino(path: Path, images: Images, threads: int) -> dict[str, Predict]:
+def list_openvino(path: Path, inputs: Arrays, threads: int) -> dict[str, Run]:
     """Return an ONNX file in OpenVINO, with each hint and, if NNCF is installed, in int8; nothing without OpenVINO."""
     if not is_installed("openvino", "OpenVINO"):
         return {}
@@ -219,17 +255,17 @@ def list_openvino(path: Path, images: Images, threads: int) -> dict[str, Predict
 
     core = openvino.Core()
 
-    def load(model: Any, hints: dict[str, str]) -> Predict:
+    def load(model: Any, hints: dict[str, str]) -> Run:
         compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": str(threads), **hints})
-        return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+        return lambda x: compiled(x)[0]
 
     model = core.read_model(path)
     variants = {name: load(model, hints) for name, hints in OPENVINO.items()}
     if is_installed("nncf", "OpenVINO int8 (nncf)"):
         import nncf
 
-        data = nncf.Dataset([image.numpy() for image in images])
-        quantised = nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+        data = nncf.Dataset(list(inputs))
+        quantised = nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(inputs))
         variants["OpenVINO int8"] = load(quantised, OPENVINO["OpenVINO fp32"])
     return variants
 
