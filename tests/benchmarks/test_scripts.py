@@ -17,6 +17,7 @@ SMALL = {
     "components": [],
     "data": ["--num_images=4"],
     "end_to_end": ["--num_images=8", "--rounds=1"],
+    "int8": ["--encoder=resnet18", "--sizes=64x128", "--rounds=1"],
     "loader": ["--num_images=4", "--rounds=1"],
     "metrics": ["--rounds=1"],
     "search": ["--num_images=4"],
@@ -29,7 +30,7 @@ def test_it_is_in_the_readme_and_has_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
-    if name in ("harness", "definitions"):
+    if name in ("harness", "definitions", "runtimes"):
         return
     assert f"python -m benchmarks.{name}" in (FOLDER / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [name, "--help"])
