@@ -86,7 +86,7 @@ class Gaussian(nn.Module):
 
     Args:
         mean: `(K,)`, mean of the features.
-        whitening: `(K, K)`, matrix that turns features, minus the mean, into independent ones of equal variance.
+        whitening: `(K, K)`, matrix that makes the features, less the mean, uncorrelated and of equal variance.
     """
 
     mean: Tensor
@@ -240,7 +240,7 @@ class NoveltyFile(NamedTuple):
 def write_novelty(path: Path, file: NoveltyFile) -> None:
     """Write normal steel and its limit of novelty; the file appears once it is complete."""
     content = io.BytesIO()
-    stages = [{name: value.clone() for name, value in stage.state_dict().items()} for stage in file.normal.stages]
+    stages = [dict(stage.named_buffers()) for stage in file.normal.stages]
     state = {"stages": stages, "limit": json.dumps(to_plain(file.limit))}
     torch.save({"steel_novelty": state}, content)
     with atomic_path(path) as draft:

@@ -28,7 +28,7 @@ from steel.training.tasks import DefectClassifier
 
 _NUM_PLACES = 40_000  # clean places that each distribution is estimated from; more hardly change it
 _SHRINKAGE = 1e-3  # share of the mean variance added to each, so that a feature constant on clean steel does not decide
-_USUAL = 0.99  # share of the clean places that have a distance of at most 1 at each stage
+_NUM_BEYOND = 3  # places of a clean image that are beyond a distance of 1 on average; 1 to 10 give equal results
 _FEWEST = 2  # clean images to learn from, and to choose the limit on
 # Images above this quantile tell how alike the images of a group are; too few exceed the limit itself.
 _HIGH = 0.8
@@ -152,21 +152,24 @@ def learn(
         device: The device to run on.
     """
     per_image = -(-_NUM_PLACES // len(rows))
-    found: dict[int, list[Tensor]] = {}
+    found: dict[int, list[tuple[Tensor, int]]] = {}
     for batch, stages in _describe(network, data, rows, device, "learning"):
         for position, i in enumerate(batch):
             # A seed per image, so that the result does not depend on the order of the batches.
             generator = torch.Generator().manual_seed(i)
             places = [stage[position].flatten(1).T.cpu() for stage in stages]
-            found[i] = [x[torch.randperm(len(x), generator=generator)[:per_image]] for x in places]
-    samples = zip(*(found[i] for i in sorted(found)), strict=True)
-    return NormalSteel([fit_gaussian(torch.cat(sample)) for sample in samples]).to(device)
+            found[i] = [(x[torch.randperm(len(x), generator=generator)[:per_image]], len(x)) for x in places]
+    gaussians = []
+    for stage in zip(*(found[i] for i in sorted(found)), strict=True):
+        drawn, nums = zip(*stage, strict=True)
+        gaussians.append(fit_gaussian(torch.cat(drawn), max(0.5, 1 - _NUM_BEYOND / float(np.mean(nums)))))
+    return NormalSteel(gaussians).to(device)
 
 
-def fit_gaussian(places: Tensor) -> Gaussian:
+def fit_gaussian(places: Tensor, share: float) -> Gaussian:
     """Return the distribution of the features of clean places, float `(M, K)`.
 
-    The unit of its distances is that of the place at the quantile `_USUAL`, so that stages can be compared.
+    The unit of its distances is the largest of the given share of these places, so that stages can be compared.
     """
     x = places.double()
     mean = x.mean(0)
@@ -174,7 +177,7 @@ def fit_gaussian(places: Tensor) -> Gaussian:
     covariance.diagonal().add_(_SHRINKAGE * covariance.diagonal().mean() + 1e-12)
     variances, directions = torch.linalg.eigh(covariance)
     whitening = directions / variances.sqrt()
-    unit = ((x - mean) @ whitening).norm(dim=1).quantile(_USUAL).clamp_min(1e-6)
+    unit = ((x - mean) @ whitening).norm(dim=1).quantile(share).clamp_min(1e-6)
     return Gaussian(mean.float(), (whitening / unit).float())
 
 

@@ -24,7 +24,7 @@ def test_distances_are_those_of_mahalanobis_in_a_common_unit() -> None:
     clean = rng.normal(5, 1, (2000, 4)) @ rng.normal(0, 1, (4, 4)) * [1, 2, 5, 3]
     inverse = np.linalg.inv(np.cov(clean.T))
     naive = np.array([mahalanobis(place, clean.mean(0), inverse) for place in clean])
-    gaussian = fit_gaussian(torch.from_numpy(clean).float())
+    gaussian = fit_gaussian(torch.from_numpy(clean).float(), 0.99)
     found = gaussian(torch.from_numpy(clean.T).float().view(1, 4, 40, 50)).flatten().numpy()
     assert np.corrcoef(found, naive)[0, 1] > 0.995
     assert (found > 1).mean() == pytest.approx(0.01, abs=0.001)
@@ -33,10 +33,10 @@ def test_distances_are_those_of_mahalanobis_in_a_common_unit() -> None:
 def test_a_feature_that_is_constant_on_clean_steel_does_not_decide_alone() -> None:
     """Another feature varies; a change of the constant one as large as that counts, but not without limit."""
     clean = torch.cat([torch.randn(1000, 1), torch.zeros(1000, 1)], 1)
-    found = fit_gaussian(clean)(torch.tensor([[0.0, 1.0], [0.0, 0.0]]).T.view(1, 2, 1, 2)).flatten()
+    found = fit_gaussian(clean, 0.99)(torch.tensor([[0.0, 1.0], [0.0, 0.0]]).T.view(1, 2, 1, 2)).flatten()
     assert 1 < found[0] < 30
     assert found[1] < 0.1
-    assert torch.isfinite(fit_gaussian(torch.ones(50, 3))(torch.zeros(1, 3, 2, 2))).all()
+    assert torch.isfinite(fit_gaussian(torch.ones(50, 3), 0.99)(torch.zeros(1, 3, 2, 2))).all()
 
 
 @pytest.mark.parametrize(("false_alarms", "num_alarms"), [(0.05, 6), (0.02, 1), (0.01, 0)])
