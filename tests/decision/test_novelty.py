@@ -1,4 +1,4 @@
-"""Novelty: the distance of places from a memory bank, and the exported file that measures it."""
+"""Novelty: the distance of places from clean ones, and the exported file that measures it."""
 
 import json
 from dataclasses import replace
