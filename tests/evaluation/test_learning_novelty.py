@@ -9,9 +9,11 @@ import torch
 
 from conftest import Trained
 from steel.cli import main
+from steel.data.datamodule import SteelDataModule
 from steel.decision import bundle
 from steel.decision.novelty import read_novelty
-from steel.evaluation.novelty import choose_limit, fit_gaussian
+from steel.evaluation.novelty import choose_limit, find_clean, fit_gaussian, learn
+from steel.training.networks import ClassifierNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 
@@ -37,6 +39,19 @@ def test_a_feature_that_is_constant_on_clean_steel_does_not_decide_alone() -> No
     assert 1 < found[0] < 30
     assert found[1] < 0.1
     assert torch.isfinite(fit_gaussian(torch.ones(50, 3), 0.99)(torch.zeros(1, 3, 2, 2))).all()
+
+
+def test_three_places_of_a_clean_image_are_beyond_a_distance_of_1_at_each_stage(root: Path) -> None:
+    network = ClassifierNetwork(4, scale=0.5).eval()
+    data = SteelDataModule(str(root), num_workers=0)
+    rows = find_clean(data, "train")
+    normal = learn(network, data, rows, torch.device("cpu"))
+    with torch.inference_mode():
+        described = [network.describe(batch["image"])[1] for batch in data.images_dataloader(rows)]
+    for i, stage in enumerate(normal.stages):
+        distances = torch.cat([stage(features[i]) for features in described])
+        assert len(distances) == len(rows) > 5
+        assert float((distances > 1).sum() / len(rows)) == pytest.approx(3, abs=0.1)
 
 
 @pytest.mark.parametrize(("false_alarms", "num_alarms"), [(0.05, 6), (0.02, 1), (0.01, 0)])
