@@ -31,12 +31,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.memory import choose_bank, join_stages
 from steel.data import duplicates
 from steel.data.datamodule import SteelDataModule
 from steel.decision.inspector import Inspector, Probabilities
-from steel.decision.novelty import NormalSteel
 from steel.decision.point import OperatingPoint
-from steel.evaluation.novelty import choose_bank
 from steel.inspection.doubt import compare_masks, measure_label_doubt
 from steel.inspection.ranking import combine
 from steel.progress import track
@@ -51,6 +50,7 @@ STRATEGIES = ("random", "scenes", "uncertainty", "novelty", "combination")
 _NUM_FEATURES = 48  # principal components of the features of places
 _CLEAN_PLACES = 15  # places without a defect to learn from, per image
 _BANK = 200  # places of the memory of clean steel
+_NUM_WORST = 5  # places of an image that its distance is averaged over
 
 
 class Places(NamedTuple):
@@ -82,7 +82,7 @@ def describe(data: SteelDataModule) -> Places:
     loader = data.images_dataloader(np.arange(n))
     for batch in track(loader, "features", len(loader)):
         images, rows = batch["image"], batch["index"]
-        _, fine = network.describe(images)
+        fine = join_stages(network.describe(images)[1])
         for i, x in zip(rows.tolist(), fine.flatten(2), strict=True):
             pooled[i] = torch.cat([x.mean(1), x.amax(1), x.std(1)])
         coarse = F.avg_pool2d(fine - fine.mean((2, 3), keepdim=True), 2, ceil_mode=True)
@@ -202,11 +202,13 @@ def measure_novelty(places: Places, labelled: Rows, rows: Rows) -> Scores:
     candidates = places.features[clean][places.is_real[clean]][::4]
     if not len(candidates):
         return np.zeros(len(rows))
-    normal = NormalSteel(torch.ones(candidates.shape[1]), candidates[choose_bank(candidates, _BANK)])
+    bank = candidates[choose_bank(candidates, _BANK)]
     # The padding is 0, as are places that equal the mean of their image, which are never the most distant ones. Every
     # other row and column of places tells images apart in a quarter of the time.
-    thinned = places.features[rows, ::2, ::2].movedim(3, 1)
-    return np.concatenate([normal(part).images for part in thinned.split(100)])
+    thinned = places.features[rows, ::2, ::2].flatten(1, 2)
+    centred = thinned - thinned.mean(1, keepdim=True)
+    distances = torch.cat([torch.cdist(part, bank).amin(2) for part in centred.split(100)])
+    return distances.topk(_NUM_WORST, 1)[0].mean(1).double().numpy()
 
 
 def _rate(strategy: str, learner: Learner, places: Places, labelled: Rows, pool: Rows, seed: int) -> Scores:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
-from steel.decision.novelty import NormalSteel, NovelInspector, NoveltyLimit
+from steel.decision.novelty import Gaussian, NormalSteel, NovelInspector, NoveltyLimit
 from steel.decision.point import OperatingPoint
 from steel.intervals import Interval
 
@@ -64,18 +64,19 @@ NOVELTY_LIMIT = NoveltyLimit(
 
 
 class DescribingGate(Gate):
-    """A gate. A place is a square of 8 x 8 pixels, described by the mean and the largest value."""
+    """A gate. A place is a square of 8 x 8 pixels, described by the mean and the largest value, less the image's."""
 
-    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def describe(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         grey = images.float() / 255
+        grey = grey - grey.mean(dim=[2, 3], keepdim=True)
         mean = nn.functional.avg_pool2d(grey, [8, 8], ceil_mode=True)
         largest = nn.functional.max_pool2d(grey, [8, 8], ceil_mode=True)
-        return self.forward(images), torch.cat([mean, largest], 1)
+        return self.forward(images), [torch.cat([mean, largest], 1)]
 
 
 def build_novel_inspector(gate: float = 0.5, flips: bool = False, limit: float = NOVELTY_LIMIT.value) -> NovelInspector:
     point = replace(OperatingPoint.untuned(2), gate=gate)
-    normal = NormalSteel(torch.tensor([0.1, 0.2]), torch.tensor([[0.0, 0.0], [1.0, 0.5], [-1.0, -0.5]]))
+    normal = NormalSteel([Gaussian(torch.tensor([0.0, 0.04]), torch.tensor([[10.0, 0.0], [0.0, 5.0]]))])
     return NovelInspector(Inspector(DescribingGate(), BrightPixels(), point, flips).eval(), normal, limit)
 
 

@@ -1,15 +1,16 @@
 """Unknown defects: how far each place of an image is from the clean steel that a classifier was trained on.
 
-The classifier's encoder describes each place, because it runs on every image anyway. Normal steel is a memory bank of
-such descriptions, and the distance of a place is that to its nearest neighbour in the bank. The mean of an image's
-descriptions is subtracted first, because the texture of one plate or coil differs from that of the next more than a
-small defect differs from the steel around it.
+The classifier's encoder describes each place, because it runs on every image anyway. Normal steel is a Gaussian
+distribution of the features of clean places, one for each of two stages of the encoder, and the distance of a place is
+its Mahalanobis distance from the mean.
 
-Source: Roth et al. 2022, Towards total recall in industrial anomaly detection (PatchCore).
+Source: Rippel, Mertens and Merhof 2021, Modeling the distribution of normal data in pre-trained deep features for
+anomaly detection.
 """
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class NoveltyLimit:
 
     Attributes:
         value: The limit: the distance of an image that has the novelty 1.
-        num_trained: Number of clean images that the bank was made from.
+        num_trained: Number of clean images that normal steel was learnt from.
         num_images: Number of clean images of other groups that the limit was chosen on.
         num_groups: Number of groups of these images.
         num_alarms: Number of these images above the limit.
@@ -80,41 +81,53 @@ class Distances(NamedTuple):
     places: Tensor
 
 
-class NormalSteel(nn.Module):
-    """A memory bank of clean places.
+class Gaussian(nn.Module):
+    """Gaussian distribution of the features of clean places at one stage of an encoder.
 
     Args:
-        scale: `(K,)`, standard deviation of each feature over clean places, after the image's mean is subtracted.
-        bank: `(B, K)`, clean places divided by `scale`.
+        mean: `(K,)`, mean of the features.
+        whitening: `(K, K)`, matrix that makes the features, less the mean, uncorrelated and of equal variance.
     """
 
-    scale: Tensor
-    bank: Tensor
-    squares: Tensor
+    mean: Tensor
+    whitening: Tensor
 
-    def __init__(self, scale: Tensor, bank: Tensor) -> None:
+    def __init__(self, mean: Tensor, whitening: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("whitening", whitening)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the distance `(N, h, w)` of each place from the mean, for features `(N, K, h, w)`."""
+        x = features.permute(0, 2, 3, 1).float() - self.mean
+        return torch.matmul(x, self.whitening).square().sum(3).sqrt()
+
+
+class NormalSteel(nn.Module):
+    """Clean places, as each stage of an encoder describes them.
+
+    Args:
+        stages: The distribution of each stage, the one of the finest places first. Its distances must have a common
+            unit.
+    """
+
+    def __init__(self, stages: Sequence[Gaussian]) -> None:
         super().__init__()
         self.num_worst = _NUM_WORST
-        self.register_buffer("scale", scale)
-        self.register_buffer("bank", bank)
-        self.register_buffer("squares", bank.square().sum(1))
+        self.stages = nn.ModuleList(stages)
 
-    def forward(self, places: Tensor) -> Distances:
-        """Return the distances of places, float `(N, K, h, w)`."""
-        n, h, w = places.shape[0], places.shape[2], places.shape[3]
-        x = center_places(places) / self.scale
-        # |x - b|^2 without the differences (places, B, K), which would not fit into memory.
-        products = torch.addmm(self.squares, x.flatten(0, 1), self.bank.t(), alpha=-2)
-        nearest = products.amin(1).view(n, h * w) + x.square().sum(2)
-        distances = nearest.clamp_min(0).sqrt()
-        worst = distances.topk(min(self.num_worst, h * w), 1)[0]
-        return Distances(worst.mean(1), distances.view(n, h, w))
+    def forward(self, features: list[Tensor]) -> Distances:
+        """Return the distances of images, whose features at each stage are float `(N, K, h, w)`.
 
-
-def center_places(places: Tensor) -> Tensor:
-    """Return places, float `(N, K, h, w)`, as `(N, h * w, K)`, with the mean of each image subtracted."""
-    x = places.flatten(2).transpose(1, 2)
-    return x - x.mean(1, keepdim=True)
+        The distance of a place is the largest of all stages, at the finest stage's resolution.
+        """
+        n, h, w = features[0].shape[0], features[0].shape[2], features[0].shape[3]
+        places = torch.zeros([n, h, w], device=features[0].device)
+        for i, stage in enumerate(self.stages):
+            found = F.interpolate(stage(features[i])[:, None], size=[h, w], mode="bilinear")
+            places = torch.maximum(places, found[:, 0])
+        worst = places.flatten(1).topk(min(self.num_worst, h * w), 1)[0]
+        return Distances(worst.mean(1), places)
 
 
 class NovelInspection(NamedTuple):
@@ -208,12 +221,12 @@ class NovelInspector(Inspector):
 
     def _describe_tile(self, grey: Tensor) -> tuple[Tensor, Distances]:
         """Return the class probabilities of `classify`, and the novelty of the unflipped view."""
-        described: tuple[Tensor, Tensor] = self.classifier.describe(grey)  # type: ignore[operator]
+        described: tuple[Tensor, list[Tensor]] = self.classifier.describe(grey)  # type: ignore[operator]
         views = self._views()
         total = described[0].float().sigmoid()
         for axes in views[1:]:
             total = total + self.classifier(grey.flip(axes)).float().sigmoid()
-        found = self.normal_steel(described[1].float())
+        found = self.normal_steel(described[1])
         return total / len(views), Distances(found.images / self.novelty_limit, found.places / self.novelty_limit)
 
 
@@ -227,7 +240,8 @@ class NoveltyFile(NamedTuple):
 def write_novelty(path: Path, file: NoveltyFile) -> None:
     """Write normal steel and its limit of novelty; the file appears once it is complete."""
     content = io.BytesIO()
-    state = {"scale": file.normal.scale, "bank": file.normal.bank, "limit": json.dumps(to_plain(file.limit))}
+    stages = [dict(stage.named_buffers()) for stage in file.normal.stages]
+    state = {"stages": stages, "limit": json.dumps(to_plain(file.limit))}
     torch.save({"steel_novelty": state}, content)
     with atomic_path(path) as draft:
         draft.write_bytes(content.getvalue())
@@ -237,20 +251,22 @@ def read_novelty(path: str | Path) -> NoveltyFile:
     """Read a file that `steel novelty` wrote, without running code in it.
 
     Raises:
-        InputError: The file does not exist, `steel novelty` did not write it, or it is for the encoder of a segmenter.
+        InputError: The file does not exist, `steel novelty` did not write it, or an earlier version did.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}; `steel novelty` writes it")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["steel_novelty"]
-        normal = NormalSteel(state["scale"], state["bank"])
         limit = from_plain(NoveltyLimit, json.loads(state["limit"]))
+        is_memory = "bank" in state
+        stages = [] if is_memory else state["stages"]
+        normal = NormalSteel([Gaussian(stage["mean"], stage["whitening"]) for stage in stages])
     except Exception as error:  # torch raises many types for a file that is not its own
         raise InputError(f"{path} holds no model of normal steel; give a file that `steel novelty` wrote") from error
-    if not limit.classifier:
+    if is_memory:
         raise InputError(
-            f"{path} describes clean steel by the encoder of a segmenter, and novelty is now measured by that of the "
-            f"classifier; run `steel novelty --classifier` again"
+            f"{path} describes clean steel by a memory of single places, as an earlier version did; run "
+            f"`steel novelty --classifier` again"
         )
     return NoveltyFile(normal, limit)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steel.data.datamodule import SteelDataModule
 from steel.data.unknown import find_labels
-from steel.decision.novelty import NormalSteel, NoveltyFile, NoveltyLimit, center_places, write_novelty
+from steel.decision.novelty import Gaussian, NormalSteel, NoveltyFile, NoveltyLimit, write_novelty
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
 from steel.evaluation.assemble import hash_networks, require_finite_weights
@@ -27,9 +27,9 @@ from steel.training.networks import ClassifierNetwork
 from steel.training.tasks import DefectClassifier
 from steel.wording import wrap
 
-# Clean places that the bank is chosen from; more take longer and find hardly any others.
-_NUM_CANDIDATES = 40_000
-_NUM_PROJECTED = 32  # dimensions in which the bank is chosen, as in PatchCore
+_NUM_PLACES = 40_000  # clean places that each distribution is estimated from; more hardly change it
+_SHRINKAGE = 1e-3  # share of the mean variance added to each, so that a feature constant on clean steel does not decide
+_NUM_BEYOND = 3  # places of a clean image that are beyond a distance of 1 on average; 1 to 10 give equal results
 _FEWEST = 2  # clean images to learn from, and to choose the limit on
 # Images above this quantile tell how alike the images of a group are; too few exceed the limit itself.
 _HIGH = 0.8
@@ -41,7 +41,6 @@ def novelty(
     root: str,
     false_alarms: float = 0.05,
     confidence: float = 0.95,
-    places: int = 1000,
     out: str = "novelty.pt",
     batch_size: int = 8,
     num_workers: int | None = None,
@@ -49,15 +48,14 @@ def novelty(
 ) -> None:
     """Learn what clean steel looks like, so that the exported file also reports defects that nobody labelled.
 
-    A memory of places is chosen from the clean images of the classifier's train part. The limit is chosen on the
-    clean images of its val part. Give the file to `steel export --novelty`.
+    The features of clean places are learnt from the clean images of the classifier's train part. The limit is chosen
+    on the clean images of its val part. Give the file to `steel export --novelty`.
 
     Args:
         classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs.
         root: Folder with train.csv and train_images.
         false_alarms: Largest share of clean images above the limit.
         confidence: One-sided confidence of this share; 0.5 keeps it only on average.
-        places: Number of places to remember. The time of the comparison and the size of the file are proportional.
         out: File to write.
         batch_size: Number of images that the networks process at once.
         num_workers: Number of threads that load images; by default one fewer than there are cores, at most 8.
@@ -70,7 +68,7 @@ def novelty(
     Example:
         steel novelty --classifier best --root data --false_alarms 0.02 --out novelty.pt
     """
-    require_at_least(1, places=places, batch_size=batch_size)
+    require_at_least(1, batch_size=batch_size)
     if not 0 < false_alarms < 1:
         raise InputError(f"--false_alarms must be in (0, 1), got {false_alarms}")
     if not 0.5 <= confidence < 1:
@@ -90,7 +88,7 @@ def novelty(
         if len(rows) < _FEWEST:
             raise InputError(f"{root} must have at least {_FEWEST} clean images in {part}, got {len(rows)}; add some")
     network = network.to(where)
-    normal = learn(network, data, train, places, where)
+    normal = learn(network, data, train, where)
     distances, groups = measure(network, normal, data, new, where), data.split.groups[new]
     limit = choose_limit(distances, groups, false_alarms, confidence)
     digest = hash_networks([str(checkpoint)], [], flips=False).classifiers[0]
@@ -135,8 +133,8 @@ def find_clean(data: SteelDataModule, part: str) -> NDArray[np.int64]:
 @torch.inference_mode()
 def _describe(
     network: ClassifierNetwork, data: SteelDataModule, rows: NDArray[np.int64], device: torch.device, text: str
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the rows of each batch, and the features of their places, float `(N, K, h, w)`."""
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yield the rows of each batch, and the features of their places at each stage, float `(N, K, h, w)`."""
     loader = data.images_dataloader(rows)
     for batch in track(loader, text, len(loader)):
         images = batch["image"].to(device)
@@ -144,7 +142,7 @@ def _describe(
 
 
 def learn(
-    network: ClassifierNetwork, data: SteelDataModule, rows: NDArray[np.int64], num_places: int, device: torch.device
+    network: ClassifierNetwork, data: SteelDataModule, rows: NDArray[np.int64], device: torch.device
 ) -> NormalSteel:
     """Learn normal steel from clean images.
 
@@ -152,37 +150,36 @@ def learn(
         network: The classifier's network, in evaluation mode, on `device`.
         data: The dataset.
         rows: Rows of clean images in its table.
-        num_places: Number of places in the bank, at most.
         device: The device to run on.
     """
-    per_image = -(-_NUM_CANDIDATES // len(rows))
-    found: dict[int, Tensor] = {}
-    for batch, places in _describe(network, data, rows, device, "learning"):
-        for i, image in zip(batch, center_places(places).cpu(), strict=True):
-            # A seed per image, so that the bank does not depend on the order of the batches.
-            drawn = torch.randperm(len(image), generator=torch.Generator().manual_seed(i))[:per_image]
-            found[i] = image[drawn]
-    candidates = torch.cat([found[i] for i in sorted(found)])
-    scale = candidates.std(0).clamp_min(1e-6)
-    candidates = candidates / scale
-    return NormalSteel(scale, candidates[choose_bank(candidates, num_places)]).to(device)
+    per_image = -(-_NUM_PLACES // len(rows))
+    found: dict[int, list[tuple[Tensor, int]]] = {}
+    for batch, stages in _describe(network, data, rows, device, "learning"):
+        for position, i in enumerate(batch):
+            # A seed per image, so that the result does not depend on the order of the batches.
+            generator = torch.Generator().manual_seed(i)
+            places = [stage[position].flatten(1).T.cpu() for stage in stages]
+            found[i] = [(x[torch.randperm(len(x), generator=generator)[:per_image]], len(x)) for x in places]
+    gaussians = []
+    for stage in zip(*(found[i] for i in sorted(found)), strict=True):
+        drawn, nums = zip(*stage, strict=True)
+        gaussians.append(fit_gaussian(torch.cat(drawn), max(0.5, 1 - _NUM_BEYOND / float(np.mean(nums)))))
+    return NormalSteel(gaussians).to(device)
 
 
-def choose_bank(candidates: Tensor, num: int) -> Tensor:
-    """Return the positions of `num` of the candidates `(M, K)`, such that every candidate is near to one of them.
+def fit_gaussian(places: Tensor, share: float) -> Gaussian:
+    """Return the distribution of the features of clean places, float `(M, K)`.
 
-    Each is the one most distant from those before it. Distances are taken in a random projection, which keeps them.
-    Source: Roth et al. 2022 (PatchCore); Sener and Savarese 2018, Active learning for convolutional neural networks.
+    The unit of its distances is the largest of the given share of these places, so that stages can be compared.
     """
-    generator = torch.Generator().manual_seed(0)
-    projection = torch.randn(candidates.shape[1], _NUM_PROJECTED, generator=generator)
-    x = candidates @ projection / _NUM_PROJECTED**0.5
-    nearest = torch.full((len(x),), torch.inf)
-    chosen = [0]
-    while len(chosen) < min(num, len(x)):
-        nearest = torch.minimum(nearest, (x - x[chosen[-1]]).square().sum(1))
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(chosen)
+    x = places.double()
+    mean = x.mean(0)
+    covariance = torch.cov(x.T)
+    covariance.diagonal().add_(_SHRINKAGE * covariance.diagonal().mean() + 1e-12)
+    variances, directions = torch.linalg.eigh(covariance)
+    whitening = directions / variances.sqrt()
+    unit = ((x - mean) @ whitening).norm(dim=1).quantile(share).clamp_min(1e-6)
+    return Gaussian(mean.float(), (whitening / unit).float())
 
 
 def measure(
@@ -208,7 +205,7 @@ def choose_limit(
     independent images. If even the largest distance proves too little, the limit is there.
 
     Args:
-        distances: `(n,)`, distances of clean images that the bank was not made from.
+        distances: `(n,)`, distances of clean images that normal steel was not learnt from.
         groups: `(n,)`, their groups.
         false_alarms: The share, 0 to 1.
         confidence: The confidence, 0.5 to 1.

@@ -191,14 +191,12 @@ class ClassifierNetwork(nn.Module):
             logits = self.pooled(logits)
         return logits
 
-    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def describe(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits of `forward`, and features of the places of the images from the same pass.
 
-        A place is a square of 8 x 8 pixels at the reduced size. Its features are those of the encoder's two middle
-        stages, with strides 8 and 16.
-
         Returns:
-            Logits `(N, C)`, and features, float `(N, K, h, w)`.
+            Logits `(N, C)`, and the features of the encoder's two middle stages, float `(N, K, h, w)`. Their places are
+            squares of 8 x 8 and of 16 x 16 pixels at the reduced size.
         """
         x: Tensor = self.reduce(images)
         if self.resnet is not None:
@@ -212,8 +210,7 @@ class ClassifierNetwork(nn.Module):
             features: list[Tensor] = self.pooled.encoder(x)
             fine, coarse = features[3], features[4]
             logits = self.pooled.classify(coarse)
-        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear")
-        return logits, torch.cat([fine, coarse], 1)
+        return logits, [fine, coarse]
 
 
 class SegmenterNetwork(nn.Module):

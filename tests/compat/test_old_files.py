@@ -6,6 +6,7 @@ that they compress from 180 MB to 0.3 MB.
 
 import csv
 import json
+import lzma
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from bright import NOVELTY_LIMIT, draw_places
 from steel.cli import main
 from steel.data import rle
 from steel.data.images import read_grey
@@ -72,6 +74,17 @@ def test_an_exported_file_gives_the_old_results(old: Path, images: torch.Tensor)
     assert about.classifiers[0].split == about.tuned.chosen_on.split
     with torch.inference_mode():
         require_old_results(module(images), old)
+
+
+def test_an_exported_file_with_a_memory_of_places_gives_the_old_novelty(tmp_path: Path) -> None:
+    """memory.pt.xz is from `bright.write_novel_model` at commit 8f6f5fa, when novelty compared single places."""
+    path = tmp_path / "memory.pt"
+    path.write_bytes(lzma.decompress(Path(__file__).with_name("memory.pt.xz").read_bytes()))
+    for module, about in (bundle.load(path), bundle.read(path)):
+        assert about.novelty == NOVELTY_LIMIT
+        found = module(draw_places())
+        assert found.novelty.tolist() == pytest.approx([0.0797725, 3.9326897, 0.0797726], rel=1e-4)
+        assert divmod(int(found.novelty_map[1].argmax()), 6) == (1, 3)
 
 
 def test_checkpoints_and_operating_point_give_the_old_results(old: Path, images: torch.Tensor) -> None:

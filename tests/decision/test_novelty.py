@@ -1,4 +1,4 @@
-"""Novelty: the distance of places from a memory bank, and the exported file that measures it."""
+"""Novelty: the distance of places from clean ones, and the exported file that measures it."""
 
 import json
 from dataclasses import replace
@@ -21,12 +21,7 @@ from bright import (
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
-from steel.decision.novelty import (
-    NormalSteel,
-    NoveltyFile,
-    read_novelty,
-    write_novelty,
-)  # fmt: skip
+from steel.decision.novelty import Gaussian, NormalSteel, NoveltyFile, read_novelty, write_novelty
 from steel.decision.plain import to_plain
 from steel.decision.point import OperatingPoint
 from steel.errors import InputError
@@ -35,24 +30,30 @@ from steel.export import parity
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 
 
-def test_distances_are_those_to_the_nearest_place_of_the_bank() -> None:
-    places = torch.randn(2, 5, 3, 4)
-    scale, bank = torch.rand(5) + 0.5, torch.randn(7, 5)
-    found = NormalSteel(scale, bank)(places)
-    for image, distances, mean in zip(places, found.places, found.images, strict=True):
-        x = image.flatten(1).T.double()
-        x = (x - x.mean(0)) / scale
-        naive = torch.stack([(x[i] - bank).norm(dim=1).min() for i in range(12)])
-        assert torch.allclose(distances.flatten().double(), naive, atol=1e-4)
-        assert float(mean) == pytest.approx(float(naive.sort()[0][-5:].mean()), rel=1e-4)
+def test_distances_are_the_largest_of_two_stages() -> None:
+    """The places of the coarse stage are alike, so that each has the same distance when it is enlarged."""
+    features = torch.randn(2, 5, 3, 4)
+    mean, whitening = torch.randn(5), torch.randn(5, 5)
+    coarse = Gaussian(torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    stages = [features, torch.tensor([4.0, 4.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)]
+    normal = NormalSteel([Gaussian(mean, whitening), coarse])
+    for module in (normal, torch.jit.script(normal)):
+        found = module(stages)
+        for image, distances, worst in zip(features, found.places, found.images, strict=True):
+            x = image.flatten(1).T.double() - mean
+            naive = torch.stack([(x[i] @ whitening.double()).norm() for i in range(12)]).clamp_min(5.0)  # 3, 4, 5
+            assert torch.allclose(distances.flatten().double(), naive, atol=1e-4)
+            assert float(worst) == pytest.approx(float(naive.sort()[0][-5:].mean()), rel=1e-4)
+        assert (found.places == 5).any()
+        assert (found.places > 5).any()
 
 
 def test_an_image_of_fewer_places_than_are_averaged_has_a_distance() -> None:
-    found = NormalSteel(torch.ones(2), torch.tensor([[3.0, 4.0]]))(torch.zeros(1, 2, 1, 2))
+    found = NormalSteel([Gaussian(torch.tensor([3.0, 4.0]), torch.eye(2))])([torch.zeros(1, 2, 1, 2)])
     assert found.images.tolist() == pytest.approx([5.0])
 
 
-def test_novelty_is_measured_on_images_that_the_gate_rejects_and_the_texture_of_an_image_does_not_count() -> None:
+def test_novelty_is_measured_on_images_that_the_gate_rejects() -> None:
     inspector = build_novel_inspector()
     found = inspector(draw_places())
     assert (found.gate_probability >= 0.5).tolist() == [False, False, True]
@@ -113,10 +114,11 @@ def test_the_exported_file_measures_the_same_novelty(model: Path) -> None:
 
 def test_a_difference_of_novelty_is_found(model: Path) -> None:
     module, _ = bundle.load(model)
-    module.normal_steel.bank.add_(0.1)
+    mean = dict(module.normal_steel.named_buffers())["stages.0.mean"]
+    mean.add_(0.1)
     assert parity.compare(build_novel_inspector(), module, draw_places(), 1e-5).probability > 1e-3
     assert "novelty of the example differs" in module.test_novelty()
-    module.normal_steel.bank.fill_(float("nan"))
+    mean.fill_(float("nan"))
     assert np.isnan(parity.compare(build_novel_inspector(), module, draw_places(), 1e-5).probability)
     assert "nan" in module.test_novelty()
 
@@ -148,12 +150,13 @@ def test_a_file_exported_with_the_encoder_of_a_segmenter_opens(model: Path, monk
         assert module(draw_places()).novelty.shape == (3,)
 
 
-def test_normal_steel_of_the_encoder_of_a_segmenter_is_refused(tmp_path: Path) -> None:
-    normal, limit = build_novel_inspector().normal_steel, json.dumps(to_plain(NOVELTY_LIMIT))
-    earlier = limit.replace('"classifier"', '"segmenter"')
-    torch.save({"steel_novelty": {"scale": normal.scale, "bank": normal.bank, "limit": earlier}}, tmp_path / "n.pt")
-    with pytest.raises(InputError, match=r"n.pt .* of a segmenter.*run `steel novelty --classifier` again"):
-        read_novelty(tmp_path / "n.pt")
+def test_normal_steel_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    limit = json.dumps(to_plain(NOVELTY_LIMIT))
+    earlier = {"scale": torch.ones(2), "bank": torch.zeros(3, 2)}
+    for i, text in enumerate((limit, limit.replace('"classifier"', '"segmenter"'))):
+        torch.save({"steel_novelty": earlier | {"limit": text}}, tmp_path / f"{i}.pt")
+        with pytest.raises(InputError, match=rf"{i}.pt .* as an earlier version did; run `steel novelty --classifier`"):
+            read_novelty(tmp_path / f"{i}.pt")
 
 
 def test_a_file_of_normal_steel_is_read_as_written_and_others_are_refused(tmp_path: Path, model: Path) -> None:
@@ -161,7 +164,8 @@ def test_a_file_of_normal_steel_is_read_as_written_and_others_are_refused(tmp_pa
     write_novelty(tmp_path / "novelty.pt", NoveltyFile(normal, NOVELTY_LIMIT))
     read, limit = read_novelty(tmp_path / "novelty.pt")
     assert limit == NOVELTY_LIMIT
-    assert torch.equal(read.bank, normal.bank)
+    places = [torch.randn(2, 2, 4, 6)]
+    assert torch.equal(read(places).places, normal(places).places)
     (tmp_path / "text.pt").write_text("no model")
     for name, reason in (("gone.pt", "no file"), ("text.pt", "holds no model"), (model.name, "holds no model")):
         with pytest.raises(InputError, match=f"{name}.*{reason}|{reason}.*{name}"):

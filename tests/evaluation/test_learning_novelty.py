@@ -1,4 +1,4 @@
-"""`steel novelty` and its file in `steel export`: the bank, the limit, and what is refused."""
+"""`steel novelty` and its file in `steel export`: the distances, the limit, and what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,23 +9,49 @@ import torch
 
 from conftest import Trained
 from steel.cli import main
+from steel.data.datamodule import SteelDataModule
 from steel.decision import bundle
 from steel.decision.novelty import read_novelty
-from steel.evaluation.novelty import choose_bank, choose_limit
+from steel.evaluation.novelty import choose_limit, find_clean, fit_gaussian, learn
+from steel.training.networks import ClassifierNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 
 
-def test_the_bank_covers_the_candidates() -> None:
-    """A rare kind of clean place is in the bank, and no candidate is far from it."""
-    candidates = torch.cat([torch.randn(500, 8), torch.randn(3, 8) + 50])
-    chosen = choose_bank(candidates, 40)
-    assert len(set(chosen.tolist())) == 40
-    assert (chosen >= 500).any()
-    distances = torch.cdist(candidates, candidates[chosen]).amin(1)
-    drawn = torch.cdist(candidates, candidates[:40]).amin(1)
-    assert distances.max() < drawn.max() / 5
-    assert len(choose_bank(candidates[:5], 40)) == 5
+def test_distances_are_those_of_mahalanobis_in_a_common_unit() -> None:
+    """The features are correlated and of unlike scales; a hundredth of the clean places is above 1."""
+    from scipy.spatial.distance import mahalanobis
+
+    rng = np.random.default_rng(0)
+    clean = rng.normal(5, 1, (2000, 4)) @ rng.normal(0, 1, (4, 4)) * [1, 2, 5, 3]
+    inverse = np.linalg.inv(np.cov(clean.T))
+    naive = np.array([mahalanobis(place, clean.mean(0), inverse) for place in clean])
+    gaussian = fit_gaussian(torch.from_numpy(clean).float(), 0.99)
+    found = gaussian(torch.from_numpy(clean.T).float().view(1, 4, 40, 50)).flatten().numpy()
+    assert np.corrcoef(found, naive)[0, 1] > 0.995
+    assert (found > 1).mean() == pytest.approx(0.01, abs=0.001)
+
+
+def test_a_feature_that_is_constant_on_clean_steel_does_not_decide_alone() -> None:
+    """Another feature varies; a change of the constant one as large as that counts, but not without limit."""
+    clean = torch.cat([torch.randn(1000, 1), torch.zeros(1000, 1)], 1)
+    found = fit_gaussian(clean, 0.99)(torch.tensor([[0.0, 1.0], [0.0, 0.0]]).T.view(1, 2, 1, 2)).flatten()
+    assert 1 < found[0] < 30
+    assert found[1] < 0.1
+    assert torch.isfinite(fit_gaussian(torch.ones(50, 3), 0.99)(torch.zeros(1, 3, 2, 2))).all()
+
+
+def test_three_places_of_a_clean_image_are_beyond_a_distance_of_1_at_each_stage(root: Path) -> None:
+    network = ClassifierNetwork(4, scale=0.5).eval()
+    data = SteelDataModule(str(root), num_workers=0)
+    rows = find_clean(data, "train")
+    normal = learn(network, data, rows, torch.device("cpu"))
+    with torch.inference_mode():
+        described = [network.describe(batch["image"])[1] for batch in data.images_dataloader(rows)]
+    for i, stage in enumerate(normal.stages):
+        distances = torch.cat([stage(features[i]) for features in described])
+        assert len(distances) == len(rows) > 5
+        assert float((distances > 1).sum() / len(rows)) == pytest.approx(3, abs=0.1)
 
 
 @pytest.mark.parametrize(("false_alarms", "num_alarms"), [(0.05, 6), (0.02, 1), (0.01, 0)])
@@ -70,7 +96,7 @@ def _normal_cdf(x: float) -> float:
 @pytest.fixture
 def learnt(trained: Trained, tmp_path: Path) -> Path:
     path = tmp_path / "novelty.pt"
-    options = ["--classifier", trained.classifier, "--root", trained.root, "--places", "50", "--out", path]
+    options = ["--classifier", trained.classifier, "--root", trained.root, "--out", path]
     assert main(["novelty", *map(str, options)]) == 0
     return path
 
@@ -78,7 +104,7 @@ def learnt(trained: Trained, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_novelty_is_learnt_exported_and_measured(trained: Trained, learnt: Path, tmp_path: Path) -> None:
     normal, limit = read_novelty(learnt)
-    assert normal.bank.shape[0] == 50
+    assert len(normal.stages) == 2
     assert limit.num_trained > limit.num_images >= limit.num_groups > 0
     out = tmp_path / "inspector.pt"
     networks = ["--classifier", trained.classifier, "--segmenter", trained.segmenter]
@@ -105,6 +131,6 @@ def test_a_file_for_another_classifier_and_other_formats_are_refused(
 
 def test_options_out_of_range_are_refused(trained: Trained, refused: Callable[..., str]) -> None:
     arguments = ["novelty", "--classifier", trained.classifier, "--root", trained.root]
-    for option, value in (("false_alarms", 0), ("confidence", 1), ("places", 0)):
+    for option, value in (("false_alarms", 0), ("confidence", 1), ("batch_size", 0)):
         assert option in refused(*arguments, f"--{option}", value)
     assert "checkpoint of DefectSegmenter" in refused(*arguments, "--classifier", trained.segmenter)

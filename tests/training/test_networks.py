@@ -90,12 +90,13 @@ def test_places_are_described_by_two_stages_in_the_pass_that_classifies(backbone
             fine, coarse = extract(network.reduce(images)).values()
         else:
             fine, coarse = network.pooled.encoder(network.reduce(images))[3:]  # type: ignore[union-attr]
-        logits, places = network.describe(images)
+        logits, stages = network.describe(images)
         assert torch.equal(logits, network(images))
-        assert places.shape[2:] == (9, 16)  # squares of 8 x 8 pixels at 65 x 125
-        enlarged = torch.nn.functional.interpolate(coarse, size=(9, 16), mode="bilinear")
-        assert torch.equal(places, torch.cat([fine, enlarged], 1))
-        for ours, theirs in zip((logits, places), torch.jit.script(_Describe(network))(images), strict=True):
+        assert [stage.shape[2:] for stage in stages] == [(9, 16), (5, 8)]  # squares of 8 and 16 pixels at 65 x 125
+        assert torch.equal(stages[0], fine)
+        assert torch.equal(stages[1], coarse)
+        scripted = torch.jit.script(_Describe(network))(images)
+        for ours, theirs in zip((logits, *stages), (scripted[0], *scripted[1]), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -106,8 +107,8 @@ class _Describe(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        described: tuple[torch.Tensor, torch.Tensor] = self.network.describe(images)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        described: tuple[torch.Tensor, list[torch.Tensor]] = self.network.describe(images)
         return described
 
 
