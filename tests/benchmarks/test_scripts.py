@@ -30,7 +30,7 @@ def test_it_is_in_the_readme_and_has_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
-    if name in ("harness", "definitions", "runtimes"):
+    if name in ("harness", "definitions", "memory", "runtimes"):
         return
     assert f"python -m benchmarks.{name}" in (FOLDER / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [name, "--help"])
