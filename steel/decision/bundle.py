@@ -163,6 +163,11 @@ def load(
                 program, map_location=device
             )
     except (RuntimeError, ValueError) as error:
+        if "Unknown builtin op" in str(error):
+            raise InputError(
+                f"{path} uses operators that torch {torch.__version__} does not have; it was written with torch "
+                f"{about.versions.get('torch', 'of another version')}: install that or a newer one, or export it again"
+            ) from error
         raise InputError(f"{path} is not an exported inspector or is damaged; `steel export` writes one") from error
     names = [name for name in (*_KEPT, *_STORED, *_NOVEL) if hasattr(module, name) or name not in _OPTIONAL]
     kinds = ("example", "novelty_limit", *_STORED, *Point._fields)

@@ -85,6 +85,19 @@ def test_files_that_are_not_an_inspector_are_refused(model: Path, tmp_path: Path
         assert "`steel export`" in sentence
 
 
+def test_a_file_of_a_newer_torch_is_refused_with_both_versions(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise RuntimeError("\nUnknown builtin op: aten::_upsample_lanczos2d_aa.\nCould not find any similar ops")
+
+    monkeypatch.setattr("torch.jit.load", load)
+    monkeypatch.setattr("torch.__version__", "2.11.0")
+    sentence = r"torch 2\.11\.0 does not have; it was written with torch 2\.15\.0: install"
+    about = About(("spot", "never"), OperatingPoint.untuned(2), versions={"torch": "2.15.0"})
+    monkeypatch.setattr(bundle, "_parse_about", lambda *_: (about, True))
+    with pytest.raises(InputError, match=sentence):
+        bundle.load(model)
+
+
 @pytest.mark.parametrize(
     "images",
     [
