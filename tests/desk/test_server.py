@@ -290,6 +290,8 @@ def test_hostile_requests_are_refused_and_do_not_affect_other_clients(tmp_path: 
         connection.close()
 
 
+# Starlette before 1 leaves the file of an unfinished part to the garbage collector, of which Python 3.12 warns.
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*SpooledTemporaryFile")
 def test_a_client_that_hangs_up_in_its_body_is_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     form = b"Content-Type: multipart/form-data; boundary=x\r\n"
     part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nabc'
