@@ -18,6 +18,11 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = (64, 128)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the demo first. It takes longest, and at the end one process would run it while the others are idle."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Use one thread, which makes the suite more than twice as fast: small networks gain nothing from threads."""
