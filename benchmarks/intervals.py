@@ -333,9 +333,8 @@ def main() -> None:
         table.to_csv(args.csv, index=False)
     is_few = (table["num_groups"] == 60) & (table["num_carrying"] < 10)
     table["carrying"] = np.where(is_few, table["num_carrying"].astype(str) + " of 60", "most")
-    print(f"{len(table)} kinds of datasets, {args.num_datasets:,} of each; nominal coverage 0.95\n")
-    print(to_markdown(summarise(table, ["score"]), 3))
-    for names in (["num_groups"], ["size"], ["correlation"]):
+    print(f"{len(table)} kinds of datasets, {args.num_datasets:,} of each; nominal coverage 0.95")
+    for names in (["score"], ["num_groups"], ["size"], ["correlation"]):
         print("\n" + to_markdown(summarise(table[~is_few], names), 3))
     print("\n" + to_markdown(summarise(table[is_few], ["carrying"]), 3))
     print("\n" + to_markdown(scenes, 3))
