@@ -69,8 +69,9 @@ def export(
         novelty: File written by `steel novelty`, to find defects that nobody labelled; needs one classifier,
             torchscript and fp32.
         flips: Average the probabilities over four flips of each image; takes four times as long.
-        format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only, for
-            images whose sides are multiples of 32 and at least 64; your program applies thresholds and smallest sizes.
+        format: torchscript contains the whole decision. onnx and pt2 (torch.export) return probabilities only; your
+            program applies thresholds and smallest sizes. pt2 takes images whose sides are multiples of 32 and at least
+            64.
         precision: Precision in which the networks compute. For bf16 and fp16, the change of the masks is printed.
         images: Folder or quoted pattern of images to compare on; by default synthetic images.
         description: The steel and the camera that the file is for, for the model card.
@@ -97,7 +98,7 @@ def export(
             raise InputError(f"--novelty needs --format torchscript and --precision fp32, got {format} and {precision}")
         inspector, limit = _add_novelty(assembly, novelty)
         about = replace(about, novelty=limit)
-    load_batches = partial(parity.load_batches, images, multiples_of_32=format != "torchscript")
+    load_batches = partial(parity.load_batches, images, multiples_of_32=format == "pt2")
     path = Path(out)
     # The file gets its name only after it is proved equal.
     with atomic_path(path) as draft:

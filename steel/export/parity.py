@@ -18,7 +18,7 @@ from steel.wording import format_count
 
 _BATCH_SIZES = (1, 3)
 _SIZES = ((64, 256), (103, 222), (40, 400))
-_MULTIPLES = ((64, 256), (96, 224), (128, 64))  # sizes that torch.export and ONNX accept; see `targets`
+_MULTIPLES = ((64, 256), (96, 224), (128, 64))  # sizes that torch.export accepts; see `targets`
 
 
 def load_batches(images: str | None = None, multiples_of_32: bool = False) -> Iterator[Tensor]:

@@ -91,7 +91,8 @@ class ScoredInspector(Inspector):
 
 
 def _trace(inspector: Inspector) -> torch.export.ExportedProgram:
-    # Tracing supports neither padding to multiples of 32 nor feature maps of one pixel. Other guards run with the file.
+    # Tracing does not support feature maps of one pixel. Other guards run with a file of torch.export; those of some
+    # networks refuse sides that are not multiples of 32. ONNX has no guards.
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=64), 3: torch.export.Dim("W", min=64)}
     return torch.export.export(
         _Scorer(inspector).requires_grad_(False),  # otherwise the outputs of the file would require gradients

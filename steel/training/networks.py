@@ -92,13 +92,22 @@ def _reduce_side(pixels: int, scale: float) -> int:
     return max(1, above - is_half * (above % 2))
 
 
+def _is_exporting() -> bool:
+    """Return whether torch.export traces this call, with symbolic sizes that no condition may restrict."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return False
+    return torch.compiler.is_exporting()
+
+
 def _reflect(x: Tensor, dim: int, length: int) -> Tensor:
     """Extend one dimension of a tensor to a length by reflection, as `transforms.pad_to` extends training crops.
 
     F.pad cannot extend a dimension by more than its own length.
     """
     last = x.shape[dim] - 1
-    place = torch.arange(length, device=x.device) % max(1, 2 * last)
+    # A tensor, because ONNX has no remainder by a symbolic number.
+    period = torch.full((1,), max(1, 2 * last), device=x.device)
+    place = torch.arange(length, device=x.device) % period
     return x.index_select(dim, torch.minimum(place, 2 * last - place))
 
 
@@ -268,7 +277,7 @@ class SegmenterNetwork(nn.Module):
         x = self.reduce(images)
         height, width = x.shape[2], x.shape[3]
         down, right = -height % 32, -width % 32
-        if down > 0 or right > 0:
+        if _is_exporting() or down > 0 or right > 0:
             x = _reflect(_reflect(x, 2, height + down), 3, width + right)
         logits: Tensor = self.unet(x)[:, :, :height, :width]
         if height != images.shape[2] or width != images.shape[3]:
