@@ -24,10 +24,11 @@ from benchmarks.promises import remember_fits, to_markdown
 from steel.decision.tuning import Aim
 from steel.evaluation.claims import count_needed
 from steel.evaluation.evidence import Evidence, Grid
-from steel.evaluation.promises import measure, name_classes
+from steel.evaluation.promises import measure
 from steel.evaluation.search import choose, judge
 from steel.evaluation.tune import tune_on
 from steel.progress import track
+from steel.wording import name_classes
 
 SHARES = {"recall": 0.85, "false_alarms": 0.05}
 TWO, FOUR = (0.3, 0.05), (0.07, 0.02, 0.4, 0.06)

@@ -20,16 +20,12 @@ from steel.intervals import (
     wilson,
 )
 from steel.progress import track
+from steel.wording import name_classes
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
 
 _COST = "cost of an image"
-
-
-def name_classes(classes: Sequence[str]) -> list[str]:
-    """Return the names of classes with their numbers, since two classes may have the same name."""
-    return [name if name == str(c + 1) else f"{c + 1} {name}" for c, name in enumerate(classes)]
 
 
 def measure(

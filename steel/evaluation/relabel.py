@@ -17,13 +17,12 @@ from steel.data.unknown import find_labels
 from steel.devices import choose_device, prepare_process
 from steel.errors import require_at_least
 from steel.evaluation.assemble import assemble
-from steel.evaluation.promises import name_classes
 from steel.evaluation.report import list_areas
 from steel.evaluation.suspects import Kind, Predictions, Suspect, choose_networks, find_suspects, predict
 from steel.files import require_writable, write_atomic
 from steel.pages import Page, clear_pictures
 from steel.progress import track
-from steel.wording import format_count, wrap
+from steel.wording import format_count, name_classes, wrap
 
 _SCORE_BINS = (0, 0.1, 0.25, 0.5, 0.75, 1)
 

@@ -33,8 +33,8 @@ from steel.data.unknown import find_unknown
 from steel.evaluation import calibration
 from steel.evaluation.assemble import Assembly
 from steel.evaluation.parts import run_networks
-from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import LEVELS, sweep
+from steel.wording import name_classes
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.bool_]
@@ -184,7 +184,7 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
     Args:
         predictions: Network outputs for n images and C classes.
         labels: bool `(n, C)`, whether the class is labelled.
-        known: bool `(n, C)`, from `find_known_labels`.
+        known: bool `(n, C)`, from `find_labels`.
         classes: Names of the classes.
     """
     likely, quality = _estimate_quality(predictions, labels, known)

@@ -21,13 +21,13 @@ from steel.evaluation.calibration import Calibration
 from steel.evaluation.claims import count_allowed, count_needed, find_alarm_bound, find_largest_claim
 from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
 from steel.evaluation.parts import open_part, warn_of_groups
-from steel.evaluation.promises import name_classes, promise, tabulate_promises
+from steel.evaluation.promises import promise, tabulate_promises
 from steel.evaluation.scores import reliability
 from steel.evaluation.search import Outcome, calibrated, choose, judge
 from steel.files import atomic_path, require_writable
 from steel.progress import track
 from steel.versions import describe_versions
-from steel.wording import format_count, format_table, wrap
+from steel.wording import format_count, format_table, name_classes, wrap
 
 # New images that promises can be for; their distribution takes a number for each possible count.
 _MOST_NEW = 10_000_000

@@ -11,7 +11,7 @@ from steel.decision.drift import Reference
 from steel.decision.measures import MEASURES
 from steel.decision.tuning import Aim, Promise, Tuning
 from steel.pages import Page
-from steel.wording import format_count
+from steel.wording import format_count, name_classes
 
 _FEW = 30  # defects or images; promises from fewer are named as a limit
 
@@ -39,13 +39,9 @@ def _add_purpose(page: Page, about: About) -> None:
         "probability that the image is defective, the probability of each class, and a mask of each class. A person "
         "decides what happens to the steel."
     )
-    page.add_text(f"Classes: {', '.join(_name(about.classes))}.")
+    page.add_text(f"Classes: {', '.join(name_classes(about.classes))}.")
     stated = about.description or "not stated; give --description to steel export"
     page.add_text(f"Steel and camera that it is for: {stated}.")
-
-
-def _name(classes: Sequence[str]) -> list[str]:
-    return [name if name == str(c) else f"{c} {name}" for c, name in enumerate(classes, 1)]
 
 
 def _add_training(page: Page, about: About) -> None:
@@ -74,7 +70,7 @@ def _add_performance(page: Page, about: About) -> None:
     point = about.operating_point
     table = pd.DataFrame(
         {
-            "class": _name(about.classes),
+            "class": name_classes(about.classes),
             "label threshold": [f"{value:.3f}" for value in point.label],
             "pixel threshold": [f"{value:.3f}" for value in point.pixel],
             "smallest spot": point.smallest_spot,
