@@ -1,10 +1,8 @@
 """`steel evaluate`: both stages on images that no network has seen, as a report that a quality engineer can sign."""
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +11,7 @@ import torch
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.formats.submission import head_submission, list_codes
+from steel.data.spelling import format_csv
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.plain import to_plain
@@ -188,9 +187,7 @@ def _assemble(
 
 
 def _format_submission(decisions: Decisions, annotations: Annotations) -> str:
-    text = StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(head_submission("new"))
+    rows = [head_submission("new")]
     for i, codes in zip(decisions.indices.tolist(), decisions.codes, strict=True):
-        rows.writerows(list_codes(str(annotations.names[i]), codes, "new"))
-    return text.getvalue()
+        rows += list_codes(str(annotations.names[i]), codes, "new")
+    return format_csv(rows)

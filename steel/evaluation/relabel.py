@@ -13,6 +13,7 @@ from steel import plots
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
+from steel.data.spelling import format_csv
 from steel.data.unknown import find_labels
 from steel.devices import choose_device, prepare_process
 from steel.errors import require_at_least
@@ -89,7 +90,7 @@ def relabel(
     folder = Path(out)
     clear_pictures(folder)
     _write_page(folder, suspects[:num_pictures], table, predictions, annotations=annotations, warnings=warnings)
-    write_atomic(folder / "suspects.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_atomic(folder / "suspects.csv", format_csv([table.columns, *table.itertuples(index=False)]))
     print(table.head(10).to_string(index=False))
     for warning in warnings:
         print(wrap(f"warning: {warning}"))

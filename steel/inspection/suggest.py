@@ -1,15 +1,13 @@
 """`steel suggest`: ranks unlabelled images by how much labelling them is worth, and prepares the best for labelling."""
 
-import csv
 import html
 import json
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 from steel.data.images import find_candidates, find_images
-from steel.data.spelling import escape_formula
+from steel.data.spelling import format_csv
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.devices import choose_device, prepare_process
@@ -97,7 +95,7 @@ def suggest(
     pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size, decide_batch=decide_with_doubt)
     run(pipeline, tables, paths)
     chosen = _choose(tables, paths, labelled, about, num)
-    write_atomic(folder / "suggestions.csv", _format_table(chosen, about, paths))
+    write_atomic(folder / "suggestions.csv", _format_suggestions(chosen, about, paths))
     records = [one.record for one in chosen]
     copied = {record.image: paths[record.image] for record in records}
     write_coco(folder / "to_label", records, about.classes, "coco-polygons", copied)
@@ -131,17 +129,14 @@ def _choose(
     ]
 
 
-def _format_table(chosen: Sequence[_Suggestion], about: About, paths: Mapping[str, Path]) -> str:
-    text = StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(_COLUMNS)
+def _format_suggestions(chosen: Sequence[_Suggestion], about: About, paths: Mapping[str, Path]) -> str:
+    rows: list[list[object]] = [[*_COLUMNS]]
     for rank, (record, score, reason) in enumerate(chosen, 1):
         label = measure_label_doubt(record.class_probabilities, about.operating_point).value
         numbers = [f"{value:.4f}" for value in (score, label, record.mask_doubt or 0.0)]
         novelty = "" if record.novelty is None else f"{record.novelty:.4f}"
-        cells = [record.image, *numbers, novelty, reason, str(paths[record.image])]
-        rows.writerow([rank, *map(escape_formula, cells)])
-    return text.getvalue()
+        rows.append([rank, record.image, *numbers, novelty, reason, str(paths[record.image])])
+    return format_csv(rows)
 
 
 def _write_sheet(folder: Path, chosen: Sequence[_Suggestion], paths: Mapping[str, Path], num_images: int) -> None:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
-from steel.data.spelling import escape_formula, unescape_formula
+from steel.data.spelling import format_csv, unescape_formula
 from steel.data.tables import unlimited_fields
 from steel.errors import InputError
 from steel.files import atomic_path
@@ -249,7 +249,7 @@ def _require_same_run(shard: Path) -> None:
 
 def _append(file: io.TextIOWrapper, rows: Iterable[Row]) -> None:
     try:
-        csv.writer(file, lineterminator="\n").writerows(map(escape_formula, row) for row in rows)
+        file.write(format_csv(rows))
         file.flush()
     except OSError as error:  # does not name the file
         raise OSError(error.errno, error.strerror, file.name) from error
