@@ -17,7 +17,7 @@ from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.pipeline import OverlayChoice, Pipeline
-from steel.inspection.records import ModelFile, name_images
+from steel.inspection.records import ModelFile, list_result_columns, name_images
 from steel.inspection.strip_map import Strip
 from steel.inspection.tables import Shard, Tables
 from steel.progress import track
@@ -117,8 +117,8 @@ def inspect(
         require_same_model(folder / MODEL_JSON, source)
     _require_nothing_stale(folder, is_new=not (resume or part), report=report, coco=coco)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
-    has_novelty = about.novelty is not None
-    tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume, has_novelty=has_novelty)
+    columns = list_result_columns(classes, has_novelty=about.novelty is not None)
+    tables = Tables(folder, columns, len(classes), form=submission_format, shard=part, resume=resume)
     write_atomic(folder / MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     drift = Monitor(about.reference, classes) if about.reference else None
     pipeline = Pipeline(

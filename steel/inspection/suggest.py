@@ -18,7 +18,7 @@ from steel.inspection.doubt import decide_with_doubt, measure_label_doubt
 from steel.inspection.inspect import MODEL_JSON, require_same_model, require_unused, run
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.ranking import choose_distinct, explain, rank_images
-from steel.inspection.records import ModelFile, Record, name_images
+from steel.inspection.records import ModelFile, Record, list_result_columns, name_images
 from steel.inspection.strip_report import MAX_THUMBNAILS, THUMBNAIL_SIDE, draw_record
 from steel.inspection.tables import Tables
 from steel.pages import Page
@@ -87,10 +87,8 @@ def suggest(
     else:
         require_unused(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    has_novelty = about.novelty is not None
-    tables = Tables(
-        folder, about.classes, form="new", shard=None, resume=resume, has_novelty=has_novelty, has_doubt=True
-    )
+    columns = list_result_columns(about.classes, has_novelty=about.novelty is not None, has_doubt=True)
+    tables = Tables(folder, columns, len(about.classes), form="new", shard=None, resume=resume)
     write_atomic(folder / MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size, decide_batch=decide_with_doubt)
     run(pipeline, tables, paths)

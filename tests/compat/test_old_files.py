@@ -29,6 +29,7 @@ from steel.decision.inspector import Inspection
 from steel.decision.point import read_point
 from steel.evaluation.assemble import assemble
 from steel.inspection.parquet import build_schema
+from steel.inspection.records import list_result_columns
 from steel.training.checkpoints import load_task
 from steel.training.tasks import DefectClassifier, DefectSegmenter
 
@@ -137,7 +138,7 @@ def test_an_operating_point_is_read_whole(old: Path) -> None:
 
 
 def test_parquet_has_the_columns_and_types_of_today(old: Path) -> None:
-    assert pq.read_schema(old / "inspected" / "results.parquet").equals(build_schema(CLASSES))
+    assert pq.read_schema(old / "inspected" / "results.parquet").equals(build_schema(list_result_columns(CLASSES)))
 
 
 @needs_torch
