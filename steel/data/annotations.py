@@ -253,8 +253,7 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             )
             message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
             findings.append(Finding(path, None, "file name", message))
-        except InputError as error:
-            message = f"the image {str(error).removeprefix(f'{path} ')}"
-            findings.append(Finding(path, None, "unreadable image", message))
+        except images.ImageError as error:
+            findings.append(Finding(path, None, error.kind, f"the image {error.reason}"))
         sizes.append(size)
     return np.array([path.name for path in paths]), np.array(sizes, np.int32), findings

@@ -1,7 +1,6 @@
 """`steel check`: all errors in a dataset in one report."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,7 +66,8 @@ def examine(root: Path) -> Report:
     num_reported = num_rows if None in lines else len(lines)
     folder = root / "train_images"
     paths = images.find_images(folder)
-    unreadable = {finding.file for finding in findings if finding.kind == "unreadable image" and finding.line is None}
+    without_size = ("unreadable image", "orientation")
+    unreadable = {finding.file for finding in findings if finding.kind in without_size and finding.line is None}
     findings = [_classify(finding) if finding.file in unreadable else finding for finding in findings]
     findings += _find_other_files(folder, paths)
     readable = [path for path in paths if path not in unreadable]
@@ -85,9 +85,7 @@ def examine(root: Path) -> Report:
 
 
 def _classify(finding: Finding) -> Finding:
-    """Refine the kind of an image with an unreadable header."""
-    if "Orientation" in finding.message:
-        return replace(finding, kind="orientation")
+    """Refine the kind of an image without a readable size."""
     try:
         with finding.file.open("rb") as file:
             start = file.read(max(map(len, _SIGNATURES)))
@@ -117,9 +115,9 @@ def _examine_image(path: Path) -> list[Finding]:
     """Examine the pixels of an image with a valid header."""
     try:
         images.read_grey(path)
-    except InputError as error:
-        kind = "not 8 bits" if re.search("more than 8.bit", str(error)) else "truncated image"
-        return [Finding(path, None, kind, f"the image {str(error).removeprefix(f'{path} ')}")]
+    except images.ImageError as error:
+        kind = "truncated image" if error.kind == "unreadable image" else error.kind
+        return [Finding(path, None, kind, f"the image {error.reason}")]
     colours = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if colours is None or colours.ndim == 2:
         return []
