@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steel.data import images
+from steel.data import containers, images
 from steel.data.annotations import Annotations, read_leniently
 from steel.data.duplicates import find_duplicates
 from steel.data.spelling import is_hidden
@@ -23,7 +23,6 @@ from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 from steel.wording import format_count
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")  # first bytes of readable formats
 _KEEP_TOGETHER = "keep them together with steel split --near_duplicates"
 _NUM_SHOWN = 8  # findings of each kind on the screen; the file has all of them
 _ONE_SIZE = 0.9  # if this share of images has the same size, every other image is named
@@ -88,12 +87,12 @@ def _classify(finding: Finding) -> Finding:
     """Refine the kind of an image without a readable size."""
     try:
         with finding.file.open("rb") as file:
-            start = file.read(max(map(len, _SIGNATURES)))
+            start = file.read(8)
     except OSError:
         return finding
     if not start:
         return replace(finding, kind="empty image")
-    return finding if start.startswith(_SIGNATURES) else replace(finding, kind="not an image")
+    return finding if containers.find_format(start) else replace(finding, kind="not an image")
 
 
 def _find_other_files(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
