@@ -103,6 +103,10 @@ class Annotations:
         """Return the path of an image."""
         return self.root / "train_images" / str(self.names[index])
 
+    def list_paths(self) -> list[Path]:
+        """Return the paths of all images, in the order of the table."""
+        return [self.path(i) for i in range(len(self))]
+
     def runs_of(self, index: int, c: int) -> NDArray[np.int32]:
         """Return the runs of class c (from 0) on an image as a flat array, empty if the class is absent."""
         row = index * self.num_classes + c

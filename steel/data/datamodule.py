@@ -14,13 +14,11 @@ from steel.data.annotations import Annotations, list_unlabelled, read_annotation
 from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.images import find_images, read_grey, read_size
-from steel.data.loader import Batch, Loader, Samples
+from steel.data.loader import Loader, Samples
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
 from steel.progress import count_cores
-
-__all__ = ["Batch", "SteelDataModule"]
 
 _MAX_CROP = 1 << 26  # pixels; a larger crop is a typing error that would fill the memory
 
@@ -233,8 +231,7 @@ class SteelDataModule(LightningDataModule):
     ) -> Loader:
         table = self.annotations
         if self._cache and self._decoded is None:
-            paths = [table.path(i) for i in range(len(table))]
-            self._decoded = open_images(self._cache, paths, table.sizes, table.read_image)
+            self._decoded = open_images(self._cache, table.list_paths(), table.sizes, table.read_image)
         samples = Samples(table, augmentation, self.seed, donors=donors, read_image=self._decoded)
         return Loader(samples, batches, self._num_workers, self._pin_memory)
 

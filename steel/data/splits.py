@@ -342,7 +342,7 @@ def split(
 
 def join_near_duplicates(annotations: Annotations) -> Annotations:
     """Merge the groups whose images show the same scene, and print how many pairs there are."""
-    pairs = find_duplicates([annotations.path(i) for i in range(len(annotations))])
+    pairs = find_duplicates(annotations.list_paths())
     groups = join(annotations.groups, pairs)
     before, after = len(np.unique(annotations.groups)), len(np.unique(groups))
     num_pairs = format_count(len(pairs), "pair of images with the same scene", "pairs of images with the same scene")
