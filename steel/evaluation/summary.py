@@ -188,11 +188,14 @@ def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Sum
 def _list_ratios(decisions: Decisions) -> dict[str, tuple[tuple[Ratio, ...], NDArray[np.int64]]]:
     """Return every score as a mean of ratios over images, and the groups of these images."""
     decided, groups = decisions.decided, decisions.groups
-    d = decisions
-    probabilities, labels, gate, known, label, called = (
-        tensor[decided] for tensor in (d.probabilities, d.labels, d.gate, d.known, d.label, d.called)
+    of_labels = list_label_ratios(
+        decisions.probabilities[decided],
+        decisions.labels[decided],
+        threshold=decisions.gate[decided],
+        known=decisions.known[decided],
+        class_thresholds=decisions.label[decided],
+        called=decisions.called[decided],
     )
-    of_labels = list_label_ratios(probabilities, labels, gate, known, label, called)
     parts = (
         (list_mask_ratios(decisions.counts), groups),
         (of_labels, groups[decided.numpy()]),
