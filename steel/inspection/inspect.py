@@ -254,17 +254,27 @@ def _print_summary(
     Raises:
         InputError: No image could be read.
     """
-    print(f"{source.model}: SHA-256 {source.sha256}")
-    results, num = tables.paths[0], len(tables.done)
-    print(f"{format_count(num, 'image')}: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
+    print_counts(source, tables, f"{tables.num_defective:,} defective")
     if tables.num_unknown:
         print(f"unlike any clean steel seen, and none of the classes: {format_count(tables.num_unknown, 'image')}")
-    if tables.num_unreadable:
-        print(f"the reason for each unreadable image is in the column error of {results}")
     for drift in pipeline.drifts:
         print(f"warning: {drift.sentence}")
     if pipeline.drifts:
         print(drift_promise)
     print(f"wrote {', '.join(map(str, written))}")
-    if num and tables.num_unreadable == num:
-        raise InputError(f"of {format_count(num, 'image')}, none could be read; see the column error of {results}")
+    require_readable(tables)
+
+
+def print_counts(source: ModelFile, tables: Tables, found: str) -> None:
+    """Print the model, the number of images followed by `found`, and where the reasons for unreadable ones are."""
+    print(f"{source.model}: SHA-256 {source.sha256}")
+    print(f"{format_count(len(tables.done), 'image')}: {found}, {tables.num_unreadable:,} unreadable")
+    if tables.num_unreadable:
+        print(f"the reason for each unreadable image is in the column error of {tables.paths[0]}")
+
+
+def require_readable(tables: Tables) -> None:
+    """Check that an image could be read; raise InputError if there are images and none could be."""
+    if tables.done and tables.num_unreadable == len(tables.done):
+        images, results = format_count(len(tables.done), "image"), tables.paths[0]
+        raise InputError(f"of {images}, none could be read; see the column error of {results}")

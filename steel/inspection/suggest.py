@@ -11,11 +11,11 @@ from steel.data.spelling import format_csv
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.devices import choose_device, prepare_process
-from steel.errors import InputError, require_at_least
+from steel.errors import require_at_least
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.doubt import decide_with_doubt, measure_label_doubt
-from steel.inspection.inspect import MODEL_JSON, require_same_model, require_unused, run
+from steel.inspection.inspect import MODEL_JSON, print_counts, require_readable, require_same_model, require_unused, run
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.ranking import choose_distinct, explain, rank_images
 from steel.inspection.records import ModelFile, Record, list_result_columns, name_images
@@ -166,16 +166,9 @@ def _print_summary(source: ModelFile, tables: Tables, num_chosen: int, num: int,
     Raises:
         InputError: No image could be read.
     """
-    print(f"{source.model}: SHA-256 {source.sha256}")
-    results, num_images = tables.paths[0], len(tables.done)
-    print(f"{format_count(num_images, 'image')}: {num_chosen:,} chosen, {tables.num_unreadable:,} unreadable")
-    if tables.num_unreadable:
-        print(f"the reason for each unreadable image is in the column error of {results}")
-    if num_chosen < min(num, num_images - tables.num_unreadable):
+    print_counts(source, tables, f"{num_chosen:,} chosen")
+    if num_chosen < min(num, len(tables.done) - tables.num_unreadable):
         print("the other images show scenes that are chosen or labelled already")
     names = ("suggestions.csv", "suggestions.html", "to_label", "results.csv", "results.parquet")
     print(f"wrote {', '.join(str(folder / name) for name in names)}")
-    if tables.num_unreadable == num_images:
-        raise InputError(
-            f"of {format_count(num_images, 'image')}, none could be read; see the column error of {results}"
-        )
+    require_readable(tables)
