@@ -1,9 +1,9 @@
 """`SteelDataModule`: the train, val and test loaders of a dataset, the same for both tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.images import find_images, read_grey, read_size
 from steel.data.loader import Loader, Samples
+from steel.data.record import DataRecord
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
@@ -124,7 +125,7 @@ class SteelDataModule(LightningDataModule):
         sizes = self.annotations.sizes[self.split.indices("train")]
         return self._crop is not None or bool((sizes == sizes[0]).all())
 
-    def recall(self, data: Mapping[str, Any], source: Path) -> None:
+    def recall(self, data: DataRecord, source: Path) -> None:
         """Use the split of a checkpoint (`source`) with this result of `describe`; see `splits.recall_split`.
 
         Raises:
@@ -133,7 +134,7 @@ class SteelDataModule(LightningDataModule):
         self.require_classes(data, source)
         self._split = recall_split(self.annotations, data, source, self._fold)
 
-    def require_classes(self, data: Mapping[str, Any], source: Path) -> None:
+    def require_classes(self, data: DataRecord, source: Path) -> None:
         """Check that the dataset has the classes of a checkpoint (`source`) with this result of `describe`.
 
         Raises:
@@ -146,8 +147,8 @@ class SteelDataModule(LightningDataModule):
                 f"{', '.join(self.annotations.classes)}; set --data.num_classes or use another checkpoint or dataset"
             )
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a checkpoint stores of the data: enough to rebuild the split and to detect another dataset."""
+    def describe(self) -> DataRecord:
+        """Return what a checkpoint stores of the data."""
         return {
             "root": str(self.root),
             "classes": list(self.annotations.classes),
