@@ -90,7 +90,7 @@ def novelty(
             raise InputError(f"{root} must have at least {_FEWEST} clean images in {part}, got {len(rows)}; add some")
     network = network.to(where)
     normal = learn(network, data, train, where)
-    distances, groups = measure(network, normal, data, new, where), data.split.groups[new]
+    distances, groups = measure_distances(network, normal, data, new, where), data.split.groups[new]
     limit = choose_limit(distances, groups, false_alarms, confidence)
     digest = hash_networks([str(checkpoint)], [], flips=False).classifiers[0]
     limit = replace(limit, classifier=digest, num_trained=len(train))
@@ -171,7 +171,7 @@ def fit_gaussian(places: Tensor, share: float) -> Gaussian:
     return Gaussian(mean.float(), (whitening / unit).float())
 
 
-def measure(
+def measure_distances(
     network: ClassifierNetwork,
     normal: NormalSteel,
     data: SteelDataModule,

@@ -23,7 +23,7 @@ from steel.errors import InputError
 from steel.evaluation.assemble import assemble
 from steel.evaluation.claims import count_allowed
 from steel.evaluation.evidence import Evidence, Grid
-from steel.evaluation.promises import measure, tabulate_promises
+from steel.evaluation.promises import list_measures, tabulate_promises
 from steel.evaluation.search import choose, judge
 from steel.evaluation.summary import format_score
 from steel.evaluation.tune import _print_tuned, describe_limit, list_warnings, tune_on
@@ -56,7 +56,7 @@ def test_promises_hold_on_new_images() -> None:
     for seed, aim in itertools.product(range(3), AIMS):
         tuned = tune_on(draw_scores(400, seed), aim, ("dent", "crack"))
         new = draw_scores(400, seed=100 + seed)
-        observed = measure(new.labels, new.clean, new.groups, judge(new, tuned.point), aim, ("dent", "crack"))
+        observed = list_measures(new.labels, new.clean, new.groups, judge(new, tuned.point), aim, ("dent", "crack"))
         for row in tuned.promises:
             assert row.prediction.low - 1e-9 <= row.value <= row.prediction.high + 1e-9
             is_within.append(row.prediction.low <= observed[row.name][0].mean() <= row.prediction.high)
