@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from steel.files import write_atomic
 from steel.progress import count_cores
 from steel.versions import describe_versions
@@ -125,6 +127,15 @@ def to_markdown(comparison: Comparison) -> str:
         wanted = "" if target is None else f"{target:g}{'' if comparison.ratios[name] >= target else ', missed'}"
         lines.append(f"| {f'**{name}**' if name == comparison.ours else name} | {value:.3g} | {ratio} | {wanted} |")
     return "\n".join(lines)
+
+
+def format_markdown(table: pd.DataFrame, digits: int) -> str:
+    """Return a table as Markdown."""
+    cells = [
+        [f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()
+    ]
+    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def build_parser(text: str | None) -> argparse.ArgumentParser:

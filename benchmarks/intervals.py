@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.promises import to_markdown
+from benchmarks.harness import format_markdown
 from steel.intervals import Interval, Ratio, score_interval, wilson
 from steel.progress import track
 from steel.training.metrics import Counts, list_label_ratios, list_mask_ratios
@@ -334,11 +334,11 @@ def main() -> None:
     is_few = (table["num_groups"] == 60) & (table["num_carrying"] < 10)
     table["carrying"] = np.where(is_few, table["num_carrying"].astype(str) + " of 60", "most")
     print(f"{len(table)} kinds of datasets, {args.num_datasets:,} of each; nominal coverage 0.95\n")
-    print(to_markdown(summarise(table, ["score"]), 3))
+    print(format_markdown(summarise(table, ["score"]), 3))
     for names in (["num_groups"], ["size"], ["correlation"]):
-        print("\n" + to_markdown(summarise(table[~is_few], names), 3))
-    print("\n" + to_markdown(summarise(table[is_few], ["carrying"]), 3))
-    print("\n" + to_markdown(scenes, 3))
+        print("\n" + format_markdown(summarise(table[~is_few], names), 3))
+    print("\n" + format_markdown(summarise(table[is_few], ["carrying"]), 3))
+    print("\n" + format_markdown(scenes, 3))
 
 
 if __name__ == "__main__":
