@@ -90,7 +90,7 @@ def relabel(
     folder = Path(out)
     clear_pictures(folder)
     _write_page(folder, suspects[:num_pictures], table, predictions, annotations=annotations, warnings=warnings)
-    write_atomic(folder / "suspects.csv", format_csv([table.columns, *table.itertuples(index=False)]))
+    write_atomic(folder / "suspects.csv", format_csv([list(table.columns), *table.itertuples(index=False)]))
     print(table.head(10).to_string(index=False))
     for warning in warnings:
         print(wrap(f"warning: {warning}"))
