@@ -232,7 +232,7 @@ def _describe_novelty(limit: NoveltyLimit) -> NoveltyAnswer:
 
 def _describe_tuning(tuned: Tuning) -> dict[str, Any]:
     # Without the path of the dataset, which belongs to the machine that chose the operating point.
-    plain = to_plain(tuned)
+    plain: dict[str, Any] = to_plain(tuned)
     return plain | {"chosen_on": {key: value for key, value in plain["chosen_on"].items() if key != "root"}}
 
 
