@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.promises import to_markdown
+from benchmarks.harness import format_markdown
 from steel.data.datamodule import SteelDataModule
 from steel.decision.tuning import Aim
 from steel.evaluation.assemble import assemble
 from steel.evaluation.evidence import Evidence, Grid, gather
-from steel.evaluation.promises import measure
+from steel.evaluation.promises import list_measures
 from steel.evaluation.search import choose, judge
 
 
@@ -59,12 +59,12 @@ def main() -> None:
                 order = np.random.default_rng(seed).permutation(n)
                 ours, others = evidence.take(np.sort(order[:num])), evidence.take(np.sort(order[num:]))
                 outcome = judge(others, choose(ours, aim))
-                found = measure(others.labels, others.clean, others.groups, outcome, aim, names)
+                found = list_measures(others.labels, others.clean, others.groups, outcome, aim, names)
                 costs.append(found["cost of an image"][0].mean())
             error = float(np.std(costs, ddof=1)) / len(costs) ** 0.5
             rows.append((f"{miss:g}", num, float(np.mean(costs)), error))
     print(f"{n:,} images, {args.num_draws} draws\n")
-    print(to_markdown(pd.DataFrame(rows, columns=["cost of a miss", "chosen on", "cost", "standard error"]), 3))
+    print(format_markdown(pd.DataFrame(rows, columns=["cost of a miss", "chosen on", "cost", "standard error"]), 3))
 
 
 if __name__ == "__main__":

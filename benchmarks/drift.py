@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.promises import to_markdown
+from benchmarks.harness import format_markdown
 from steel.decision import drift
 from steel.decision.chart import Chart, build_charts, score
 from steel.decision.drift import Reference, build_reference
@@ -142,7 +142,7 @@ def main() -> None:
         rows.append([str(line.num_groups), str(line.size), str(line.icc), "t(4)" if line.heavy else "normal", *cells])
         print(f"| {' | '.join(rows[-1])} |", flush=True)
     print(f"\n{args.datasets} references a line, commit {describe_versions()['commit']}\n")
-    print(to_markdown(pd.DataFrame(rows, columns=columns), 3))
+    print(format_markdown(pd.DataFrame(rows, columns=columns), 3))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ is a lower bound, the ratio is the fraction of the bound that ours reaches.
 
 import argparse
 import json
-import os
 import platform
 import resource
 import statistics
@@ -17,7 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from steel.files import write_atomic
+from steel.progress import count_cores
 from steel.versions import describe_versions
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
@@ -106,8 +108,8 @@ def describe_machine() -> dict[str, str]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = {"cpu": models[0] if models else platform.machine(), "cores": str(cores), "date": time.strftime("%Y-%m-%d")}
+    cpu = models[0] if models else platform.machine()
+    about = {"cpu": cpu, "cores": str(count_cores()), "date": time.strftime("%Y-%m-%d")}
     return about | {name: version for name, version in describe_versions().items() if version}
 
 
@@ -125,6 +127,15 @@ def to_markdown(comparison: Comparison) -> str:
         wanted = "" if target is None else f"{target:g}{'' if comparison.ratios[name] >= target else ', missed'}"
         lines.append(f"| {f'**{name}**' if name == comparison.ours else name} | {value:.3g} | {ratio} | {wanted} |")
     return "\n".join(lines)
+
+
+def format_markdown(table: pd.DataFrame, digits: int) -> str:
+    """Return a table as Markdown."""
+    cells = [
+        [f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()
+    ]
+    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def build_parser(text: str | None) -> argparse.ArgumentParser:

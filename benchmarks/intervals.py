@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.promises import to_markdown
+from benchmarks.harness import format_markdown
 from steel.intervals import Interval, Ratio, score_interval, wilson
 from steel.progress import track
 from steel.training.metrics import Counts, list_label_ratios, list_mask_ratios
@@ -335,9 +335,9 @@ def main() -> None:
     table["carrying"] = np.where(is_few, table["num_carrying"].astype(str) + " of 60", "most")
     print(f"{len(table)} kinds of datasets, {args.num_datasets:,} of each; nominal coverage 0.95")
     for names in (["score"], ["num_groups"], ["size"], ["correlation"]):
-        print("\n" + to_markdown(summarise(table[~is_few], names), 3))
-    print("\n" + to_markdown(summarise(table[is_few], ["carrying"]), 3))
-    print("\n" + to_markdown(scenes, 3))
+        print("\n" + format_markdown(summarise(table[~is_few], names), 3))
+    print("\n" + format_markdown(summarise(table[is_few], ["carrying"]), 3))
+    print("\n" + format_markdown(scenes, 3))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import choose_bank, join_stages
 from steel.data.datamodule import SteelDataModule
-from steel.evaluation.novelty import choose_limit, find_clean, learn, measure
+from steel.evaluation.novelty import choose_limit, find_clean, learn, measure_distances
 from steel.intervals import bootstrap, rate, score_interval
 from steel.progress import track
 from steel.training.checkpoints import load_task
@@ -181,9 +181,9 @@ def compare(data: SteelDataModule, network: ClassifierNetwork, segmenter: nn.Mod
     images = select_images(data, class_index)
     rows = np.concatenate(images)
     normal = learn(network, data, train, _CPU)
-    limit = choose_limit(measure(network, normal, data, val, _CPU), data.split.groups[val], 0.1, 0.95)
+    limit = choose_limit(measure_distances(network, normal, data, val, _CPU), data.split.groups[val], 0.1, 0.95)
     scores = {
-        "novelty": measure(network, normal, data, rows, _CPU),
+        "novelty": measure_distances(network, normal, data, rows, _CPU),
         "segmenter": measure_largest(segmenter, data, rows),
         "classifier": measure_largest(network, data, rows),
     }

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.harness import format_markdown
 from steel.evaluation import calibration
 from steel.evaluation.calibration import Calibration
 from steel.evaluation.evidence import Evidence, read_scores
-from steel.evaluation.promises import measure
+from steel.evaluation.promises import list_measures
 from steel.evaluation.scores import score_calibration
 from steel.evaluation.search import Aim, calibrated, judge
 from steel.evaluation.tune import tune_on
@@ -73,7 +74,7 @@ def try_once(
         }
     for name, (aim, tuned) in points.items():
         about = theirs.labels, theirs.clean, theirs.groups
-        observed = measure(*about, judge(theirs, tuned.point), aim, classes)
+        observed = list_measures(*about, judge(theirs, tuned.point), aim, classes)
         for row in tuned.promises:
             values = observed[row.name][0]
             if len(values) and row.num:
@@ -83,15 +84,6 @@ def try_once(
         for key, value in score_calibration(torch.from_numpy(probabilities), labels).items():
             rows.append(("calibration", f"{key}, {name}", value, value, value, value))
     return rows
-
-
-def to_markdown(table: pd.DataFrame, digits: int) -> str:
-    """Return a table as Markdown."""
-    cells = [
-        [f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()
-    ]
-    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -117,12 +109,12 @@ def main() -> None:
     promised = table[table["aim"] != "calibration"]
     promises = promised.groupby(["aim", "number"], sort=False)
     summary = promises[["expected", "observed", "width", "held"]].mean().reset_index()
-    print(to_markdown(summary, 3))
+    print(format_markdown(summary, 3))
     print(f"\nheld over all: {summary['held'].mean():.3f}\n")
     together = promised.groupby(["aim", "seed"], sort=False)["held"].min().groupby("aim", sort=False).mean()
-    print(to_markdown(together.rename("all rows held").reset_index(), 3), end="\n\n")
+    print(format_markdown(together.rename("all rows held").reset_index(), 3), end="\n\n")
     calibration = table[table["aim"] == "calibration"].groupby("number", sort=False)["observed"].mean().reset_index()
-    print(to_markdown(calibration, 4))
+    print(format_markdown(calibration, 4))
 
 
 if __name__ == "__main__":

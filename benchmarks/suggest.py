@@ -268,7 +268,7 @@ def run(root: str, places: Places, folds: Sequence[int], seeds: Sequence[int], a
     for fold in folds:
         data = SteelDataModule(root, fold=fold, num_workers=1)
         table = data.annotations
-        pairs = duplicates.find_duplicates([table.path(i) for i in range(len(table))])
+        pairs = duplicates.find_duplicates(table.list_paths())
         scenes = duplicates.join(np.arange(len(table)), pairs)
         train, val, test = (data.split.indices(part) for part in ("train", "val", "test"))
         full = evaluate(learn(places, train, val, 0), places, test)

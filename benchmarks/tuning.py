@@ -20,14 +20,16 @@ import torch
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from benchmarks.promises import remember_fits, to_markdown
+from benchmarks.harness import format_markdown
+from benchmarks.promises import remember_fits
 from steel.decision.tuning import Aim
 from steel.evaluation.claims import count_needed
 from steel.evaluation.evidence import Evidence, Grid
-from steel.evaluation.promises import measure, name_classes
+from steel.evaluation.promises import list_measures
 from steel.evaluation.search import choose, judge
 from steel.evaluation.tune import tune_on
 from steel.progress import track
+from steel.wording import name_classes
 
 SHARES = {"recall": 0.85, "false_alarms": 0.05}
 TWO, FOUR = (0.3, 0.05), (0.07, 0.02, 0.4, 0.06)
@@ -103,7 +105,8 @@ def try_once(name: str, aims: Sequence[str], seed: int, claims_only: bool = Fals
     for aim_name, point in points.items():
         aim = wanted[aim_name]
         observed, truth = (
-            measure(part.labels, part.clean, part.groups, judge(part, point), aim, mill.classes) for part in (new, many)
+            list_measures(part.labels, part.clean, part.groups, judge(part, point), aim, mill.classes)
+            for part in (new, many)
         )
         for promise in promises.get(aim_name, ()):
             values, (low, high) = observed[promise.name][0], promise.prediction
@@ -143,7 +146,7 @@ def main() -> None:
     table = pd.DataFrame(rows, columns=["mill", "aim", "statement", "value", "cases"])
     means = table.groupby(["mill", "aim", "statement"], sort=False)[["value", "cases"]].mean().reset_index()
     means = means[means["cases"] >= FEWEST_CASES]
-    print(f"{args.num_sets} data sets a cell, seeds from {args.first_seed}\n\n{to_markdown(means, 3)}")
+    print(f"{args.num_sets} data sets a cell, seeds from {args.first_seed}\n\n{format_markdown(means, 3)}")
 
 
 if __name__ == "__main__":

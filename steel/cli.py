@@ -49,7 +49,6 @@ _SHARING = ("inspect", "suggest", "serve")
 
 _CONFIG_HELP = "File with options for this command, in the format that --print_config prints."
 
-
 # Options that continue after a full disk.
 _RESUME = {"inspect": " with --resume", "suggest": " with --resume", "fit": " with --ckpt_path last"}
 

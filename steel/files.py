@@ -61,14 +61,15 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
     Args:
         path: The file. It is replaced if it exists, and its folder is created if needed.
-        content: Bytes, or text, which is written as UTF-8 with unchanged line endings.
+        content: Bytes, or text, which is written as UTF-8 with unchanged line endings. Bytes of file names in it that
+            are not UTF-8 are escaped.
         durable: See `atomic_path`.
 
     Raises:
         OSError: The disk is full or the folder is not writable.
     """
     with atomic_path(path, durable=durable) as draft:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def fit_name(path: Path) -> Path:

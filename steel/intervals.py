@@ -251,11 +251,9 @@ def bootstrap(
     statistic: Callable[[NDArray[np.int64]], Array],
     num_images: int,
     groups: NDArray[np.int64] | None = None,
-    confidence: float = 0.95,
     num_resamples: int = 1000,
-    seed: int = 0,
 ) -> Array:
-    """Return percentile bootstrap intervals of K scores of any kind, resampling whole groups.
+    """Return 95 % percentile bootstrap intervals of K scores of any kind, resampling whole groups.
 
     An interval is widened if few groups carry the score, which are those without which it would differ.
 
@@ -266,9 +264,7 @@ def bootstrap(
         statistic: Function from row indices, with repetitions, to K scores; NaN where a score is undefined.
         num_images: Number of rows.
         groups: `(num_images,)`, group of each image; by default every image is its own group.
-        confidence: Confidence level, between 0 and 1.
         num_resamples: Number of resamples.
-        seed: Seed of the resampling.
 
     Returns:
         `(K, 2)`, the ends of the intervals. Resamples in which a score is undefined are ignored. An interval is NaN if
@@ -287,17 +283,16 @@ def bootstrap(
         ]
         return rows
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     scores = np.stack([statistic(list_members(rng.integers(0, k, k))) for _ in range(num_resamples)])
     observed = statistic(np.arange(num_images))
     carrying = _count_carrying(statistic, observed, group)
-    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
     ends = np.full((len(observed), 2), np.nan)
     for i, column in enumerate(scores.T):
         defined, c = column[~np.isnan(column)], int(carrying[i])
         if len(defined) and c > 1 and not np.isnan(observed[i]):
-            factor = _widen(c - 1, confidence) * np.sqrt(c / (c - 1))
-            ends[i] = observed[i] + factor * (np.percentile(defined, tails) - observed[i])
+            factor = _widen(c - 1, 0.95) * np.sqrt(c / (c - 1))
+            ends[i] = observed[i] + factor * (np.percentile(defined, [2.5, 97.5]) - observed[i])
     return ends
 
 

@@ -17,6 +17,16 @@ def format_count(num: int, noun: str, plural: str | None = None) -> str:
     return f"{num:,} {noun if num == 1 else plural or f'{noun}s'}"
 
 
+def name_classes(classes: Sequence[str]) -> list[str]:
+    """Return the names of classes with their numbers, since two classes may have the same name.
+
+    Example:
+        >>> name_classes(["crack", "2"])
+        ['1 crack', '2']
+    """
+    return [name if name == str(c) else f"{c} {name}" for c, name in enumerate(classes, 1)]
+
+
 def wrap(text: str) -> str:
     """Break a text into lines that fit a terminal. A longer word, such as a path, stays whole on a line of its own."""
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 from steel.cli import main
 from steel.data.synthetic import write_synthetic
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = (64, 128)
+
+# A busy machine takes longer than Hypothesis's limit of 0.2 s for an example.
+settings.register_profile("steel", deadline=None)
+settings.load_profile("steel")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

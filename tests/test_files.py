@@ -208,6 +208,11 @@ def test_new_folder_leaves_nothing_if_the_block_fails(tmp_path: Path, exists: bo
     assert list_all(tmp_path) == ["folder"] * exists
 
 
+def test_text_with_a_file_name_that_is_not_utf8_is_written(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.csv", os.fsdecode(b"strip_\xff.png,\xc3\xbc\n"))
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "strip_\\udcff.png,ü\n"
+
+
 def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "a.yaml", tmp_path / "new" / "deeper" / "a.yaml"):
         require_writable(place)

@@ -68,7 +68,7 @@ def check_histogram(axes: Axes, values: Sequence[float]) -> None:
     assert sum(bar.get_height() for bar in bars) == len(values)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.lists(st.integers(1, 400_000), max_size=30), min_size=1, max_size=4).filter(any))
 def test_histograms_of_whole_numbers_use_a_logarithmic_axis(rows: list[list[int]]) -> None:
     names = [str(i) for i in range(len(rows))]

@@ -103,6 +103,10 @@ class Annotations:
         """Return the path of an image."""
         return self.root / "train_images" / str(self.names[index])
 
+    def list_paths(self) -> list[Path]:
+        """Return the paths of all images, in the order of the table."""
+        return [self.path(i) for i in range(len(self))]
+
     def runs_of(self, index: int, c: int) -> NDArray[np.int32]:
         """Return the runs of class c (from 0) on an image as a flat array, empty if the class is absent."""
         row = index * self.num_classes + c
@@ -253,8 +257,7 @@ def _read_sizes(folder: Path) -> tuple[NDArray[np.str_], NDArray[np.int32], list
             )
             message = f"the file name is not UTF-8, so no CSV file can hold it; {remedy}"
             findings.append(Finding(path, None, "file name", message))
-        except InputError as error:
-            message = f"the image {str(error).removeprefix(f'{path} ')}"
-            findings.append(Finding(path, None, "unreadable image", message))
+        except images.ImageError as error:
+            findings.append(Finding(path, None, error.kind, f"the image {error.reason}"))
         sizes.append(size)
     return np.array([path.name for path in paths]), np.array(sizes, np.int32), findings

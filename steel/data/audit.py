@@ -231,7 +231,7 @@ def audit(root: str, *, splits: str | None = None, out: str | None = None) -> in
     annotations = read_annotations(root)
     source = Path(splits) if splits else Path(root) / "splits.csv"
     assignment = read_assignment(source, annotations)
-    leaks = find_leaks(assignment, annotations, find_duplicates([annotations.path(i) for i in range(len(annotations))]))
+    leaks = find_leaks(assignment, annotations, find_duplicates(annotations.list_paths()))
     print(tabulate_shares(assignment, annotations).to_string(index=False))
     print(tabulate_claims(assignment, annotations).to_string(index=False))
     print(_describe_leaks(assignment, leaks))

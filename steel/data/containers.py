@@ -21,7 +21,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+# First bytes of the formats that are read. OpenCV could decode many more, but each decoder is one more to attack.
+SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+FORMATS = tuple(dict.fromkeys(SIGNATURES.values()))
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 # Each scan of a JPEG costs a pass over all of its pixels: 2,647 scans of 61 KB in all took 15 s. Progressive JPEGs have
 # about ten scans, those of a camera one. libtiff has the same limit.
@@ -47,6 +49,11 @@ class DamageError(ValueError):
 
     def __init__(self, reason: str, remedy: str = "copy the file again or remove it") -> None:
         super().__init__(f"{reason}; {remedy}")
+
+
+def find_format(data: bytes) -> str | None:
+    """Return the format, of `FORMATS`, of a file that begins with these bytes; None for other files."""
+    return next((kind for signature, kind in SIGNATURES.items() if data.startswith(signature)), None)
 
 
 def is_jpeg(data: bytes) -> bool:

@@ -1,9 +1,9 @@
 """`SteelDataModule`: the train, val and test loaders of a dataset, the same for both tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from steel.data.annotations import Annotations, list_unlabelled, read_annotation
 from steel.data.batches import Place, ShuffledBatches, build_sized_batches
 from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.images import find_images, read_grey, read_size
-from steel.data.loader import Batch, Loader, Samples
+from steel.data.loader import Loader, Samples
+from steel.data.record import DataRecord
 from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_split
 from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
 from steel.progress import count_cores
-
-__all__ = ["Batch", "SteelDataModule"]
 
 _MAX_CROP = 1 << 26  # pixels; a larger crop is a typing error that would fill the memory
 
@@ -126,7 +125,7 @@ class SteelDataModule(LightningDataModule):
         sizes = self.annotations.sizes[self.split.indices("train")]
         return self._crop is not None or bool((sizes == sizes[0]).all())
 
-    def recall(self, data: Mapping[str, Any], source: Path) -> None:
+    def recall(self, data: DataRecord, source: Path) -> None:
         """Use the split of a checkpoint (`source`) with this result of `describe`; see `splits.recall_split`.
 
         Raises:
@@ -135,7 +134,7 @@ class SteelDataModule(LightningDataModule):
         self.require_classes(data, source)
         self._split = recall_split(self.annotations, data, source, self._fold)
 
-    def require_classes(self, data: Mapping[str, Any], source: Path) -> None:
+    def require_classes(self, data: DataRecord, source: Path) -> None:
         """Check that the dataset has the classes of a checkpoint (`source`) with this result of `describe`.
 
         Raises:
@@ -148,8 +147,8 @@ class SteelDataModule(LightningDataModule):
                 f"{', '.join(self.annotations.classes)}; set --data.num_classes or use another checkpoint or dataset"
             )
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a checkpoint stores of the data: enough to rebuild the split and to detect another dataset."""
+    def describe(self) -> DataRecord:
+        """Return what a checkpoint stores of the data."""
         return {
             "root": str(self.root),
             "classes": list(self.annotations.classes),
@@ -233,8 +232,7 @@ class SteelDataModule(LightningDataModule):
     ) -> Loader:
         table = self.annotations
         if self._cache and self._decoded is None:
-            paths = [table.path(i) for i in range(len(table))]
-            self._decoded = open_images(self._cache, paths, table.sizes, table.read_image)
+            self._decoded = open_images(self._cache, table.list_paths(), table.sizes, table.read_image)
         samples = Samples(table, augmentation, self.seed, donors=donors, read_image=self._decoded)
         return Loader(samples, batches, self._num_workers, self._pin_memory)
 

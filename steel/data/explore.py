@@ -28,7 +28,6 @@ _MAX_LETTERS = 24  # of the name of a class; longer ones would leave no room for
 _CLEAN_AND_DEFECTIVE = ["clean", "defective"], [(70, 130, 180), (200, 80, 60)]
 _LEFT_AND_RIGHT = ["left", "right"], [(130, 130, 130)] * 2
 
-
 _CAPTIONS = {
     "defective_or_clean": "Defective and clean images. Always giving the more frequent answer has this accuracy.",
     "defects_per_image": "Defect classes per image. If 2 and more are rare, combinations are hard to learn.",
@@ -84,16 +83,14 @@ def summarise(annotations: Annotations, defects: Defects) -> pd.DataFrame:
 def _show_counts(annotations: Annotations) -> Section:
     labels, classes, n = annotations.labels, _name_classes(annotations), len(annotations)
     defective = int(labels.any(axis=1).sum())
-    halves, numbers = (
-        pd.Series({"defective": defective, "clean": n - defective}),
-        pd.Series(labels.sum(axis=0), classes),
-    )
-    num_classes, together = pd.Series(np.bincount(labels.sum(axis=1))), labels.T.astype(np.int64) @ labels
+    halves = pd.Series({"defective": defective, "clean": n - defective})
+    per_class, per_image = pd.Series(labels.sum(axis=0), classes), pd.Series(np.bincount(labels.sum(axis=1)))
+    together = labels.T.astype(np.int64) @ labels
     figures = {
         "defective_or_clean": plots.plot_bars(halves, format_count(n, "image"), ("kind of image", "images")),
-        "defects_per_image": plots.plot_bars(num_classes, "classes per image", ("classes on the image", "images")),
+        "defects_per_image": plots.plot_bars(per_image, "classes per image", ("classes on the image", "images")),
         "images_per_class": plots.plot_bars(
-            numbers, "images per class", ("class", "images"), CLASS_COLOURS[: len(classes)]
+            per_class, "images per class", ("class", "images"), CLASS_COLOURS[: len(classes)]
         ),
         "together": plots.plot_together(together, classes, "images with both classes"),
     }

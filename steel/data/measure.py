@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.data.exposure import measure_image
+from steel.data.runs import find_columns
 from steel.data.spots import label_spots
 from steel.errors import InputError
 from steel.progress import map_on_all_cores, track
@@ -58,11 +59,11 @@ def measure_defects(annotations: Annotations) -> Defects:
     for i, c in track(defects, "measuring defects", len(defects)):
         height, width = annotations.sizes[i].tolist()
         runs = annotations.runs_of(i, c)
-        first, last = (int(runs[0]) - 1) // height, (int(runs[-2]) + int(runs[-1]) - 2) // height + 1
-        block = rle.decode(runs, (height, width))[:, first:last]
+        columns = find_columns(runs, height)
+        block = rle.decode(runs, (height, width))[:, columns]
         spots[i, c] = label_spots(block)[0]
         down, across = _compute_weights(shape[0], height), _compute_weights(shape[1], width)
-        maps[c] += down @ block.astype(np.float32) @ across[:, first:last].T
+        maps[c] += down @ block.astype(np.float32) @ across[:, columns].T
     maps /= np.maximum(labels.sum(axis=0), 1)[:, None, None]
     return Defects((np.diff(annotations.offsets) // 2).reshape(labels.shape), spots, maps)
 

@@ -1,7 +1,6 @@
 """`steel check`: all errors in a dataset in one report."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steel.data import images
+from steel.data import containers, images
 from steel.data.annotations import Annotations, read_leniently
 from steel.data.duplicates import find_duplicates
 from steel.data.spelling import is_hidden
@@ -24,7 +23,6 @@ from steel.files import write_atomic
 from steel.progress import map_on_all_cores
 from steel.wording import format_count
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")  # first bytes of readable formats
 _KEEP_TOGETHER = "keep them together with steel split --near_duplicates"
 _NUM_SHOWN = 8  # findings of each kind on the screen; the file has all of them
 _ONE_SIZE = 0.9  # if this share of images has the same size, every other image is named
@@ -67,7 +65,8 @@ def examine(root: Path) -> Report:
     num_reported = num_rows if None in lines else len(lines)
     folder = root / "train_images"
     paths = images.find_images(folder)
-    unreadable = {finding.file for finding in findings if finding.kind == "unreadable image" and finding.line is None}
+    without_size = ("unreadable image", "orientation")
+    unreadable = {finding.file for finding in findings if finding.kind in without_size and finding.line is None}
     findings = [_classify(finding) if finding.file in unreadable else finding for finding in findings]
     findings += _find_other_files(folder, paths)
     readable = [path for path in paths if path not in unreadable]
@@ -85,17 +84,15 @@ def examine(root: Path) -> Report:
 
 
 def _classify(finding: Finding) -> Finding:
-    """Refine the kind of an image with an unreadable header."""
-    if "Orientation" in finding.message:
-        return replace(finding, kind="orientation")
+    """Refine the kind of an image without a readable size."""
     try:
         with finding.file.open("rb") as file:
-            start = file.read(max(map(len, _SIGNATURES)))
+            start = file.read(8)
     except OSError:
         return finding
     if not start:
         return replace(finding, kind="empty image")
-    return finding if start.startswith(_SIGNATURES) else replace(finding, kind="not an image")
+    return finding if containers.find_format(start) else replace(finding, kind="not an image")
 
 
 def _find_other_files(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
@@ -117,9 +114,9 @@ def _examine_image(path: Path) -> list[Finding]:
     """Examine the pixels of an image with a valid header."""
     try:
         images.read_grey(path)
-    except InputError as error:
-        kind = "not 8 bits" if re.search("more than 8.bit", str(error)) else "truncated image"
-        return [Finding(path, None, kind, f"the image {str(error).removeprefix(f'{path} ')}")]
+    except images.ImageError as error:
+        kind = "truncated image" if error.kind == "unreadable image" else error.kind
+        return [Finding(path, None, kind, f"the image {error.reason}")]
     colours = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if colours is None or colours.ndim == 2:
         return []

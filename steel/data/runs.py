@@ -22,6 +22,11 @@ def area(runs: Runs) -> int:
     return int(runs[1::2].sum())
 
 
+def find_columns(runs: Runs, height: int) -> slice:
+    """Return the columns, from the first to the last, that the runs of a mask touch; there is at least one run."""
+    return slice((int(runs[0]) - 1) // height, (int(runs[-2]) + int(runs[-1]) - 2) // height + 1)
+
+
 def areas(runs: Runs, offsets: Offsets) -> NDArray[np.int64]:
     """Return the number of pixels of each of n masks, int64 `(n,)`.
 

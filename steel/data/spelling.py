@@ -6,10 +6,12 @@ numbers are all of one kind, 64.0 is one. Text is UTF-8 with or without a byte-o
 add to folders are no data.
 """
 
+import csv
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -66,6 +68,20 @@ def escape_formula(cell: str) -> str:
 def unescape_formula(cell: str) -> str:
     """Remove the apostrophe that `escape_formula` has put before a cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV; cells that a spreadsheet would run as formulas are escaped.
+
+    Example:
+        >>> print(format_csv([("image", "score"), ("=1+2.png", 0.5)]), end="")
+        image,score
+        '=1+2.png,0.5
+    """
+    text = StringIO(newline="")
+    escaped = ([escape_formula(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(escaped)
+    return text.getvalue()
 
 
 def parse_whole(value: object) -> int | None:

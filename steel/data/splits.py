@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from scipy.sparse import coo_array, csr_array
 
 from steel.data.annotations import Annotations, read_annotations
 from steel.data.duplicates import find_duplicates, join
+from steel.data.record import DataRecord
 from steel.data.severstal import read_named
 from steel.data.spelling import parse_whole
 from steel.data.tables import Finding, raise_first
@@ -215,13 +215,12 @@ def _find_divided_groups(path: Path, split: Split) -> Iterator[Finding]:
         yield Finding(path, None, "divided group", message)
 
 
-def recall_split(annotations: Annotations, data: Mapping[str, Any], source: Path, fold: int | None = None) -> Split:
+def recall_split(annotations: Annotations, data: DataRecord, source: Path, fold: int | None = None) -> Split:
     """Return the split that a network was trained with, or for another dataset the split in its `splits.csv`.
 
     Args:
         annotations: The dataset to evaluate on.
-        data: The checkpoint's description of its data, with "digest", "split" (the digest of its split), "members" and
-            possibly "groups".
+        data: The checkpoint's record of its data.
         source: The checkpoint, for error messages.
         fold: The fold to test on, if `splits.csv` has folds; by default the checkpoint's.
 
@@ -342,7 +341,7 @@ def split(
 
 def join_near_duplicates(annotations: Annotations) -> Annotations:
     """Merge the groups whose images show the same scene, and print how many pairs there are."""
-    pairs = find_duplicates([annotations.path(i) for i in range(len(annotations))])
+    pairs = find_duplicates(annotations.list_paths())
     groups = join(annotations.groups, pairs)
     before, after = len(np.unique(annotations.groups)), len(np.unique(groups))
     num_pairs = format_count(len(pairs), "pair of images with the same scene", "pairs of images with the same scene")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.data import rle
-from steel.data.runs import Runs, Size
+from steel.data.runs import Runs, Size, find_columns
 
 
 class Spot(NamedTuple):
@@ -46,8 +46,8 @@ def split_spots(runs: Runs, size: Size) -> list[Runs]:
     """
     if len(runs) == 0:
         return []
-    first, last = (int(runs[0]) - 1) // size[0], (int(runs[-2] + runs[-1]) - 2) // size[0] + 1
-    return _find_runs(*label_spots(rle.decode(runs, size)[:, first:last]), first)
+    columns = find_columns(runs, size[0])
+    return _find_runs(*label_spots(rle.decode(runs, size)[:, columns]), columns.start)
 
 
 def list_spots(masks: NDArray[np.bool_]) -> list[Spot]:

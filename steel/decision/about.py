@@ -95,8 +95,3 @@ class About:
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types. Without novelty there is no such key, so that these files stay as they were."""
         return {key: value for key, value in to_plain(self).items() if key != "novelty" or value is not None}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "About":
-        """Rebuild from JSON types; see `from_plain`."""
-        return from_plain(cls, plain)

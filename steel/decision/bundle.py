@@ -21,6 +21,7 @@ from steel.decision.archive import METADATA, open_archive, pack, seal
 from steel.decision.inspector import Inspection, Inspector, Probabilities
 from steel.decision.measures import MEASURES
 from steel.decision.novelty import NovelInspector
+from steel.decision.plain import from_plain
 from steel.decision.point import OperatingPoint, Point
 from steel.errors import InputError
 
@@ -190,7 +191,7 @@ def _parse_about(path: Path, text: bytes) -> tuple[About, bool]:
     """Parse the metadata; also return whether they say that the file is sealed."""
     try:
         plain = json.loads(text.decode())
-        return About.from_dict(plain), bool(plain.get(_SEALED))
+        return from_plain(About, plain), bool(plain.get(_SEALED))
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

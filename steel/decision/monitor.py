@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from steel.decision.chart import Charts, score
 from steel.decision.drift import Reference, Sketch
 from steel.decision.measures import MEASURES, Array, compare, count_at_most, join, measure
+from steel.wording import name_classes
 
 # For each measure: lower, higher, and the remedy.
 _WORDS = {
@@ -118,7 +119,7 @@ class Window:
 
     def __init__(self, reference: Reference, classes: Sequence[str]) -> None:
         self._reference = reference
-        self._names = [*MEASURES, *_name_classes(classes)]
+        self._names = [*MEASURES, *(f"class {name}" for name in name_classes(classes))]
         self._values = np.empty((reference.window, len(self._names)))
         self._num_seen = 0
         self.latest: Drift | None = None
@@ -170,7 +171,7 @@ class Monitor:
         self._charts = Charts(reference.charts) if reference.charts else None
         self._cuts = np.array(reference.sketches[MEASURES.index("contrast")].cuts)
         self._means = [chart.mean for chart in reference.charts]
-        self._names = ["contrast", *_name_classes(classes)]
+        self._names = ["contrast", *(f"class {name}" for name in name_classes(classes))]
         self._num_seen = 0
         self._shift: Drift | None = None
 
@@ -197,7 +198,3 @@ class Monitor:
                 self._shift = Drift(alarm.first, self._num_seen, (shift,))
                 drifts.append(self._shift)
         return drifts
-
-
-def _name_classes(classes: Sequence[str]) -> list[str]:
-    return [f"class {c} {name}" for c, name in enumerate(classes, 1)]

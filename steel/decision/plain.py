@@ -1,7 +1,6 @@
-"""Conversion of dataclasses and named tuples to and from the types that JSON and YAML have.
+"""Conversion of dataclasses to and from the types that JSON and YAML have.
 
-Named tuples with a method `from_dict` become dictionaries like dataclasses; all others become lists. NaN and infinity
-become None.
+Dataclasses become dictionaries, and named tuples lists. NaN and infinity become None.
 """
 
 import types
@@ -20,8 +19,6 @@ def to_plain(value: Any) -> Any:
     """Convert a value to JSON types, recursively."""
     if is_dataclass(value):
         value = vars(value)
-    elif isinstance(value, tuple) and hasattr(value, "from_dict"):
-        value = value._asdict()  # type: ignore[attr-defined]
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

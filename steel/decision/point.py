@@ -188,7 +188,7 @@ def read_point(path: str | Path, classes: Sequence[str]) -> PointFile:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         point = OperatingPoint.from_dict(content["operating_point"])
-        tuned = Tuning.from_dict(content) if "networks" in content else None
+        tuned = from_plain(Tuning, content) if "networks" in content else None
         reference = Reference.from_dict(content["reference"]) if content.get("reference") else None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -207,7 +207,7 @@ def read_point(path: str | Path, classes: Sequence[str]) -> PointFile:
 def write_point(path: Path, classes: Sequence[str], file: PointFile, more: Mapping[str, Any]) -> None:
     """Write an operating point as YAML, with `more` entries such as versions that `read_point` ignores."""
     content = {"classes": list(classes), "operating_point": file.point.to_dict()}
-    content |= (file.tuned.to_dict() if file.tuned else {}) | dict(more)
+    content |= (to_plain(file.tuned) if file.tuned else {}) | dict(more)
     if file.reference is not None:
         content["reference"] = file.reference.to_dict()
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)

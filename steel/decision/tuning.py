@@ -4,17 +4,16 @@ The names of attributes are the keys of a file format, so they must stay as they
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-from steel.decision.plain import from_plain, to_plain
 from steel.intervals import Interval
 
 AimName = Literal["cost", "recall", "false_alarms", "kaggle_dice"]
 
 
-class Aim(NamedTuple):
+@dataclass(frozen=True)
+class Aim:
     """The goal that an operating point is chosen for. A defect is one class on one image.
 
     Attributes:
@@ -34,13 +33,9 @@ class Aim(NamedTuple):
     share: float = 0.0
     confidence: float = 0.95
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Aim":
-        """Rebuild from JSON or YAML types; see `from_plain`."""
-        return from_plain(cls, plain)
 
-
-class Promise(NamedTuple):
+@dataclass(frozen=True)
+class Promise:
     """A score with the range expected on new images.
 
     Attributes:
@@ -66,11 +61,6 @@ class Promise(NamedTuple):
         """True if the prediction interval covers every possible value, so that no new images can break the promise."""
         # Intervals end at the largest possible value: 1, or infinity for a cost. Three digits are shown.
         return round(self.prediction.low, 3) <= 0 and round(self.prediction.high, 3) in (1, math.inf)
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Promise":
-        """Rebuild from JSON or YAML types; see `from_plain`."""
-        return from_plain(cls, plain)
 
 
 @dataclass(frozen=True)
@@ -111,12 +101,3 @@ class Tuning:
     networks: NetworkHashes
     promises: tuple[Promise, ...] = ()
     warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON and YAML types."""
-        return dict(to_plain(self))
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Tuning":
-        """Rebuild from JSON or YAML types; see `from_plain`."""
-        return from_plain(cls, plain)

@@ -13,6 +13,7 @@ from steel.data import rle
 from steel.data.spots import list_spots
 from steel.decision.about import About
 from steel.decision.novelty import NoveltyLimit
+from steel.decision.plain import to_plain
 from steel.decision.tuning import Tuning
 from steel.desk.batching import Thresholds
 from steel.inspection.pipeline import Decision
@@ -231,7 +232,7 @@ def _describe_novelty(limit: NoveltyLimit) -> NoveltyAnswer:
 
 def _describe_tuning(tuned: Tuning) -> dict[str, Any]:
     # Without the path of the dataset, which belongs to the machine that chose the operating point.
-    plain = tuned.to_dict()
+    plain: dict[str, Any] = to_plain(tuned)
     return plain | {"chosen_on": {key: value for key, value in plain["chosen_on"].items() if key != "root"}}
 
 

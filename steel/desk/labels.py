@@ -6,17 +6,16 @@ Places unlike any clean steel become labels of a new class if the inspector has 
 them.
 """
 
-import csv
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from io import BytesIO, StringIO
+from io import BytesIO
 from typing import Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from steel.data import rle, runs
 from steel.data.formats.submission import head_submission, list_codes
-from steel.data.spelling import escape_formula
+from steel.data.spelling import format_csv
 
 
 def pack_labels(verdicts: Iterable[sqlite3.Row], names: Sequence[str]) -> bytes:
@@ -43,16 +42,8 @@ def pack_labels(verdicts: Iterable[sqlite3.Row], names: Sequence[str]) -> bytes:
     file = BytesIO()
     with ZipFile(file, "w", ZIP_DEFLATED) as archive:
         for member, rows in tables.items():
-            archive.writestr(member, format_table(rows))
+            archive.writestr(member, format_csv(rows))
     return file.getvalue()
-
-
-def format_table(rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows as CSV; cells that a spreadsheet would run as formulas are escaped."""
-    text = StringIO(newline="")
-    escaped = ([escape_formula(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    csv.writer(text, lineterminator="\n").writerows(escaped)
-    return text.getvalue()
 
 
 class _Label(NamedTuple):

@@ -11,9 +11,6 @@ from steel.data.images import decode_grey
 from steel.desk.errors import DeskError, ImageTooLargeError, InvalidRequestError, UnsupportedImageError
 from steel.errors import InputError
 
-# First bytes of the accepted formats. OpenCV could decode many more, but each decoder is one more to attack.
-_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-
 
 def read_upload(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Decode an untrusted image file.
@@ -30,8 +27,7 @@ def read_upload(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         ImageTooLargeError: The image has more than `max_pixels` pixels.
         InvalidRequestError: The file is damaged.
     """
-    kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
-    if kind is None:
+    if (kind := containers.find_format(data)) is None:
         found = "another format; convert it first" if data else "an empty file; send it again"
         raise UnsupportedImageError(f"image must be a JPEG, PNG, BMP or TIFF, got {found}")
     try:

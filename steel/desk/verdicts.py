@@ -12,9 +12,10 @@ from typing import TypeVar, get_args
 
 from steel.data import rle
 from steel.data.severstal import MAX_CLASSES
+from steel.data.spelling import format_csv
 from steel.desk.answers import NEW_CLASS, HistoryEntry, Shift, Verdict, VerdictAnswer, VerdictQuestion
 from steel.desk.errors import InvalidRequestError, NameTakenError, VerdictChangedError
-from steel.desk.labels import format_table, pack_labels
+from steel.desk.labels import pack_labels
 from steel.errors import InputError
 
 _Entry = TypeVar("_Entry", VerdictAnswer, HistoryEntry)
@@ -203,7 +204,7 @@ class Verdicts:
     def format_csv(self) -> str:
         """Return all verdicts as CSV with the columns of `_CSV_COLUMNS`."""
         rows = self._select(f"SELECT {', '.join(_CSV_COLUMNS)} FROM verdicts ORDER BY revision")
-        return format_table([_CSV_COLUMNS, *rows])
+        return format_csv([_CSV_COLUMNS, *rows])
 
     def pack_labels(self) -> bytes:
         """Return all verdicts as labels; see `steel.desk.labels`."""

@@ -135,6 +135,18 @@ def assemble(
     )
 
 
+def load_trained(path: str | Path, task: type[Task]) -> tuple[Task, dict[str, Any]]:
+    """Load a checkpoint of `steel fit` like `load_task`.
+
+    Raises:
+        InputError: It is not one of the task, or the training diverged.
+    """
+    trained, about = load_task(path, task)
+    require_data(about, path)
+    require_finite_weights(trained.network, f"the training of {path} diverged, so choose another checkpoint")
+    return trained, about
+
+
 def require_finite_weights(network: nn.Module, remedy: str) -> None:
     """Refuse a network with infinite or NaN weights: its probabilities would be NaN.
 
@@ -165,10 +177,7 @@ def _load(checkpoints: str | Sequence[str], task: type[Task]) -> tuple[nn.Module
         raise InputError(
             f"--{task.name} must be one or more different checkpoints, got [{','.join(paths)}]; name each one once"
         )
-    loaded = {path: load_task(path, task) for path in paths}
-    for path, (trained, about) in loaded.items():
-        require_data(about, path)
-        require_finite_weights(trained.network, f"the training of {path} diverged, so choose another checkpoint")
+    loaded = {path: load_trained(path, task) for path in paths}
     return _average([trained.network for trained, _ in loaded.values()]), {p: about for p, (_, about) in loaded.items()}
 
 

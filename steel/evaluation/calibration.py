@@ -15,7 +15,7 @@ from steel.decision.point import STRAIGHT, Curve, calibrate, tabulate_curves
 from steel.intervals import design_effect
 
 Scores = NDArray[np.float32]
-Labels = NDArray[np.bool_]
+Flags = NDArray[np.bool_]
 Groups = NDArray[np.int64]
 
 # Standard deviations, in logits, of the prior of the shift and of the logarithm of the temperature.
@@ -56,7 +56,7 @@ def _to_logits(probabilities: Scores) -> NDArray[np.float64]:
 
 
 def fit_logistic(
-    probabilities: Scores, labels: Labels, groups: Groups, start: Calibration, *, has_temperature: bool = True
+    probabilities: Scores, labels: Flags, groups: Groups, start: Calibration, *, has_temperature: bool = True
 ) -> Calibration:
     """Fit shift and temperature to one class by penalised maximum likelihood.
 
@@ -91,12 +91,12 @@ def fit_logistic(
     return Calibration(float(np.float32(temperature)), STRAIGHT, float(np.float32(start.shift + best[0])))
 
 
-def fit_shift(probabilities: Scores, labels: Labels, groups: Groups, start: Calibration) -> Calibration:
+def fit_shift(probabilities: Scores, labels: Flags, groups: Groups, start: Calibration) -> Calibration:
     """Fit the shift alone; see `fit_logistic`."""
     return fit_logistic(probabilities, labels, groups, start, has_temperature=False)
 
 
-def fit_isotonic(probabilities: Scores, labels: Labels, groups: Groups, start: Calibration) -> Calibration:
+def fit_isotonic(probabilities: Scores, labels: Flags, groups: Groups, start: Calibration) -> Calibration:
     """Fit a centred isotonic regression: line segments through the centres of the blocks of isotonic regression.
 
     The steps of plain isotonic regression would give all images of a block the same probability, with no threshold
@@ -121,14 +121,14 @@ def split_folds(groups: Groups) -> Iterator[tuple[NDArray[np.int64], NDArray[np.
         yield from GroupKFold(num_folds).split(groups, groups=groups)
 
 
-_METHODS: tuple[tuple[Callable[[Scores, Labels, Groups, Calibration], Calibration], int], ...] = (
+_METHODS: tuple[tuple[Callable[[Scores, Flags, Groups, Calibration], Calibration], int], ...] = (
     (fit_shift, _MIN_FOR_SHIFT),
     (fit_logistic, _MIN_FOR_TEMPERATURE),
     (fit_isotonic, _MIN_FOR_ISOTONIC),
 )
 
 
-def fit(probabilities: Scores, labels: Labels, groups: Groups, shift: float = 0.0) -> Calibration:
+def fit(probabilities: Scores, labels: Flags, groups: Groups, shift: float = 0.0) -> Calibration:
     """Fit the calibration of one class: the known shift, another shift, a temperature too, or isotonic.
 
     The method is selected by the Brier score on held-out groups. A more complex method is selected only if it is better

@@ -13,7 +13,7 @@ from steel.evaluation.evidence import Evidence
 from steel.intervals import effective_size
 
 # Share of the clean images that tells how correlated high scores are in groups. Few images exceed the threshold itself.
-_HIGH = 0.2
+HIGH = 0.2
 
 
 def claim_rate(hits: float, n: float, confidence: float) -> float:
@@ -26,7 +26,7 @@ def claim_rate(hits: float, n: float, confidence: float) -> float:
     return float(stats.beta.ppf(1 - confidence, hits, n - hits + 1)) if hits > 0 else 0.0
 
 
-def _find_effective_size(values: NDArray[Any], groups: Groups, confidence: float) -> float:
+def find_effective_size(values: NDArray[Any], groups: Groups, confidence: float) -> float:
     """Return how many independent images count as much as these, given the correlation of their values in groups."""
     # The one-sided level that both ends of a two-sided interval have; at 0.5 such an interval has no width.
     return effective_size(values, groups, max(0.5, 2 * confidence - 1)) if len(values) else 0.0
@@ -35,7 +35,7 @@ def _find_effective_size(values: NDArray[Any], groups: Groups, confidence: float
 def find_largest_claim(evidence: Evidence, c: int, found: int, aim: Aim) -> float:
     """Return the largest recall of class c that can be claimed if `found` of its defects are found."""
     present = evidence.labels[:, c]
-    size = _find_effective_size(evidence.classes[present, c], evidence.groups[present], aim.confidence)
+    size = find_effective_size(evidence.classes[present, c], evidence.groups[present], aim.confidence)
     return claim_rate(found / max(1, int(present.sum())) * size, size, aim.confidence)
 
 
@@ -59,8 +59,8 @@ def find_alarm_bound(evidence: Evidence, num_alarms: int, confidence: float) -> 
         return 1.0
     scores = evidence.classes[clean].max(axis=1)
     # Images of a group are less alike in whether they exceed a high threshold than in their scores.
-    is_high = scores > np.quantile(scores, 1 - _HIGH)
-    share = _find_effective_size(is_high, evidence.groups[clean], confidence) / n
+    is_high = scores > np.quantile(scores, 1 - HIGH)
+    share = find_effective_size(is_high, evidence.groups[clean], confidence) / n
     num_added = 0.5 + 0.5 * evidence.labels.shape[1]
     num_without = max(0.0, n + 1 - num_alarms - num_added)
     return 1 - claim_rate(num_without * share, n * share, confidence)

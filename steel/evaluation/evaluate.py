@@ -1,10 +1,8 @@
 """`steel evaluate`: both stages on images that no network has seen, as a report that a quality engineer can sign."""
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +11,7 @@ import torch
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.formats.submission import head_submission, list_codes
+from steel.data.spelling import format_csv
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.plain import to_plain
@@ -143,13 +142,19 @@ def _open(
     device: torch.device,
 ) -> list[_Candidate]:
     """Open the exported file, or assemble the inspector of each operating point; for the arguments see `evaluate`."""
-    if model is None:
-        assemblies = _assemble(classifier, segmenter, operating_point, flips)
-        return [_Candidate(one.inspector.to(device), one, one.describe()) for one in assemblies]
-    if classifier or segmenter or operating_point or flips:
-        raise InputError("--model contains networks, operating point and flips; remove the other options for these")
-    module, about = bundle.read(model, device)
-    return [_Candidate(module, about, about)]
+    if model is not None:
+        if classifier or segmenter or operating_point or flips:
+            raise InputError("--model contains networks, operating point and flips; remove the other options for these")
+        module, about = bundle.read(model, device)
+        return [_Candidate(module, about, about)]
+    if not classifier or not segmenter:
+        raise InputError("--classifier and --segmenter, or --model, must be given")
+    if isinstance(operating_point, list):
+        classifiers, segmenters = ([one] if isinstance(one, str) else one for one in (classifier, segmenter))
+        assemblies = assemble_folds(classifiers, segmenters, operating_point, flips)
+    else:
+        assemblies = [assemble(classifier, segmenter, flips, operating_point)]
+    return [_Candidate(one.inspector.to(device), one, one.describe()) for one in assemblies]
 
 
 def _open_rival(path: str, new: About, parts: Sequence[SteelDataModule], part: str, device: torch.device) -> _Candidate:
@@ -175,22 +180,8 @@ def _print_results(content: dict[str, Any], summary: Summary, comparison: Compar
         print(wrap(f"warning: {warning}"))
 
 
-def _assemble(
-    classifier: str | list[str] | None, segmenter: str | list[str] | None, point: str | list[str] | None, flips: bool
-) -> list[Assembly]:
-    """Load the inspector, or one for each operating point of a list."""
-    if not classifier or not segmenter:
-        raise InputError("--classifier and --segmenter, or --model, must be given")
-    if point is None or isinstance(point, str):
-        return [assemble(classifier, segmenter, flips, point)]
-    classifiers, segmenters = ([one] if isinstance(one, str) else one for one in (classifier, segmenter))
-    return assemble_folds(classifiers, segmenters, point, flips)
-
-
 def _format_submission(decisions: Decisions, annotations: Annotations) -> str:
-    text = StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(head_submission("new"))
+    rows = [head_submission("new")]
     for i, codes in zip(decisions.indices.tolist(), decisions.codes, strict=True):
-        rows.writerows(list_codes(str(annotations.names[i]), codes, "new"))
-    return text.getvalue()
+        rows += list_codes(str(annotations.names[i]), codes, "new")
+    return format_csv(rows)

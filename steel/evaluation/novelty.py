@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from steel.data.unknown import find_labels
 from steel.decision.novelty import Gaussian, NormalSteel, NoveltyFile, NoveltyLimit, write_novelty
 from steel.devices import choose_device, prepare_process
 from steel.errors import InputError, require_at_least
-from steel.evaluation.assemble import hash_networks, require_finite_weights
-from steel.evaluation.claims import claim_rate
+from steel.evaluation.assemble import hash_networks, load_trained
+from steel.evaluation.claims import HIGH, claim_rate, find_effective_size
 from steel.evaluation.parts import warn_of_groups
 from steel.files import require_writable
 from steel.intervals import effective_size, wilson
 from steel.progress import track
-from steel.training.checkpoints import find_checkpoint, load_task, require_data
+from steel.training.checkpoints import find_checkpoint
 from steel.training.networks import ClassifierNetwork
 from steel.training.tasks import DefectClassifier
 from steel.wording import wrap
@@ -31,8 +30,6 @@ _NUM_PLACES = 40_000  # clean places that each distribution is estimated from; m
 _SHRINKAGE = 1e-3  # share of the mean variance added to each, so that a feature constant on clean steel does not decide
 _NUM_BEYOND = 3  # places of a clean image that are beyond a distance of 1 on average; 1 to 10 give equal results
 _FEWEST = 2  # clean images to learn from, and to choose the limit on
-# Images above this quantile tell how alike the images of a group are; too few exceed the limit itself.
-_HIGH = 0.8
 
 
 def novelty(
@@ -77,7 +74,11 @@ def novelty(
     where = choose_device(device)
     prepare_process(where)
     checkpoint = find_checkpoint(classifier, Path("lightning_logs"), DefectClassifier.name)
-    network, about = _load(checkpoint)
+    trained, about = load_trained(checkpoint, DefectClassifier)
+    if not isinstance(network := trained.network, ClassifierNetwork):
+        raise InputError(
+            f"{checkpoint} has a network of another class than ClassifierNetwork, so its encoder is unknown"
+        )
     data = SteelDataModule(
         root, num_classes=len(about["data"]["classes"]), batch_size=batch_size, num_workers=num_workers
     )
@@ -89,7 +90,7 @@ def novelty(
             raise InputError(f"{root} must have at least {_FEWEST} clean images in {part}, got {len(rows)}; add some")
     network = network.to(where)
     normal = learn(network, data, train, where)
-    distances, groups = measure(network, normal, data, new, where), data.split.groups[new]
+    distances, groups = measure_distances(network, normal, data, new, where), data.split.groups[new]
     limit = choose_limit(distances, groups, false_alarms, confidence)
     digest = hash_networks([str(checkpoint)], [], flips=False).classifiers[0]
     limit = replace(limit, classifier=digest, num_trained=len(train))
@@ -98,18 +99,6 @@ def novelty(
     for warning in warn_of_groups(len(new), int((~data.split.is_grouped[new]).sum())) + _list_warnings(limit):
         print(wrap(f"warning: {warning}"))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _load(checkpoint: Path) -> tuple[ClassifierNetwork, dict[str, Any]]:
-    """Return the network of a classifier's checkpoint, and the checkpoint's metadata."""
-    task, about = load_task(checkpoint, DefectClassifier)
-    require_data(about, checkpoint)
-    require_finite_weights(task.network, f"the training of {checkpoint} diverged, so choose another checkpoint")
-    if not isinstance(task.network, ClassifierNetwork):
-        raise InputError(
-            f"{checkpoint} has a network of another class than ClassifierNetwork, so its encoder is unknown"
-        )
-    return task.network, about
 
 
 def _list_warnings(limit: NoveltyLimit) -> list[str]:
@@ -182,7 +171,7 @@ def fit_gaussian(places: Tensor, share: float) -> Gaussian:
     return Gaussian(mean.float(), (whitening / unit).float())
 
 
-def measure(
+def measure_distances(
     network: ClassifierNetwork,
     normal: NormalSteel,
     data: SteelDataModule,
@@ -214,8 +203,8 @@ def choose_limit(
         The limit, without its origin.
     """
     n = len(distances)
-    is_high = distances > np.quantile(distances, _HIGH)
-    size = effective_size(is_high, groups, max(0.5, 2 * confidence - 1))  # as in `claims`
+    is_high = distances > np.quantile(distances, 1 - HIGH)
+    size = find_effective_size(is_high, groups, confidence)
 
     def bound(num_alarms: int) -> float:
         return 1 - claim_rate((n - num_alarms) / n * size, size, confidence)

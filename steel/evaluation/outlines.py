@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steel.data.spots import label_spots
-from steel.intervals import Ratio, mean_ratio
+from steel.intervals import Ratio
 
 Masks = NDArray[np.bool_]
 
@@ -114,11 +114,6 @@ def _outline(mask: Masks) -> Masks:
     inner = cv2.erode(mask.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=1)
     outline: Masks = mask & (inner == 0)
     return outline
-
-
-def score_boundaries(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Return the Dice of outlines within a tolerance; see `list_boundary_ratios`."""
-    return {name: mean_ratio(ratios) for name, ratios in list_boundary_ratios(counts).items()}
 
 
 def list_boundary_ratios(counts: NDArray[np.int64]) -> dict[str, tuple[Ratio, ...]]:

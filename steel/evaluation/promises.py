@@ -20,6 +20,7 @@ from steel.intervals import (
     wilson,
 )
 from steel.progress import track
+from steel.wording import name_classes
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -27,12 +28,7 @@ Groups = NDArray[np.int64]
 _COST = "cost of an image"
 
 
-def name_classes(classes: Sequence[str]) -> list[str]:
-    """Return the names of classes with their numbers, since two classes may have the same name."""
-    return [name if name == str(c + 1) else f"{c + 1} {name}" for c, name in enumerate(classes)]
-
-
-def measure(
+def list_measures(
     labels: NDArray[np.bool_],
     clean: NDArray[np.bool_],
     groups: Groups,
@@ -97,7 +93,7 @@ def _cross_validate(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Seq
         point = choose(train, aim)
         final = outcome.take(rows[1])
         seen, unseen, chosen = (
-            measure(part.labels, part.clean, part.groups, decisions, aim, classes)
+            list_measures(part.labels, part.clean, part.groups, decisions, aim, classes)
             for part, decisions in ((train, judge(train, point)), (held_out, judge(held_out, point)), (held_out, final))
         )
         for name, (values, groups) in unseen.items():
@@ -117,7 +113,7 @@ def promise(evidence: Evidence, outcome: Outcome, aim: Aim, classes: Sequence[st
     """Return the estimate of every measure, with confidence intervals and prediction intervals for `num_new` images."""
     held_out = _cross_validate(evidence, outcome, aim, classes)
     promises = []
-    measures = measure(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
+    measures = list_measures(evidence.labels, evidence.clean, evidence.groups, outcome, aim, classes)
     for name, (chosen, groups) in measures.items():
         if len(chosen) == 0:
             unknown = Interval(0.0, 1.0)

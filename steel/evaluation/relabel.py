@@ -13,17 +13,17 @@ from steel import plots
 from steel.data import rle
 from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
+from steel.data.spelling import format_csv
 from steel.data.unknown import find_labels
 from steel.devices import choose_device, prepare_process
 from steel.errors import require_at_least
 from steel.evaluation.assemble import assemble
-from steel.evaluation.promises import name_classes
 from steel.evaluation.report import list_areas
 from steel.evaluation.suspects import Kind, Predictions, Suspect, choose_networks, find_suspects, predict
 from steel.files import require_writable, write_atomic
 from steel.pages import Page, clear_pictures
 from steel.progress import track
-from steel.wording import format_count, wrap
+from steel.wording import format_count, name_classes, wrap
 
 _SCORE_BINS = (0, 0.1, 0.25, 0.5, 0.75, 1)
 
@@ -90,7 +90,7 @@ def relabel(
     folder = Path(out)
     clear_pictures(folder)
     _write_page(folder, suspects[:num_pictures], table, predictions, annotations=annotations, warnings=warnings)
-    write_atomic(folder / "suspects.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_atomic(folder / "suspects.csv", format_csv([list(table.columns), *table.itertuples(index=False)]))
     print(table.head(10).to_string(index=False))
     for warning in warnings:
         print(wrap(f"warning: {warning}"))

@@ -17,7 +17,6 @@ from steel.data.annotations import Annotations
 from steel.decision.about import About, TrainedNetwork
 from steel.evaluation.against import Comparison, add_comparison
 from steel.evaluation.judging import Decisions, explain
-from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import reliability
 from steel.evaluation.summary import EvaluatedOn, Summary, format_score
 from steel.evaluation.tune import tabulate_point
@@ -25,7 +24,7 @@ from steel.evaluation.verdict import Level, Verdict
 from steel.pages import Page
 from steel.progress import track
 from steel.training.metrics import dice, unpack
-from steel.wording import format_count
+from steel.wording import format_count, name_classes
 
 _DECISIONS = ("clean", "defective")
 _COLOURS: dict[Level, str] = {

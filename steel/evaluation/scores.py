@@ -12,6 +12,7 @@ from steel.training.metrics import Counts
 # A power of two, so that probability * LEVELS is exact and its integer part is the last threshold that it reaches.
 LEVELS = 256
 _LANES = 4
+_NUM_BINS = 15  # of probabilities, when they are compared with frequencies
 
 
 def sweep(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -88,32 +89,30 @@ def score_miou(counts: Counts) -> dict[str, float]:
 
 
 def reliability(
-    probabilities: Tensor, labels: Tensor, num_bins: int = 15
+    probabilities: Tensor, labels: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Compare probabilities with observed frequencies, in bins of equal width.
 
     Args:
         probabilities: `(n,)`, 0 to 1.
         labels: bool `(n,)`.
-        num_bins: B.
 
     Returns:
-        Mean probability, share of true labels and number of labels per bin, each `(B,)`; 0 where a bin is empty.
+        Mean probability, share of true labels and number of labels per bin, each `(15,)`; 0 where a bin is empty.
     """
     p, true = probabilities.numpy(force=True).astype(float), labels.numpy(force=True)
-    bins = np.minimum((p * num_bins).astype(np.int64), num_bins - 1)
-    number = np.bincount(bins, minlength=num_bins)
-    mean, share = (np.bincount(bins, values, num_bins) / np.maximum(number, 1) for values in (p, true))
+    bins = np.minimum((p * _NUM_BINS).astype(np.int64), _NUM_BINS - 1)
+    number = np.bincount(bins, minlength=_NUM_BINS)
+    mean, share = (np.bincount(bins, values, _NUM_BINS) / np.maximum(number, 1) for values in (p, true))
     return mean, share, number
 
 
-def score_calibration(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> dict[str, float]:
+def score_calibration(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """Score the calibration of class probabilities.
 
     Args:
         probabilities: `(n, C)`, 0 to 1.
         labels: bool `(n, C)`.
-        num_bins: Number of bins of the ECE.
 
     Returns:
         brier_class_<id>: Mean of (p - label)^2 (Brier 1950).
@@ -124,7 +123,7 @@ def score_calibration(probabilities: Tensor, labels: Tensor, num_bins: int = 15)
     brier = (probabilities.double() - labels.double()).square().mean(0).tolist()
     ece = []
     for c in range(probabilities.shape[1]):
-        mean, share, number = reliability(probabilities[:, c], labels[:, c], num_bins)
+        mean, share, number = reliability(probabilities[:, c], labels[:, c])
         ece.append(float((np.abs(mean - share) * number).sum() / max(1, number.sum())))
     scores = {"brier": float(np.mean(brier)), "ece": float(np.mean(ece))}
     for c, pair in enumerate(zip(brier, ece, strict=True)):

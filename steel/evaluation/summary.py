@@ -14,7 +14,7 @@ from steel.decision.tuning import Promise, Tuning
 from steel.evaluation.judging import Decisions, explain
 from steel.evaluation.outlines import list_boundary_ratios, score_spots
 from steel.evaluation.parts import warn_of_groups
-from steel.evaluation.promises import measure
+from steel.evaluation.promises import list_measures
 from steel.evaluation.scores import predict_everything, predict_nothing, score_calibration, score_miou
 from steel.evaluation.search import Outcome
 from steel.intervals import Interval, Ratio, mean_ratio, score_interval
@@ -188,11 +188,14 @@ def summarise(decisions: Decisions, about: About, num_ungrouped: int = 0) -> Sum
 def _list_ratios(decisions: Decisions) -> dict[str, tuple[tuple[Ratio, ...], NDArray[np.int64]]]:
     """Return every score as a mean of ratios over images, and the groups of these images."""
     decided, groups = decisions.decided, decisions.groups
-    d = decisions
-    probabilities, labels, gate, known, label, called = (
-        tensor[decided] for tensor in (d.probabilities, d.labels, d.gate, d.known, d.label, d.called)
+    of_labels = list_label_ratios(
+        decisions.probabilities[decided],
+        decisions.labels[decided],
+        threshold=decisions.gate[decided],
+        known=decisions.known[decided],
+        class_thresholds=decisions.label[decided],
+        called=decisions.called[decided],
     )
-    of_labels = list_label_ratios(probabilities, labels, gate, known, label, called)
     parts = (
         (list_mask_ratios(decisions.counts), groups),
         (of_labels, groups[decided.numpy()]),
@@ -206,7 +209,7 @@ def _check_promises(decisions: Decisions, tuned: Tuning, classes: Sequence[str])
     hits, predicted, truth = (tensor.numpy() > 0 for tensor in decisions.counts[:3])
     outcome = Outcome(decisions.passed.numpy(), predicted, hits, dice(decisions.counts).numpy())
     clean = decisions.counts.labels.clean.numpy()
-    observed = measure(truth, clean, decisions.groups, outcome, tuned.aim, classes)
+    observed = list_measures(truth, clean, decisions.groups, outcome, tuned.aim, classes)
     checks = []
     for promise in tuned.promises:
         # A file from elsewhere may promise numbers that this version does not know.

@@ -33,11 +33,11 @@ from steel.data.unknown import find_unknown
 from steel.evaluation import calibration
 from steel.evaluation.assemble import Assembly
 from steel.evaluation.parts import run_networks
-from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import LEVELS, sweep
+from steel.wording import name_classes
 
 Array = NDArray[np.float64]
-Labels = NDArray[np.bool_]
+Flags = NDArray[np.bool_]
 
 # Quantile of a class's labelled areas: the segmenter has to outline that much before it counts as seeing the class.
 _SMALL = 0.05
@@ -88,7 +88,7 @@ class Suspect(NamedTuple):
     reason: str
 
 
-def choose_networks(assembly: Assembly, names: NDArray[np.str_]) -> tuple[Labels, Labels]:
+def choose_networks(assembly: Assembly, names: NDArray[np.str_]) -> tuple[Flags, Flags]:
     """Choose the networks to compare each image with: those of each stage that were not trained on it, or all.
 
     Images are matched with the checkpoints by name, so labels can be checked again after they were corrected.
@@ -104,13 +104,13 @@ def choose_networks(assembly: Assembly, names: NDArray[np.str_]) -> tuple[Labels
     is_used, is_learnt = [], np.zeros(len(names), bool)
     for networks in (assembly.classifiers, assembly.segmenters):
         trained = np.stack([np.isin(names, about["data"]["members"]["train"]) for about in networks.values()], axis=1)
-        by_all: Labels = trained.min(axis=1)
+        by_all: Flags = trained.min(axis=1)
         is_learnt |= by_all
         is_used.append(~trained | by_all[:, None])
     return np.concatenate(is_used, axis=1), is_learnt
 
 
-def predict(assembly: Assembly, data: SteelDataModule, is_used: Labels, device: torch.device) -> Predictions:
+def predict(assembly: Assembly, data: SteelDataModule, is_used: Flags, device: torch.device) -> Predictions:
     """Run the chosen networks (`is_used`, see `choose_networks`) over every image and compare them with the labels.
 
     Raises:
@@ -157,7 +157,7 @@ def _compare(
     return spots, agreement, inside, [rle.encode(probability >= 0.5) for probability in pixels]
 
 
-def _estimate_quality(predictions: Predictions, labels: Labels, known: Labels) -> tuple[Array, Array]:
+def _estimate_quality(predictions: Predictions, labels: Flags, known: Flags) -> tuple[Array, Array]:
     """Return the calibrated probability of each class by both networks, `(n, C)`, and the quality of its label.
 
     See the module for the quality. It is 1 where the label is unknown.
@@ -178,13 +178,13 @@ def _estimate_quality(predictions: Predictions, labels: Labels, known: Labels) -
     return likely, quality
 
 
-def find_suspects(predictions: Predictions, labels: Labels, known: Labels, classes: Sequence[str]) -> list[Suspect]:
+def find_suspects(predictions: Predictions, labels: Flags, known: Flags, classes: Sequence[str]) -> list[Suspect]:
     """Return the worst label of every image, the worst image first.
 
     Args:
         predictions: Network outputs for n images and C classes.
         labels: bool `(n, C)`, whether the class is labelled.
-        known: bool `(n, C)`, from `find_known_labels`.
+        known: bool `(n, C)`, from `find_labels`.
         classes: Names of the classes.
     """
     likely, quality = _estimate_quality(predictions, labels, known)
@@ -202,7 +202,7 @@ def find_suspects(predictions: Predictions, labels: Labels, known: Labels, class
 
 
 def _explain(
-    c: int, score: float, names: Sequence[str], *, label: Labels, likely: Array, inside: Array
+    c: int, score: float, names: Sequence[str], *, label: Flags, likely: Array, inside: Array
 ) -> tuple[int, Kind, str]:
     """Return class, kind and reason for the worst label `c` of one image; see `Predictions`."""
     # Pairs of a labelled class and a likely one that fits its mask better.

@@ -1,6 +1,7 @@
 """`steel tune`: choose an operating point, write it to a file, and report its promises and what limits them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,13 +22,13 @@ from steel.evaluation.calibration import Calibration
 from steel.evaluation.claims import count_allowed, count_needed, find_alarm_bound, find_largest_claim
 from steel.evaluation.evidence import Evidence, Grid, gather, read_scores
 from steel.evaluation.parts import open_part, warn_of_groups
-from steel.evaluation.promises import name_classes, promise, tabulate_promises
+from steel.evaluation.promises import promise, tabulate_promises
 from steel.evaluation.scores import reliability
 from steel.evaluation.search import Outcome, calibrated, choose, judge
 from steel.files import atomic_path, require_writable
 from steel.progress import track
 from steel.versions import describe_versions
-from steel.wording import format_count, format_table, wrap
+from steel.wording import format_count, format_table, name_classes, wrap
 
 # New images that promises can be for; their distribution takes a number for each possible count.
 _MOST_NEW = 10_000_000
@@ -98,7 +99,7 @@ def list_warnings(evidence: Evidence, tuned: TunedPoint, aim: Aim, classes: Sequ
 
 def describe_limit(evidence: Evidence, tuned: TunedPoint, aim: Aim) -> str:
     """Describe how many defects it costs to keep the limit of false alarms at the confidence of the aim."""
-    on_average = judge(evidence, choose(evidence, aim._replace(confidence=0.5)))
+    on_average = judge(evidence, choose(evidence, replace(aim, confidence=0.5)))
     found, instead = (int(outcome.found[evidence.labels].sum()) for outcome in (tuned.outcome, on_average))
     return (
         f"{found} of {format_count(int(evidence.labels.sum()), 'defect')} are found with a limit of {aim.share:g} at "
@@ -276,8 +277,7 @@ def _write_point(
     if networks:
         tuning = Tuning(aim, ChosenOn(**origin), networks, tuple(tuned.promises), tuple(warnings))
     else:
-        promises = [to_plain(row._asdict()) for row in tuned.promises]
-        more |= {"aim": to_plain(aim._asdict()), "chosen_on": origin, "promises": promises, "warnings": warnings}
+        more |= {"aim": to_plain(aim), "chosen_on": origin, "promises": to_plain(tuned.promises), "warnings": warnings}
     write_point(path, classes, PointFile(tuned.point, tuning, reference), more)
 
 

@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 
 from steel.decision.about import About
 from steel.evaluation.judging import Decisions
-from steel.evaluation.promises import name_classes
 from steel.evaluation.scores import list_costs, predict_nothing
 from steel.evaluation.summary import Summary, format_score
 from steel.intervals import Interval, rate
-from steel.wording import format_count, wrap
+from steel.wording import format_count, name_classes, wrap
 
 Level = Literal["ready", "not ready", "too few images", "do not use"]
 

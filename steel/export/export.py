@@ -109,10 +109,10 @@ def export(
             print(f"{precision} compared with fp32: {cost}")
     print(assembly.describe_gate())
     print(_describe_proof(proofs))
-    card = path.with_name(f"{path.name}.card.html")
-    write_atomic(card, format_card(path, about))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    card = path.with_name(f"{path.name}.card.html")
+    write_atomic(card, format_card(path, replace(about, sha256=digest)))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {card}; SHA-256 of the file {digest}")
 
 

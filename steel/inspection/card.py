@@ -1,6 +1,5 @@
 """The model card: a page in plain words about an exported file, from its metadata. `steel export` writes it."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from steel.decision.drift import Reference
 from steel.decision.measures import MEASURES
 from steel.decision.tuning import Aim, Promise, Tuning
 from steel.pages import Page
-from steel.wording import format_count
+from steel.wording import format_count, name_classes
 
 _FEW = 30  # defects or images; promises from fewer are named as a limit
 
@@ -20,8 +19,8 @@ def format_card(path: Path, about: About) -> str:
     """Return the model card of an exported file as a self-contained HTML page.
 
     Args:
-        path: The file, which is hashed.
-        about: Its metadata.
+        path: The file.
+        about: Its metadata, with its digest.
     """
     page = Page(f"Model card of {path.name}", path.parent)
     _add_purpose(page, about)
@@ -29,7 +28,7 @@ def format_card(path: Path, about: About) -> str:
     _add_performance(page, about)
     _add_limits(page, about)
     _add_drift(page, about)
-    _add_checks(page, path, about)
+    _add_checks(page, path.name, about)
     return page.render()
 
 
@@ -39,13 +38,9 @@ def _add_purpose(page: Page, about: About) -> None:
         "probability that the image is defective, the probability of each class, and a mask of each class. A person "
         "decides what happens to the steel."
     )
-    page.add_text(f"Classes: {', '.join(_name(about.classes))}.")
+    page.add_text(f"Classes: {', '.join(name_classes(about.classes))}.")
     stated = about.description or "not stated; give --description to steel export"
     page.add_text(f"Steel and camera that it is for: {stated}.")
-
-
-def _name(classes: Sequence[str]) -> list[str]:
-    return [name if name == str(c) else f"{c} {name}" for c, name in enumerate(classes, 1)]
 
 
 def _add_training(page: Page, about: About) -> None:
@@ -74,7 +69,7 @@ def _add_performance(page: Page, about: About) -> None:
     point = about.operating_point
     table = pd.DataFrame(
         {
-            "class": _name(about.classes),
+            "class": name_classes(about.classes),
             "label threshold": [f"{value:.3f}" for value in point.label],
             "pixel threshold": [f"{value:.3f}" for value in point.pixel],
             "smallest spot": point.smallest_spot,
@@ -175,11 +170,9 @@ def _describe_reference(reference: Reference) -> list[dict[str, str]]:
     ]
 
 
-def _add_checks(page: Page, path: Path, about: About) -> None:
+def _add_checks(page: Page, name: str, about: About) -> None:
     page.add_heading("How to check the file")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    page.add_text(f"SHA-256 of {path.name}: {digest}. Compare it with the output of: sha256sum {path.name}")
+    page.add_text(f"SHA-256 of {name}: {about.sha256}. Compare it with the output of: sha256sum {name}")
     if about.format == "torchscript":
         page.add_text(
             "steel inspect and steel serve run the file's self-test whenever they load it, on an example image inside "

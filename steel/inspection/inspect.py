@@ -17,7 +17,7 @@ from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.pipeline import OverlayChoice, Pipeline
-from steel.inspection.records import ModelFile, name_images
+from steel.inspection.records import ModelFile, list_result_columns, name_images
 from steel.inspection.strip_map import Strip
 from steel.inspection.tables import Shard, Tables
 from steel.progress import track
@@ -117,8 +117,8 @@ def inspect(
         require_same_model(folder / MODEL_JSON, source)
     _require_nothing_stale(folder, is_new=not (resume or part), report=report, coco=coco)
     (drawings := folder / "overlays").mkdir(parents=True, exist_ok=True)
-    has_novelty = about.novelty is not None
-    tables = Tables(folder, classes, form=submission_format, shard=part, resume=resume, has_novelty=has_novelty)
+    columns = list_result_columns(classes, has_novelty=about.novelty is not None)
+    tables = Tables(folder, columns, len(classes), form=submission_format, shard=part, resume=resume)
     write_atomic(folder / MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     drift = Monitor(about.reference, classes) if about.reference else None
     pipeline = Pipeline(
@@ -254,17 +254,27 @@ def _print_summary(
     Raises:
         InputError: No image could be read.
     """
-    print(f"{source.model}: SHA-256 {source.sha256}")
-    results, num = tables.paths[0], len(tables.done)
-    print(f"{format_count(num, 'image')}: {tables.num_defective:,} defective, {tables.num_unreadable:,} unreadable")
+    print_counts(source, tables, f"{tables.num_defective:,} defective")
     if tables.num_unknown:
         print(f"unlike any clean steel seen, and none of the classes: {format_count(tables.num_unknown, 'image')}")
-    if tables.num_unreadable:
-        print(f"the reason for each unreadable image is in the column error of {results}")
     for drift in pipeline.drifts:
         print(f"warning: {drift.sentence}")
     if pipeline.drifts:
         print(drift_promise)
     print(f"wrote {', '.join(map(str, written))}")
-    if num and tables.num_unreadable == num:
-        raise InputError(f"of {format_count(num, 'image')}, none could be read; see the column error of {results}")
+    require_readable(tables)
+
+
+def print_counts(source: ModelFile, tables: Tables, found: str) -> None:
+    """Print the model, the number of images followed by `found`, and where the reasons for unreadable ones are."""
+    print(f"{source.model}: SHA-256 {source.sha256}")
+    print(f"{format_count(len(tables.done), 'image')}: {found}, {tables.num_unreadable:,} unreadable")
+    if tables.num_unreadable:
+        print(f"the reason for each unreadable image is in the column error of {tables.paths[0]}")
+
+
+def require_readable(tables: Tables) -> None:
+    """Check that an image could be read; raise InputError if there are images and none could be."""
+    if tables.done and tables.num_unreadable == len(tables.done):
+        images, results = format_count(len(tables.done), "image"), tables.paths[0]
+        raise InputError(f"of {images}, none could be read; see the column error of {results}")

@@ -1,7 +1,7 @@
 """results.parquet: results.csv and spots.csv as one typed table, with a list of spots in each image's row."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,19 @@ import pyarrow.parquet as pq
 from pyarrow import json as arrow_json
 from pyarrow import types
 
-from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, list_result_columns, to_rows
+from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, to_rows
 
 # A row group is written once its rows exceed this many characters of JSON.
 _GROUP_CHARACTERS = 4_000_000
 
 
-def build_schema(classes: Sequence[str], *, has_novelty: bool = False, has_doubt: bool = False) -> pa.Schema:
-    """Build the schema of results.parquet: the columns of results.csv, with a list of spots instead of their number.
-
-    For the arguments see `list_result_columns`.
-    """
+def build_schema(columns: Row) -> pa.Schema:
+    """Build the schema of results.parquet: the columns of results.csv, with a list of spots instead of their number."""
     kinds = {"area_pixels": pa.int64(), "class": pa.int8(), "defective": pa.bool_(), "unknown": pa.bool_()}
     kinds |= dict.fromkeys(("left", "top", "width", "height"), pa.int32())
     kinds |= dict.fromkeys(("image", "error", "code", "unknown_code"), pa.string())
     spot = pa.struct([(column, kinds.get(column, pa.float64())) for column in SPOT_COLUMNS])
     kinds["spots"] = pa.list_(spot)
-    columns = list_result_columns(classes, has_novelty=has_novelty, has_doubt=has_doubt)
     kinds |= {column: pa.int64() for column in columns if column.startswith("area_pixels_")}
     return pa.schema([(column, kinds.get(column, pa.float64())) for column in columns])
 

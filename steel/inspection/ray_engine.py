@@ -22,7 +22,7 @@ from steel.data.images import SUFFIXES, decode_grey, is_image
 from steel.decision import bundle
 from steel.errors import InputError
 from steel.inspection.parquet import build_schema, to_table
-from steel.inspection.records import name_images
+from steel.inspection.records import list_result_columns, name_images
 from steel.wording import format_count
 
 
@@ -41,7 +41,7 @@ class _Worker:
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             Path(file.name).write_bytes(ray.get(model))
             module, about = bundle.read(file.name, torch_device, digest)
-        self._schema = build_schema(about.classes, has_novelty=about.novelty is not None)
+        self._schema = build_schema(list_result_columns(about.classes, has_novelty=about.novelty is not None))
         self._read = partial(_read, images)
         self._pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size)
 

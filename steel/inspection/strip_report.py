@@ -127,10 +127,7 @@ def _add_worst(page: Page, strip: Strip, classes: Sequence[str], paths: Mapping[
     page.add_heading("Images with the largest defective area")
     for record in worst[:_MAX_WORST]:
         found = ", ".join(f"{name} {area:,} px" for name, area in zip(classes, record.areas, strict=True) if area)
-        caption = html.escape(f"{record.image}: {found}, p = {record.gate_probability:.2f}")
-        if picture := draw_record(record, paths, _WORST_SIDE, 80):
-            source = f"data:image/jpeg;base64,{picture}"
-            page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
+        _add_picture(page, record, paths, f"{found}, p = {record.gate_probability:.2f}")
 
 
 def _add_unknown(page: Page, strip: Strip, paths: Mapping[str, Path]) -> None:
@@ -138,10 +135,15 @@ def _add_unknown(page: Page, strip: Strip, paths: Mapping[str, Path]) -> None:
         return
     page.add_heading("Images unlike any clean steel seen, and none of the classes")
     for record in unknown[:_MAX_WORST]:
-        caption = html.escape(f"{record.image}: novelty {record.novelty:.2f}, the limit is 1")
-        if picture := draw_record(record, paths, _WORST_SIDE, 80):
-            source = f"data:image/jpeg;base64,{picture}"
-            page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
+        _add_picture(page, record, paths, f"novelty {record.novelty:.2f}, the limit is 1")
+
+
+def _add_picture(page: Page, record: Record, paths: Mapping[str, Path], text: str) -> None:
+    """Add an image with its masks and a text, unless its file cannot be drawn."""
+    caption = html.escape(f"{record.image}: {text}")
+    if picture := draw_record(record, paths, _WORST_SIDE, 80):
+        source = f"data:image/jpeg;base64,{picture}"
+        page.add_markup(f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>')
 
 
 def draw_record(record: Record | Unreadable, paths: Mapping[str, Path], max_side: int, quality: int) -> str:

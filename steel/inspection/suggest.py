@@ -1,26 +1,24 @@
 """`steel suggest`: ranks unlabelled images by how much labelling them is worth, and prepares the best for labelling."""
 
-import csv
 import html
 import json
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 from steel.data.images import find_candidates, find_images
-from steel.data.spelling import escape_formula
+from steel.data.spelling import format_csv
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.devices import choose_device, prepare_process
-from steel.errors import InputError, require_at_least
+from steel.errors import require_at_least
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.doubt import decide_with_doubt, measure_label_doubt
-from steel.inspection.inspect import MODEL_JSON, require_same_model, require_unused, run
+from steel.inspection.inspect import MODEL_JSON, print_counts, require_readable, require_same_model, require_unused, run
 from steel.inspection.pipeline import Pipeline
 from steel.inspection.ranking import choose_distinct, explain, rank_images
-from steel.inspection.records import ModelFile, Record, name_images
+from steel.inspection.records import ModelFile, Record, list_result_columns, name_images
 from steel.inspection.strip_report import MAX_THUMBNAILS, THUMBNAIL_SIDE, draw_record
 from steel.inspection.tables import Tables
 from steel.pages import Page
@@ -89,15 +87,13 @@ def suggest(
     else:
         require_unused(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    has_novelty = about.novelty is not None
-    tables = Tables(
-        folder, about.classes, form="new", shard=None, resume=resume, has_novelty=has_novelty, has_doubt=True
-    )
+    columns = list_result_columns(about.classes, has_novelty=about.novelty is not None, has_doubt=True)
+    tables = Tables(folder, columns, len(about.classes), form="new", shard=None, resume=resume)
     write_atomic(folder / MODEL_JSON, json.dumps(source._asdict() | about.to_dict(), indent=2))
     pipeline = Pipeline(module, about.classes, torch_device, batch_size=batch_size, decide_batch=decide_with_doubt)
     run(pipeline, tables, paths)
     chosen = _choose(tables, paths, labelled, about, num)
-    write_atomic(folder / "suggestions.csv", _format_table(chosen, about, paths))
+    write_atomic(folder / "suggestions.csv", _format_suggestions(chosen, about, paths))
     records = [one.record for one in chosen]
     copied = {record.image: paths[record.image] for record in records}
     write_coco(folder / "to_label", records, about.classes, "coco-polygons", copied)
@@ -131,17 +127,14 @@ def _choose(
     ]
 
 
-def _format_table(chosen: Sequence[_Suggestion], about: About, paths: Mapping[str, Path]) -> str:
-    text = StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(_COLUMNS)
+def _format_suggestions(chosen: Sequence[_Suggestion], about: About, paths: Mapping[str, Path]) -> str:
+    rows: list[list[object]] = [[*_COLUMNS]]
     for rank, (record, score, reason) in enumerate(chosen, 1):
         label = measure_label_doubt(record.class_probabilities, about.operating_point).value
         numbers = [f"{value:.4f}" for value in (score, label, record.mask_doubt or 0.0)]
         novelty = "" if record.novelty is None else f"{record.novelty:.4f}"
-        cells = [record.image, *numbers, novelty, reason, str(paths[record.image])]
-        rows.writerow([rank, *map(escape_formula, cells)])
-    return text.getvalue()
+        rows.append([rank, record.image, *numbers, novelty, reason, str(paths[record.image])])
+    return format_csv(rows)
 
 
 def _write_sheet(folder: Path, chosen: Sequence[_Suggestion], paths: Mapping[str, Path], num_images: int) -> None:
@@ -173,16 +166,9 @@ def _print_summary(source: ModelFile, tables: Tables, num_chosen: int, num: int,
     Raises:
         InputError: No image could be read.
     """
-    print(f"{source.model}: SHA-256 {source.sha256}")
-    results, num_images = tables.paths[0], len(tables.done)
-    print(f"{format_count(num_images, 'image')}: {num_chosen:,} chosen, {tables.num_unreadable:,} unreadable")
-    if tables.num_unreadable:
-        print(f"the reason for each unreadable image is in the column error of {results}")
-    if num_chosen < min(num, num_images - tables.num_unreadable):
+    print_counts(source, tables, f"{num_chosen:,} chosen")
+    if num_chosen < min(num, len(tables.done) - tables.num_unreadable):
         print("the other images show scenes that are chosen or labelled already")
     names = ("suggestions.csv", "suggestions.html", "to_label", "results.csv", "results.parquet")
     print(f"wrote {', '.join(str(folder / name) for name in names)}")
-    if tables.num_unreadable == num_images:
-        raise InputError(
-            f"of {format_count(num_images, 'image')}, none could be read; see the column error of {results}"
-        )
+    require_readable(tables)

@@ -16,7 +16,7 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
@@ -25,12 +25,12 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from steel.data.formats.submission import SubmissionFormat, head_submission, list_codes
-from steel.data.spelling import escape_formula, unescape_formula
+from steel.data.spelling import format_csv, unescape_formula
 from steel.data.tables import unlimited_fields
 from steel.errors import InputError
 from steel.files import atomic_path
 from steel.inspection.parquet import build_schema, write_parquet
-from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, from_rows, list_result_columns, to_rows
+from steel.inspection.records import SPOT_COLUMNS, Record, Row, Unreadable, from_rows, to_rows
 
 
 class Shard(NamedTuple):
@@ -45,13 +45,12 @@ class Tables:
 
     Args:
         folder: An existing folder.
-        classes: Names of the C classes.
+        columns: Columns of results.csv, from `list_result_columns`.
+        num_classes: C.
         form: Columns of submission.csv.
         shard: Shard that the tables are for, if any. Each shard has CSV files of its own and one file in
             results.parquet, which is a folder.
         resume: Continue the tables of an interrupted or finished run in the folder.
-        has_novelty: Whether the exported file measures novelty.
-        has_doubt: Whether the doubt about masks is measured.
 
     Attributes:
         done: Names of the recorded images.
@@ -70,23 +69,21 @@ class Tables:
     def __init__(
         self,
         folder: Path,
-        classes: Sequence[str],
+        columns: Row,
+        num_classes: int,
         *,
         form: SubmissionFormat,
         shard: Shard | None,
         resume: bool,
-        has_novelty: bool = False,
-        has_doubt: bool = False,
     ) -> None:
-        self._classes, self._form = list(classes), form
+        self._num_classes, self._form = num_classes, form
         suffix = f"-{shard.number}-of-{shard.num_shards}" if shard else ""
         self.paths = tuple(folder / f"{name}{suffix}.csv" for name in ("results", "spots", "submission"))
         self.unfinished = tuple(path.with_name(f"{path.name}.unfinished") for path in self.paths)
         self.parquet = folder / "results.parquet"
         if shard:
             self.parquet /= f"{shard.number}-of-{shard.num_shards}.parquet"
-        columns = list_result_columns(classes, has_novelty=has_novelty, has_doubt=has_doubt)
-        self._schema = build_schema(classes, has_novelty=has_novelty, has_doubt=has_doubt)
+        self._schema = build_schema(columns)
         self._headers = (columns, ["image", *SPOT_COLUMNS], head_submission(form))
         self.done: set[str] = set()
         self.num_defective = self.num_unknown = self.num_unreadable = 0
@@ -203,7 +200,7 @@ class Tables:
             if len(cells) != len(self._headers[0]):
                 return
             image, *_, num_spots, _, _, error = cells
-            codes = list_codes(image, [] if error else [""] * len(self._classes), self._form)
+            codes = list_codes(image, [] if error else [""] * self._num_classes, self._form)
             # The first cells of the rows that the image must have in spots.csv and submission.csv.
             expected = ([[image]] * int(num_spots or 0), [row[:-1] for row in codes])
             rests: list[list[Row]] = []
@@ -249,7 +246,7 @@ def _require_same_run(shard: Path) -> None:
 
 def _append(file: io.TextIOWrapper, rows: Iterable[Row]) -> None:
     try:
-        csv.writer(file, lineterminator="\n").writerows(map(escape_formula, row) for row in rows)
+        file.write(format_csv(rows))
         file.flush()
     except OSError as error:  # does not name the file
         raise OSError(error.errno, error.strerror, file.name) from error

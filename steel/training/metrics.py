@@ -137,21 +137,15 @@ def _average(values: Any, selected: Any) -> Ratio:
     return Ratio(np.where(selected, values, 0).astype(np.float64), selected.astype(np.float64))
 
 
-def score_labels(
-    probabilities: Tensor,
-    labels: Tensor,
-    threshold: float | Tensor = 0.5,
-    known: Tensor | None = None,
-    class_thresholds: Tensor | None = None,
-) -> dict[str, float]:
-    """Return the scores of class probabilities; see `list_label_ratios`."""
-    ratios = list_label_ratios(probabilities, labels, threshold, known, class_thresholds)
-    return {name: mean_ratio(of_score) for name, of_score in ratios.items()}
+def score_labels(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the scores of class probabilities at a threshold of 0.5; see `list_label_ratios`."""
+    return {name: mean_ratio(ratios) for name, ratios in list_label_ratios(probabilities, labels).items()}
 
 
 def list_label_ratios(
     probabilities: Tensor,
     labels: Tensor,
+    *,
     threshold: float | Tensor = 0.5,
     known: Tensor | None = None,
     class_thresholds: Tensor | None = None,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steel.data.annotations import Annotations
-from steel.data.datamodule import Batch, SteelDataModule
+from steel.data.datamodule import SteelDataModule
+from steel.data.loader import Batch
 from steel.data.unknown import find_unknown, hide_unknown
 from steel.errors import InputError, require_at_least, require_positive
 from steel.training.epoch_scores import MeanLoss

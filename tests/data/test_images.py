@@ -1,5 +1,6 @@
 """Finding and decoding images, compared with Pillow and with a colour decode."""
 
+import pickle
 import struct
 import warnings
 import zlib
@@ -288,3 +289,16 @@ def test_concurrent_reads_keep_the_warning_filters(grey: NDArray[np.uint8], tmp_
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(images.read_grey, [path] * 200))
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("name", ["more than 8 bits.png", "Orientation tag 6.jpg"])
+def test_an_error_about_a_file_has_its_kind_and_reason_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"")
+    for read in (images.read_size, images.read_grey):
+        with pytest.raises(images.ImageError) as caught:
+            read(path)
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert error.kind == "unreadable image"
+        assert error.reason == "is empty; copy the file again or remove it"
+        assert str(error) == f"{path} {error.reason}"

@@ -35,7 +35,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 40))
 IMAGES = st.lists(SIZES.flatmap(lambda size: hnp.arrays(bool, (2, *size))), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(IMAGES)
 def test_runs_and_spots_of_any_mask(images: list[NDArray[np.bool_]]) -> None:
     defects = measure_defects(build_table(images))

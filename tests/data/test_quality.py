@@ -568,7 +568,7 @@ def small_sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return roots
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(content=damaged_tables(), place=st.integers(0, 2))
 def test_no_row_is_lost(small_sets: list[Path], content: bytes, place: int) -> None:
     root = small_sets[place]

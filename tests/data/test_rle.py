@@ -21,7 +21,7 @@ Mask = NDArray[np.uint8]
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 MASKS = hnp.arrays(bool, SIZES)
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=150)
 # The mask class of pycocotools does not support the `copy` argument of NumPy 2 (its _mask.pyx, line 150).
 old_coco = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -286,7 +286,7 @@ def assert_parsed_like_single_codes(codes: list[str], sizes: list[tuple[int, int
     return parsed
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(MIXED)
 def test_parse_all_equals_parsing_single_codes(cases: list[tuple[str, tuple[int, int]]]) -> None:
     assert_parsed_like_single_codes([code for code, _ in cases], [size for _, size in cases])

@@ -26,7 +26,7 @@ def encode_all(masks: list[NDArray[np.bool_]]) -> rle.Codes:
 
 
 @given(PAIRS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_areas_and_intersections_equal_those_of_the_masks(pairs: list[NDArray[np.bool_]]) -> None:
     ours, theirs = (encode_all([pair[k] for pair in pairs]) for k in (0, 1))
     assert areas(ours.runs, ours.offsets).tolist() == [int(pair[0].sum()) for pair in pairs]
@@ -71,7 +71,7 @@ def test_changes_equal_the_symmetric_difference(one: list[tuple[int, int]], othe
     assert area(before) == len(sets[0])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(mask=MASKS)
 def test_coco_counts_equal_those_of_pycocotools(mask: NDArray[np.bool_]) -> None:
     size = (mask.shape[0], mask.shape[1])

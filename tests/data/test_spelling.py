@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from steel.data.spelling import NameIndex, is_hidden, parse_whole, read_text
+from steel.data.spelling import NameIndex, format_csv, is_hidden, parse_whole, read_text
 from steel.errors import InputError
 
 COMPOSED, DECOMPOSED = "pr\u00fcf_1.jpg", "pru\u0308f_1.jpg"
@@ -63,3 +63,9 @@ def test_text_with_and_without_a_byte_order_mark(tmp_path: Path) -> None:
 def test_files_of_operating_systems_are_hidden() -> None:
     assert all(map(is_hidden, ["._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX", ".git"]))
     assert not any(map(is_hidden, ["a.jpg", "_a.jpg", "thumbs.jpg", "a._b.jpg"]))
+
+
+def test_csv_runs_no_formula_in_a_spreadsheet_and_keeps_numbers() -> None:
+    rows = [("image", "score"), ("=cmd|a.png", -0.5), ('+1 "x".png', 2), ("a,b.png", 1e-05)]
+    text = format_csv(rows)
+    assert text.splitlines()[1:] == ["'=cmd|a.png,-0.5", '"\'+1 ""x"".png",2', '"a,b.png",1e-05']

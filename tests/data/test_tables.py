@@ -176,7 +176,7 @@ SCRAPS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.one_of(st.binary(), st.lists(st.one_of(SCRAPS, SCRAPS, st.binary(max_size=4))).map(b"".join)))
 @pytest.mark.parametrize("prefix", [b"", HEADER.encode()])
 def test_arbitrary_bytes_are_rows_or_findings(

@@ -14,6 +14,7 @@ from bright import write_images, write_model
 from steel.decision import bundle
 from steel.decision.about import About
 from steel.decision.inspector import Inspector
+from steel.decision.plain import from_plain
 from steel.decision.point import OperatingPoint
 from steel.errors import InputError
 
@@ -30,7 +31,7 @@ def test_the_metadata_are_read_as_written_with_the_point_of_the_program(model: P
     assert about.classes == ("spot", "never")
     assert about.operating_point.gate == pytest.approx(0.4)
     assert float(module.gate) == about.operating_point.gate
-    assert About.from_dict(json.loads(json.dumps(about.to_dict()))) == about
+    assert from_plain(About, json.loads(json.dumps(about.to_dict()))) == about
 
 
 class Learnt(nn.Module):

@@ -133,7 +133,7 @@ def test_equals_scipy(pattern: str, scripted: Any) -> None:
         assert np.array_equal(scripted.decide(masks, torch.tensor([area, area + 1])).numpy(), expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     hnp.arrays(bool, st.tuples(st.integers(0, 3), st.just(2), st.integers(1, 7), st.integers(1, 7))),
     st.lists(st.integers(0, 12), min_size=2, max_size=2),

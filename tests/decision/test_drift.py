@@ -304,6 +304,15 @@ def test_a_change_is_found_within_one_window(
     assert main_change.above[0] == pytest.approx(np.mean(values > main_change.cut), abs=0.03)
 
 
+def test_a_class_without_a_name_is_called_by_its_number(strip: list[np.ndarray], reference: Reference) -> None:
+    rng = np.random.default_rng(2)
+    window = Window(reference, ["1", "2", "3", "4"])
+    probabilities = draw_probabilities(rng.random((200, 4)) < (0.07, 0.15, 0.4, 0.06), rng)
+    *_, found = [window.add(measure(image), p) for image, p in zip(strip[400:], probabilities, strict=True)]
+    assert found is not None
+    assert "class 2 is predicted more often" in found.sentence
+
+
 def test_the_sentence_names_change_size_and_remedy() -> None:
     change = Change("brightness", 2.0, 96.84, (0.15, 0.8), (92.3, 131.0))
     other = Change("class 2 crack", 1.5, 0.312, (0.24, 0.06), (0.02, 0.01))

@@ -106,9 +106,9 @@ def test_null_means_nan_or_no_bound() -> None:
     promise = TUNING.promises[0]
     plain = to_plain(promise)
     assert (plain["as_chosen"], plain["interval"], plain["prediction"]) == (None, [0.0, None], [None, 1.0])
-    read = Promise.from_dict(plain)
+    read = from_plain(Promise, plain)
     assert np.isnan(read.as_chosen)
-    assert read._replace(as_chosen=promise.as_chosen) == promise
+    assert replace(read, as_chosen=promise.as_chosen) == promise
 
 
 @pytest.mark.parametrize(

@@ -281,9 +281,7 @@ def test_the_service_conforms_to_its_openapi_schema(tmp_path: Path) -> None:
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) >= 10
 
-    @settings(
-        max_examples=10 * len(operations), deadline=None, database=None, phases=[Phase.generate], derandomize=True
-    )
+    @settings(max_examples=10 * len(operations), database=None, phases=[Phase.generate], derandomize=True)
     @given(case=st.sampled_from(operations).flatmap(lambda operation: operation.as_strategy()))
     def hold(case: Any) -> None:
         case.call_and_validate(checks=held_to, headers={"Host": "127.0.0.1"})

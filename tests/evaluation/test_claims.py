@@ -1,5 +1,7 @@
 """Claims at a one-sided confidence level: exact for independent images, weaker for images in groups."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -41,7 +43,7 @@ def test_claiming_a_recall_needs_enough_defects() -> None:
     needed = count_needed(evidence, 0, aim)
     assert needed is not None
     assert claim_rate(needed, n, 0.95) >= 0.8 > claim_rate(needed - 1, n, 0.95)
-    assert count_needed(evidence, 0, aim._replace(share=0.999)) is None
+    assert count_needed(evidence, 0, replace(aim, share=0.999)) is None
     # Correlated scores within groups reduce the effective sample size, of the need and of the claim alike.
     in_groups = sort_into_groups(evidence, 10)
     more = count_needed(in_groups, 0, aim)
@@ -49,7 +51,7 @@ def test_claiming_a_recall_needs_enough_defects() -> None:
     assert find_largest_claim(in_groups, 0, n, aim) < find_largest_claim(evidence, 0, n, aim)
     for share in (0.6, 0.7, 0.8, 0.9):
         is_possible = find_largest_claim(in_groups, 0, n, aim) >= share
-        assert (count_needed(in_groups, 0, aim._replace(share=share)) is not None) == is_possible
+        assert (count_needed(in_groups, 0, replace(aim, share=share)) is not None) == is_possible
 
 
 def test_fewer_false_alarms_are_allowed_than_the_limit() -> None:
@@ -60,7 +62,7 @@ def test_fewer_false_alarms_are_allowed_than_the_limit() -> None:
     # With one class, this is the exact bound for a threshold between two scores.
     exact = [stats.binomtest(allowed + i, n, alternative="less").proportion_ci(0.95).high for i in (0, 1)]
     assert exact[0] <= 0.05 < exact[1]
-    assert count_allowed(evidence, aim._replace(confidence=0.5)) == pytest.approx(0.05 * n, abs=2)
+    assert count_allowed(evidence, replace(aim, confidence=0.5)) == pytest.approx(0.05 * n, abs=2)
     in_groups = count_allowed(sort_into_groups(evidence, 10), aim)
     assert in_groups is None or in_groups < allowed
     few = evidence.take(np.arange(20))

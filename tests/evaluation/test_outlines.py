@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steel.evaluation.outlines import count_boundaries, match_spots, score_boundaries, score_spots
+from steel.evaluation.outlines import count_boundaries, list_boundary_ratios, match_spots, score_spots
+from steel.intervals import mean_ratio
 
 Mask = NDArray[np.bool_]
 
@@ -58,6 +59,11 @@ def outline(mask: Mask) -> list[tuple[int, int]]:
     return found
 
 
+def score(counts: np.ndarray) -> dict[str, float]:
+    """Return the scores of the outlines of one image."""
+    return {name: mean_ratio(ratios) for name, ratios in list_boundary_ratios(counts[None]).items()}
+
+
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 5])
 def test_count_boundaries_equals_brute_force(tolerance: int) -> None:
     for seed in range(2):
@@ -70,13 +76,13 @@ def test_count_boundaries_equals_brute_force(tolerance: int) -> None:
             near = sum(any((y - v) ** 2 + (x - u) ** 2 <= tolerance**2 for v, u in other) for y, x in some)
             expected += [near, len(some)]
         assert counts[0].tolist() == expected
-        score = (expected[0] + expected[2]) / (expected[1] + expected[3])
-        scores = score_boundaries(counts[None])
-        assert scores["boundary_dice"] == scores["boundary_dice_class_1"] == pytest.approx(score)
+        dice = (expected[0] + expected[2]) / (expected[1] + expected[3])
+        scores = score(counts)
+        assert scores["boundary_dice"] == scores["boundary_dice_class_1"] == pytest.approx(dice)
         assert np.isnan(scores["boundary_dice_class_2"])
 
 
 def test_boundary_dice_of_equal_and_of_empty_masks() -> None:
     truth, nothing = draw(0), np.zeros_like(draw(0))
-    assert score_boundaries(count_boundaries(truth, truth, 0)[None])["boundary_dice"] == 1
-    assert score_boundaries(count_boundaries(nothing, truth, 3)[None])["boundary_dice"] == 0
+    assert score(count_boundaries(truth, truth, 0))["boundary_dice"] == 1
+    assert score(count_boundaries(nothing, truth, 3))["boundary_dice"] == 0

@@ -16,14 +16,14 @@ from conftest import Trained
 from steel.cli import main
 from steel.decision import bundle
 from steel.decision.inspector import Inspector
-from steel.decision.plain import to_plain
+from steel.decision.plain import from_plain, to_plain
 from steel.decision.point import OperatingPoint, read_point
 from steel.decision.tuning import Aim, Promise
 from steel.errors import InputError
 from steel.evaluation.assemble import assemble
 from steel.evaluation.claims import count_allowed
 from steel.evaluation.evidence import Evidence, Grid
-from steel.evaluation.promises import measure, tabulate_promises
+from steel.evaluation.promises import list_measures, tabulate_promises
 from steel.evaluation.search import choose, judge
 from steel.evaluation.summary import format_score
 from steel.evaluation.tune import _print_tuned, describe_limit, list_warnings, tune_on
@@ -56,7 +56,7 @@ def test_promises_hold_on_new_images() -> None:
     for seed, aim in itertools.product(range(3), AIMS):
         tuned = tune_on(draw_scores(400, seed), aim, ("dent", "crack"))
         new = draw_scores(400, seed=100 + seed)
-        observed = measure(new.labels, new.clean, new.groups, judge(new, tuned.point), aim, ("dent", "crack"))
+        observed = list_measures(new.labels, new.clean, new.groups, judge(new, tuned.point), aim, ("dent", "crack"))
         for row in tuned.promises:
             assert row.prediction.low - 1e-9 <= row.value <= row.prediction.high + 1e-9
             is_within.append(row.prediction.low <= observed[row.name][0].mean() <= row.prediction.high)
@@ -95,8 +95,8 @@ def test_promises_stay_in_the_range_of_the_score() -> None:
             assert np.isnan(row.value) or 0 <= row.value <= (np.inf if row.name == "cost of an image" else 1)
     alone = evidence._replace(groups=np.zeros(60, np.int64))
     (cost,) = (row for row in tune_on(alone, AIMS[0], ("", "")).promises if row.name == "cost of an image")
-    assert to_plain(cost._asdict())["interval"] == [0.0, None]
-    assert Promise.from_dict(to_plain(cost._asdict())) == cost
+    assert to_plain(cost)["interval"] == [0.0, None]
+    assert from_plain(Promise, to_plain(cost)) == cost
     assert format_score(cost.value, cost.interval).endswith("(0.000 to inf)")
 
 
@@ -152,7 +152,7 @@ def test_the_limit_of_false_alarms_is_kept_at_its_confidence_and_the_cost_is_sai
     assert allowed is not None
     assert allowed < 0.03 * evidence.clean.sum() - 1
     assert tuned.outcome.called[evidence.clean].any(axis=1).sum() <= allowed
-    on_average = judge(evidence, choose(evidence, aim._replace(confidence=0.5)))
+    on_average = judge(evidence, choose(evidence, replace(aim, confidence=0.5)))
     found, instead = (int(outcome.found[evidence.labels].sum()) for outcome in (tuned.outcome, on_average))
     assert found <= instead
     said = describe_limit(evidence, tuned, aim)
@@ -237,7 +237,7 @@ def test_the_operating_point_reaches_inspector_report_and_exported_file(
     assert assembly.point.to_dict() == content["operating_point"]
     assert float(assembly.inspector.gate) == pytest.approx(content["operating_point"]["gate"])
     assert assembly.tuned is not None
-    assert assembly.describe().tuned.to_dict()["promises"] == content["promises"]
+    assert to_plain(assembly.describe().tuned)["promises"] == content["promises"]
     # Its warnings appear in the report.
     out.write_text(yaml.safe_dump(content | {"warnings": ["Kaggle Dice rises because fewer pixels are predicted"]}))
     args = [f"--classifier={networks[0]}", f"--segmenter={networks[1]}", f"--operating_point={out}"]
@@ -253,7 +253,7 @@ def test_the_operating_point_reaches_inspector_report_and_exported_file(
     assert main(["export", *args, f"--out={tmp_path / 'inspector.pt'}"]) == 0
     exported, about = bundle.read(str(tmp_path / "inspector.pt"), torch.device("cpu"))
     assert torch.equal(exported.label, assembly.inspector.label)
-    assert about.tuned.to_dict()["promises"] == content["promises"]
+    assert to_plain(about.tuned)["promises"] == content["promises"]
 
 
 POINT = OperatingPoint.untuned(2)

@@ -16,6 +16,7 @@ from conftest import Trained
 from steel.cli import main
 from steel.decision import bundle
 from steel.decision.about import About
+from steel.decision.plain import from_plain
 from steel.decision.point import OperatingPoint
 from steel.evaluation.assemble import assemble
 from steel.export import export, parity
@@ -69,7 +70,7 @@ def test_the_file_contains_its_metadata(trained: Trained, exported: Path) -> Non
     assert about.versions["torch"]
     assert [len(network.digest) for network in about.classifiers] == [16]
     assert about.flips is False
-    assert About.from_dict(json.loads(json.dumps(about.to_dict()))) == about
+    assert from_plain(About, json.loads(json.dumps(about.to_dict()))) == about
 
 
 def test_the_model_card_is_written_beside_the_file(exported: Path) -> None:

@@ -23,7 +23,7 @@ from steel.cli import main
 from steel.data import rle
 from steel.inspection import parquet
 from steel.inspection.pipeline import Pipeline
-from steel.inspection.records import Record, Unreadable
+from steel.inspection.records import Record, Unreadable, list_result_columns
 from steel.inspection.tables import Tables
 
 
@@ -464,7 +464,7 @@ def test_two_processes_cannot_write_to_one_folder(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    running = Tables(out, ["spot", "never"], form="new", shard=None, resume=False)
+    running = Tables(out, list_result_columns(["spot", "never"]), 2, form="new", shard=None, resume=False)
     args = ("inspect", model, folder, f"--out={out}")
     for resume in ([], ["--resume"]):  # in both cases, deleting the unfinished tables would lose the results
         assert "another command is writing to" in refused(*args, *resume)

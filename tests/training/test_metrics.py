@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from steel.intervals import score_interval
+from steel.intervals import mean_ratio, score_interval
 from steel.training.epoch_scores import LabelScores, MaskScores, MeanLoss
 from steel.training.metrics import (
     confusion,
@@ -106,7 +106,7 @@ def test_label_scores_equal_sklearn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.random((60, 4)) < 0.25
     probabilities = np.clip(0.6 * labels + rng.random((60, 4)) * 0.6, 0, 1).astype(np.float32)
-    scores = score_labels(torch.from_numpy(probabilities), torch.from_numpy(labels), 0.5)
+    scores = score_labels(torch.from_numpy(probabilities), torch.from_numpy(labels))
     defective, gate = labels.any(1), probabilities.max(1)
     called = gate >= 0.5
     expected = {
@@ -134,7 +134,8 @@ def test_label_scores_equal_sklearn(seed: int) -> None:
 def test_a_class_needs_its_own_threshold_and_the_gate() -> None:
     probabilities = torch.tensor([[0.9, 0.2], [0.3, 0.25], [0.1, 0.6], [0.7, 0.1]])
     labels = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
-    scores = score_labels(probabilities, labels, 0.5, class_thresholds=torch.tensor([0.2, 0.15]))
+    ratios = list_label_ratios(probabilities, labels, class_thresholds=torch.tensor([0.2, 0.15]))
+    scores = {name: mean_ratio(of_score) for name, of_score in ratios.items()}
     # The second image fails the gate, so its class 1 is missed although its own threshold is reached.
     assert (scores["recall_class_1"], scores["precision_class_1"]) == (0.5, 0.5)
     assert (scores["recall_class_2"], scores["precision_class_2"]) == (1.0, 1.0)

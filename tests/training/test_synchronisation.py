@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import SMALL, fit_args
 from steel.cli import main
-from steel.data.datamodule import Batch, SteelDataModule
+from steel.data.datamodule import SteelDataModule
+from steel.data.loader import Batch
 from steel.training import fit
 from steel.training.losses import LossName
 from steel.training.optimizers import build_optimizer

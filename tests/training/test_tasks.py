@@ -11,7 +11,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from conftest import SMALL
-from steel.data.datamodule import Batch, SteelDataModule
+from steel.data.datamodule import SteelDataModule
+from steel.data.loader import Batch
 from steel.data.transforms import Augmentation, pad_to
 from steel.data.unknown import find_unknown
 from steel.errors import InputError

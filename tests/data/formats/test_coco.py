@@ -37,7 +37,7 @@ def write_data(root: Path, annotations: list[Any], size: tuple[int, int] = (10, 
     return root
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(mask=MASKS)
 def test_rle_equals_pycocotools(mask: NDArray[np.bool_], tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("coco")
@@ -53,7 +53,7 @@ def test_rle_equals_pycocotools(mask: NDArray[np.bool_], tmp_path_factory: pytes
     assert [one["id"] for one in records] == list(range(1, num_spots + 1))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(masks=arrays(np.bool_, (3, 9, 11)), seed=st.integers(0, 2**32 - 1))
 def test_all_forms_of_segmentation_are_united(
     masks: NDArray[np.bool_], seed: int, tmp_path_factory: pytest.TempPathFactory

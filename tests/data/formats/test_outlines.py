@@ -19,7 +19,7 @@ from steel.errors import InputError
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mask=MASKS.filter(np.any))
 def test_outlines_are_exact_and_fill_by_the_even_odd_rule(mask: NDArray[np.bool_]) -> None:
     size = (mask.shape[0], mask.shape[1])
@@ -48,7 +48,7 @@ def test_the_outline_in_the_docstring() -> None:
     assert outlines.trace(find_runs(mask), (4, 4)).ravel().tolist() == [int(word) for word in corners.split()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_polygons_are_filled_like_in_coco(seed: int) -> None:
     rng = np.random.default_rng(seed)
