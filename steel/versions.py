@@ -43,7 +43,7 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def has_fast_bfloat16() -> bool:
-    """Return whether bfloat16 runs in hardware: on the GPU, or without one on a CPU with the AVX-512 BF16 instructions."""
+    """Return whether bfloat16 runs in hardware: on the GPU or, without one, by the AVX-512 BF16 instructions."""
     import torch
 
     if torch.cuda.is_available():

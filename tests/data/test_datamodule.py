@@ -295,7 +295,7 @@ def test_a_part_with_fewer_images_than_processes_is_refused(root: Path) -> None:
     module.trainer = SimpleNamespace(global_rank=1, world_size=2)  # type: ignore[assignment]
     module.setup("fit")
     module.trainer.world_size = 4  # type: ignore[union-attr, misc]
-    with pytest.raises(InputError, match="part val of .* has 2 images, but each of 4 processes needs one"):
+    with pytest.raises(InputError, match=r"part val of .* has 2 images, but each of 4 processes needs one"):
         module.setup("fit")
 
 

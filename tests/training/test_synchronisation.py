@@ -25,6 +25,7 @@ from steel.data.datamodule import Batch, SteelDataModule
 from steel.training import fit
 from steel.training.averaging import MovingAverage
 from steel.training.losses import LossName
+from steel.training.metrics import Counts, dice
 from steel.training.optimizers import build_optimizer
 from steel.training.task import Task
 from steel.training.tasks import DefectClassifier, DefectSegmenter
@@ -92,7 +93,11 @@ def move(task: Task, device: torch.device) -> Task:
     (partial(DefectSegmenter, "resnet18", decoder_channels=(16, 8, 8)), "adamw"),
 ], ids=["classifier", "segmenter"])  # fmt: skip
 def test_a_step_stays_on_the_gpu(
-    partly_labelled: SteelDataModule, fake_gpu: torch.device, build: Any, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    partly_labelled: SteelDataModule,
+    fake_gpu: torch.device,
+    build: Any,
+    optimizer: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Task, "log", lambda *args, **options: None)
     assert partly_labelled.annotations.unknown
@@ -123,9 +128,16 @@ def test_a_step_stays_on_the_gpu(
             updates.load_state_dict(updates.state_dict())  # as in a resumed run
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             task.validation_step(batch, 0)
-            for task.init["loss"] in get_args(LossName) if "loss" in task.init else ():
+            for loss_name in get_args(LossName) if "loss" in task.init else ():
+                task.init["loss"] = loss_name
                 task.training_step(batch, 0)
         assert {state.device for state in (*task._scores.rows, task._mean_loss.total)} == {fake_gpu}
+
+
+def test_dice_needs_no_gpu_with_float64() -> None:
+    with FakeTensorMode():
+        counts = Counts(*(torch.zeros(2, 3, dtype=torch.int64, device="cuda") for _ in Counts._fields))
+        assert dice(counts).device == torch.device("cpu")
 
 
 class HostReads(TorchDispatchMode):
