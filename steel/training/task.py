@@ -115,10 +115,11 @@ class Task(RebuildableModule, ABC):
         self.require_plain_arguments()
         if (data := find_data(self)) is not None and not getattr(self._trainer, "predicting", False):
             self._fit_to(data)
-        if isinstance(getattr(self._trainer, "strategy", None), DDPStrategy):
+        is_built = self.init["num_classes"] is not None
+        if is_built and isinstance(getattr(self._trainer, "strategy", None), DDPStrategy):
             # DDP waits for the gradients of all parameters, and SMP leaves some out of every EfficientNet, for example.
             unused = [f"network.{name}" for name in list_unused_parameters(self.network)]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unused)
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unused)  # type: ignore[no-untyped-call]
 
     def _fit_to(self, data: SteelDataModule) -> None:
         own, count = self.init["num_classes"], data.annotations.num_classes
