@@ -18,6 +18,7 @@ from rich.console import Console
 
 import steel.cli
 from steel.cli import main
+from steel.versions import has_fast_bfloat16
 
 
 def test_the_public_commands() -> None:
@@ -138,6 +139,17 @@ def test_info_prints_versions(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "torch" in text
     assert "CPU threads" in text
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_hardware in (False, True):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, has_hardware=has_hardware: including_emulation or has_hardware,
+        )
+        assert has_fast_bfloat16() == has_hardware
 
 
 def test_wrong_commands_and_options(refused: Callable[..., str], tmp_path: Path, root: Path) -> None:

@@ -125,7 +125,9 @@ def build_sized_batches(
 ) -> list[list[Place]]:
     """Return evaluation batches: every image once, only images of equal size, so that no score depends on padding.
 
-    Ranks take turns batch by batch. No batch is repeated to make them even, so no image counts twice.
+    Ranks take turns batch by batch. No batch is repeated to make them even, so no image counts twice. If there are too
+    few batches for every rank to get one, they are made smaller: a rank without any would not take part in the
+    reduction of the scores, for which the others wait.
 
     Args:
         indices: int64 `(n,)`, the rows of the table to read.
@@ -136,6 +138,9 @@ def build_sized_batches(
     by_size: dict[tuple[int, ...], list[Place]] = {}
     for i in indices.tolist():
         by_size.setdefault(tuple(sizes[i].tolist()), []).append(Place(i, 0, 0))
-    batches = [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
     rank, world = ranks
+    for largest in (batch_size, max(1, len(indices) // world)):
+        batches = [same[i : i + largest] for same in by_size.values() for i in range(0, len(same), largest)]
+        if len(batches) >= world:
+            break
     return batches[rank::world]

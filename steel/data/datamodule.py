@@ -20,6 +20,7 @@ from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, recall_spl
 from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
 from steel.progress import count_cores
+from steel.wording import format_count
 
 _MAX_CROP = 1 << 26  # pixels; a larger crop is a typing error that would fill the memory
 
@@ -45,7 +46,7 @@ class SteelDataModule(LightningDataModule):
         fold: The fold to test on, if splits.csv has folds; the next fold is val, the others are train.
         seed: Seed of order and augmentation.
         num_workers: Number of loader threads; by default one less than the number of cores, at most 8.
-        pin_memory: Whether to load into page-locked memory; by default if there is a GPU.
+        pin_memory: Whether to load into page-locked memory; by default if a CUDA GPU reads it.
         cache: Where to keep all images decoded. Memory keeps them in each process; disk keeps them in ~/.cache/steel
             (or under XDG_CACHE_HOME) for all processes and later runs. By default images are decoded when needed.
         predict: Images without labels for trainer.predict, which does not read the root: a folder, a file or a pattern.
@@ -98,7 +99,7 @@ class SteelDataModule(LightningDataModule):
         self._split_seed = split_seed
         self._fold = fold
         self._num_workers = min(8, count_cores() - 1) if num_workers is None else num_workers
-        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._pin_memory = pin_memory
         self._cache = cache
         self._predict = predict
         self._decoded: DecodedImages | None = None
@@ -162,17 +163,23 @@ class SteelDataModule(LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Read the dataset and check that the parts for a stage are not empty.
+        """Read the dataset and check that the parts for a stage have an image for every process.
 
         Raises:
-            InputError: A part is empty, the dataset has an error, or there is no image to predict.
+            InputError: A part has too few images, the dataset has an error, or there is no image to predict.
         """
         if stage == "predict":
             assert self.predict_paths  # not empty, else it raises
             return
         for part in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
-            if len(self.split.indices(part)) == 0:
+            num_images, num_processes = len(self.split.indices(part)), self._ranks()[1]
+            if num_images == 0:
                 raise InputError(f"the part {part} of {self.root} has no image; add some in splits.csv")
+            if num_images < num_processes:
+                raise InputError(
+                    f"the part {part} of {self.root} has {format_count(num_images, 'image')}, but each of "
+                    f"{num_processes} processes needs one; add some in splits.csv, or lower --trainer.devices"
+                )
 
     def train_dataloader(self) -> Loader:
         """Return the loader of shuffled, augmented batches; after a resume it starts where the run stopped."""
@@ -214,7 +221,7 @@ class SteelDataModule(LightningDataModule):
         table = list_unlabelled(paths)
         batches = build_sized_batches(np.arange(len(paths)), table.sizes, self.batch_size, self._ranks())
         samples = Samples(table, None, self.seed, read_image=lambda i: read_grey(paths[i]))
-        return Loader(samples, batches, self._num_workers, self._pin_memory)
+        return Loader(samples, batches, self._num_workers, self._should_pin())
 
     def part_dataloader(self, part: str) -> Loader:
         """Return the loader of any part; see `images_dataloader`."""
@@ -234,7 +241,13 @@ class SteelDataModule(LightningDataModule):
         if self._cache and self._decoded is None:
             self._decoded = open_images(self._cache, table.list_paths(), table.sizes, table.read_image)
         samples = Samples(table, augmentation, self.seed, donors=donors, read_image=self._decoded)
-        return Loader(samples, batches, self._num_workers, self._pin_memory)
+        return Loader(samples, batches, self._num_workers, self._should_pin())
+
+    def _should_pin(self) -> bool:
+        if self._pin_memory is not None:
+            return self._pin_memory
+        # Without a trainer, the device is not known.
+        return torch.cuda.is_available() and (self.trainer is None or self.trainer.strategy.root_device.type == "cuda")
 
     def _progress(self) -> tuple[int, int]:
         if self.trainer is None:

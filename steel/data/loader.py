@@ -161,6 +161,11 @@ class Loader:
         self._batches = batches
         self._memory = Memory(pinned=pin_memory, max_free=2 * (num_workers + _NUM_SPARE))
 
+    @property
+    def is_pinned(self) -> bool:
+        """True if batches are in page-locked memory."""
+        return self._memory.pinned
+
     def __len__(self) -> int:
         return len(self._batches)
 

@@ -31,6 +31,7 @@ from steel.progress import format_duration
 from steel.training.history import History
 from steel.training.runs import describe_loggers
 from steel.training.task import Task
+from steel.versions import has_fast_bfloat16
 
 
 class Stopped(KeyboardInterrupt):
@@ -259,7 +260,7 @@ class Summary(Callback):
             "model": f"{pl_module.name} ({parts}), {num_parameters:.1f} million parameters, {weights}",
             "resume": str(trainer.ckpt_path or ""),
             "data": f"{data.root}: images {images}; classes {', '.join(data.annotations.classes)}",
-            "device": f"{devices}{pl_module.device}, precision {trainer.precision}, {length}",
+            "device": f"{devices}{pl_module.device}, precision {_describe_precision(trainer)}, {length}",
             "folder": str(self._folder),
         }
         for name, line in lines.items():
@@ -292,6 +293,14 @@ class Summary(Callback):
         parts = zip(self._first, done, ends, strict=True)
         rates = [(elapsed / (now - first), end - now) for first, now, end in parts if now > first and end > 0]
         return min((seconds * num_left for seconds, num_left in rates), default=0.0)
+
+
+def _describe_precision(trainer: Trainer) -> str:
+    precision = str(trainer.precision)
+    if not precision.startswith("bf16") or has_fast_bfloat16():
+        return precision
+    faster = "16-mixed" if trainer.strategy.root_device.type == "cuda" else "32-true"
+    return f"{precision} (emulated and slow here; --trainer.precision {faster} is faster)"
 
 
 class Pictures(Callback):

@@ -80,6 +80,7 @@ def _compile(trainer: Trainer, task: Task, images: Tensor) -> str | None:
             logits.float().mean().backward()
     except Exception as error:  # a missing compiler, driver or operator, each with its own type
         network._compiled_call_impl = None
+        torch.compiler.reset()  # frees the memory of graphs that were recorded before the failure
         reason = f"torch.compile failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     # The next batch overwrites the gradients that a graph returns, so accumulated ones need memory outside of it.
     task.keeps_gradients = reason is None and trainer.accumulate_grad_batches > 1

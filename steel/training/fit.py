@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from steel.data.datamodule import SteelDataModule
-from steel.devices import choose_device, prepare_process
+from steel.devices import prepare_process
 from steel.errors import InputError
 from steel.files import find_shipped
 from steel.options import HelpFormatter, describe, expand_flags, explain, list_options
@@ -164,7 +164,8 @@ class SteelCLI(LightningCLI):
         """Take the split from the checkpoint; for a resumed run, check that the data are the same."""
         assert self.subcommand
         if self.subcommand == "fit":
-            # Report errors before a folder is made for the run.
+            # Report errors before a folder is made for the run and other processes are started.
+            self.datamodule.trainer = self.trainer
             self.datamodule.setup("fit")
             monitors = [(key, self.config.fit[key].monitor) for key in ("best", "early_stopping")]
             check_monitors(monitors, self.model, self.datamodule, self.trainer)
@@ -227,6 +228,7 @@ class SteelCLI(LightningCLI):
         if config.trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False
         trainer: Trainer = super().instantiate_trainer(**kwargs)
+        prepare_process(trainer.strategy.root_device)
         if self.subcommand == "fit":
             trainer.loggers = runs.keep_history(trainer.loggers, (self._continued or {}).get("num_rows", 0))
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -254,7 +256,7 @@ class SteelCLI(LightningCLI):
         first += [MovingAverage(ema_decay, trainer.strategy.root_device)] if ema_decay is not None else []
         first += [LearningRateMonitor(logging_interval="step")] if trainer.loggers else []
         bar = trainer.progress_bar_callback
-        if bar and torch.cuda.is_available():
+        if bar and trainer.strategy.root_device.type != "cpu":
             # The GPU waits while the bar is drawn.
             present[present.index(bar)] = type(bar)(refresh_rate=20)  # type: ignore[call-arg]
         at = next(i for i, callback in enumerate(present) if isinstance(callback, BestCheckpoint | LastCheckpoint))
@@ -307,7 +309,6 @@ def run_cli(args: Sequence[str]) -> None:
         raise InputError(f"steel {args[0]} needs --config conf/classifier.yaml or --config conf/segmenter.yaml")
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    prepare_process(choose_device("auto"))
     filter_messages()
     try:
         SteelCLI(expand_flags(_expand_configs(args), {"--compile"}))

@@ -80,12 +80,13 @@ def count(predicted: Tensor, truth: Tensor, unknown: Tensor | None = None) -> Co
 
 
 def dice(counts: Counts) -> Tensor:
-    """Return the Dice of each image and class, float64 `(n, C)`; 1 if neither truth nor prediction has a pixel.
+    """Return the Dice of each image and class, float64 `(n, C)` on the CPU; 1 without true and predicted pixels.
 
     Source: https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation
     """
-    total = (counts.predicted + counts.truth).double()
-    return torch.where(total > 0, 2 * counts.hits / total, 1.0)
+    hits, predicted, truth = (tensor.cpu() for tensor in counts[:3])  # not every GPU has float64
+    total = (predicted + truth).double()
+    return torch.where(total > 0, 2 * hits / total, 1.0)
 
 
 def score_masks(counts: Counts) -> dict[str, float]:

@@ -85,10 +85,12 @@ def check_monitors(monitors: Iterable[tuple[str, str]], task: Task, data: SteelD
     rows = data.split.indices("val")
     scores = task.list_scores(data.annotations, rows)
     keys = {f"val/{name}" for name in scores} | {"train/loss", "epoch", "step"}
-    batches = build_sized_batches(rows, data.annotations.sizes, data.batch_size)
-    limit = trainer.limit_val_batches
-    num_batches = int(limit * len(batches)) if isinstance(limit, float) else limit * trainer.world_size
-    seen = np.array([place.index for batch in batches[:num_batches] for place in batch], np.int64)
+    limit, world, places = trainer.limit_val_batches, trainer.world_size, []
+    for rank in range(world):
+        batches = build_sized_batches(rows, data.annotations.sizes, data.batch_size, (rank, world))
+        num_batches = int(limit * len(batches)) if isinstance(limit, float) else limit
+        places += [place.index for batch in batches[:num_batches] for place in batch]
+    seen = np.array(places, np.int64)
     possible = {f"val/{name}" for name, is_possible in task.list_scores(data.annotations, seen).items() if is_possible}
     for option, monitor in monitors:
         if monitor not in keys:

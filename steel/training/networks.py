@@ -5,6 +5,7 @@ training, evaluation, the exported file and the server preprocess identically. E
 TorchScript and accepts any image size.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -283,6 +284,19 @@ class SegmenterNetwork(nn.Module):
         if height != images.shape[2] or width != images.shape[3]:
             logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear")
         return logits
+
+
+def list_unused_parameters(network: nn.Module) -> list[str]:
+    """Return the names of the parameters that the logits of a network do not depend on.
+
+    Encoders of SMP may keep layers behind the deepest features that are used.
+    """
+    twin = copy.deepcopy(network).eval()  # no dropout, so no random numbers are drawn
+    side = 2 * _STRIDE
+    images = torch.zeros(1, 1, side, side, dtype=torch.uint8, device=next(twin.parameters()).device)
+    with torch.enable_grad():
+        twin(images).sum().backward()
+    return [name for name, parameter in twin.named_parameters() if parameter.grad is None]
 
 
 @contextmanager

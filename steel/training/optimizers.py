@@ -33,8 +33,8 @@ def build_optimizer(
         encoder_lr_factor: Factor on the learning rate of the encoder.
         weight_decay: Weight decay of convolutions and linear layers. Decaying norms and biases only costs accuracy.
         eps: Epsilon of the algorithm.
-        is_fused: Whether one kernel updates all weights of a group; NAdam has none. A resumed run uses this value and
-            not that of its checkpoint, which may come from another device.
+        is_fused: Whether one kernel updates all weights of a group; NAdam has none, and keeps its numbers on the device
+            instead. A resumed run uses this value and not that of its checkpoint, which may come from another device.
     """
     encoder_ids = {id(parameter) for module in encoder for parameter in module.parameters()}
     groups = []
@@ -44,15 +44,19 @@ def build_optimizer(
         settings = {"lr": lr * encoder_lr_factor if is_encoder else lr, "is_encoder": is_encoder}
         groups.append({"params": decayed, "weight_decay": weight_decay} | settings)
         groups.append({"params": others, "weight_decay": 0.0} | settings)
+    optimizer: Optimizer
     if name == "nadam":
-        return NAdam(groups, lr=lr, eps=eps)
-    fused = True if is_fused else None  # None lets torch choose; False would forbid its other fast variant
-    optimizer = (AdamW if name == "adamw" else Adam)(groups, lr=lr, eps=eps, fused=fused)
+        # Otherwise a resumed run on a GPU would wait for it twice for each weight in every step.
+        kernel: dict[str, Any] = {"capturable": is_fused}
+        optimizer = NAdam(groups, lr=lr, eps=eps, **kernel)
+    else:
+        kernel = {"fused": True if is_fused else None}  # False would forbid the other fast variant
+        optimizer = (AdamW if name == "adamw" else Adam)(groups, lr=lr, eps=eps, **kernel)
 
-    def keep_fused(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
+    def keep_kernel(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {"param_groups": [group | kernel for group in state["param_groups"]]}
 
-    optimizer.register_load_state_dict_pre_hook(keep_fused)
+    optimizer.register_load_state_dict_pre_hook(keep_kernel)
     return optimizer
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from steel.data.annotations import Annotations
@@ -22,7 +24,7 @@ from steel.errors import InputError, require_at_least, require_positive
 from steel.training.epoch_scores import MeanLoss
 from steel.training.losses import build_loss
 from steel.training.metrics import unpack
-from steel.training.networks import ClassifierNetwork, SegmenterNetwork
+from steel.training.networks import ClassifierNetwork, SegmenterNetwork, list_unused_parameters
 from steel.training.objectives import IGNORED_LOGIT, LabelObjective, MaskObjective
 from steel.training.optimizers import build_optimizer, build_schedule
 from steel.training.rebuilding import RebuildableModule, find_data
@@ -112,8 +114,15 @@ class Task(RebuildableModule, ABC):
                 argument of a subclass.
         """
         self.require_plain_arguments()
-        if (data := find_data(self)) is None or getattr(self._trainer, "predicting", False):
-            return
+        if (data := find_data(self)) is not None and not getattr(self._trainer, "predicting", False):
+            self._fit_to(data)
+        is_built = self.init["num_classes"] is not None
+        if is_built and isinstance(getattr(self._trainer, "strategy", None), DDPStrategy):
+            # DDP waits for the gradients of all parameters, and SMP leaves some out of every EfficientNet, for example.
+            unused = [f"network.{name}" for name in list_unused_parameters(self.network)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unused)  # type: ignore[no-untyped-call]
+
+    def _fit_to(self, data: SteelDataModule) -> None:
         own, count = self.init["num_classes"], data.annotations.num_classes
         if own is None:
             self.init["num_classes"] = count

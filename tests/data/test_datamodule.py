@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -286,6 +287,30 @@ def test_empty_part_is_refused_if_the_stage_needs_it(
     with pytest.raises(InputError) as error:
         module.setup(stage)
     assert f"the part {missing} of {root} has no image" in str(error.value)
+
+
+def test_a_part_with_fewer_images_than_processes_is_refused(root: Path) -> None:
+    put_into(root, train=names_of(root)[:4], val=names_of(root)[4:6])
+    module = build(root)
+    module.trainer = SimpleNamespace(global_rank=1, world_size=2)  # type: ignore[assignment]
+    module.setup("fit")
+    module.trainer.world_size = 4  # type: ignore[union-attr, misc]
+    with pytest.raises(InputError, match=r"part val of .* has 2 images, but each of 4 processes needs one"):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize(("device", "has_gpu", "pinned"), [
+    (None, False, False), (None, True, True), ("cuda", True, True), ("cpu", True, False), ("mps", False, False),
+])  # fmt: skip
+def test_batches_are_pinned_if_a_cuda_gpu_reads_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, has_gpu: bool, pinned: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    module = build(root)
+    if device:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        module.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)  # type: ignore[assignment]
+    assert [module.train_dataloader().is_pinned, module.val_dataloader().is_pinned] == [pinned, pinned]
 
 
 @pytest.mark.parametrize(

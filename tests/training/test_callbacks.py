@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from conftest import SMALL
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
+from steel.training import callbacks
 from steel.training.callbacks import LastCheckpoint, LossLog, Pictures, Stopped, StopSignals, Summary
 
 TASK = LightningModule()
@@ -345,6 +346,20 @@ def test_only_defective_validation_images_are_drawn(data: SteelDataModule, tmp_p
 @pytest.mark.parametrize("state", [{"sanity_checking": True}, {"is_global_zero": False}, {"loggers": []}])
 def test_nothing_is_drawn_when_not_needed(data: SteelDataModule, tmp_path: Path, state: dict[str, Any]) -> None:
     assert draw(tmp_path, data, Answer([0.0] * 4, is_segmenter=False), 4, **state) == {}
+
+
+@pytest.mark.parametrize(("precision", "device", "is_fast", "expected"), [
+    ("bf16-mixed", "cuda", True, "bf16-mixed"),
+    ("bf16-mixed", "cuda", False, "bf16-mixed (emulated and slow here; --trainer.precision 16-mixed is faster)"),
+    ("bf16-mixed", "cpu", False, "bf16-mixed (emulated and slow here; --trainer.precision 32-true is faster)"),
+    ("16-mixed", "cuda", False, "16-mixed"),
+])  # fmt: skip
+def test_emulated_bfloat16_is_called_slow(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, is_fast: bool, expected: str
+) -> None:
+    monkeypatch.setattr(callbacks, "has_fast_bfloat16", lambda: is_fast)
+    trainer: Any = SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device(device)))
+    assert callbacks._describe_precision(trainer) == expected
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,10 @@ def test_a_network_that_cannot_be_compiled_trains_uncompiled(
 
     monkeypatch.setattr(torch, "compile", lambda call, **settings: fail)
     monkeypatch.setattr(compiling, "_find_obstacle", lambda task, data: None)
+    resets: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
     assert main([*fit_args("segmenter", trained.root, tmp_path), "--compile"]) == 0
+    assert resets == [True]  # the memory of graphs is free again
     output = capsys.readouterr().out
     assert "not compiled: torch.compile failed (RuntimeError: no compiler on this machine)\n" in output
     # The trial leaves weights, statistics and random numbers as they were.
@@ -119,8 +122,15 @@ def test_a_compiled_run_trains_as_an_uncompiled_one_and_resumes_exactly(
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_cuda_graph_trains_as_the_network_and_resumes_exactly(
-    root: Path, tmp_path: Path, accumulate: int, precision: str, capsys: pytest.CaptureFixture[str]
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accumulate: int,
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # Other kernels of cuDNN may add in another order in each run.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     options = [
         "--trainer.accelerator=gpu", "--trainer.devices=1", f"--trainer.precision={precision}",
         f"--trainer.accumulate_grad_batches={accumulate}",

@@ -2,13 +2,16 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from conftest import SMALL
 from steel.data.datamodule import SteelDataModule
@@ -41,6 +44,33 @@ def attach(task: Task, data: SteelDataModule) -> Task:
     task._trainer = type("Fake", (), {"datamodule": data})()  # type: ignore[assignment]
     task.configure_model()
     return task
+
+
+@pytest.mark.parametrize(
+    ("task", "unused"),
+    [
+        (DefectClassifier(num_classes=2), ""),
+        (DefectClassifier(encoder="resnet18", num_classes=2), "network.pooled.encoder.layer4."),  # has a stride of 32
+        (DefectSegmenter(**TINY, num_classes=2), "network.unet.encoder.layer4."),
+        (DefectSegmenter("efficientnet-b0", scale=0.05, num_classes=2), "network.unet.encoder._conv_head."),
+    ],
+    ids=["ResNet", "pooled", "short decoder", "EfficientNet"],
+)
+def test_several_processes_do_not_wait_for_gradients_of_unused_parameters(task: Task, unused: str) -> None:
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    task._trainer = SimpleNamespace(strategy=DDPStrategy())  # type: ignore[assignment]
+    task.configure_model()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(task)
+        for _ in range(2):  # the second step raises if the first is waiting
+            parallel(draw_batch(2)["image"]).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    without = [name for name, parameter in task.named_parameters() if parameter.grad is None]
+    assert any(name.startswith(unused) for name in without) if unused else without == []
+    assert all(torch.equal(before[name], p) for name, p in task.named_parameters())
+    assert all(p.requires_grad for p in task.parameters())  # so that the optimizer has the same weights as before
 
 
 @pytest.mark.parametrize(
