@@ -33,13 +33,13 @@ _LOG = "demo.log"
 _STEPS = {
     "create a synthetic dataset": 5,
     "split it into train, val and test": 1,
-    "summarise it": 15,
-    "train the classifier": 90,
-    "train the segmenter": 140,
-    "choose the operating point on val": 20,
-    "evaluate both networks on test": 25,
-    "export one file": 25,
-    "inspect images with it": 5,
+    "summarise it": 10,
+    "train the classifier": 65,
+    "train the segmenter": 150,
+    "choose the operating point on val": 8,
+    "evaluate both networks on test": 12,
+    "export one file": 5,
+    "inspect images with it": 8,
 }
 
 # Small enough for a CPU: half resolution, crops and few epochs. Depthwise convolutions are slower in bfloat16.
