@@ -70,7 +70,7 @@ def demo(*, out: str = "lightning_logs/demo", seed: int = 0, force: bool = False
     """Run the whole workflow on a synthetic dataset: synth, split, explore, fit, tune, evaluate, export, inspect.
 
     Args:
-        out: Folder to write to; a demo in it that was interrupted is replaced.
+        out: Folder to write to; an interrupted demo in it is replaced.
         seed: Seed of the synthetic images.
         force: Also replace a finished demo.
 

@@ -213,13 +213,14 @@ def tabulate_shares(assignment: Assignment, annotations: Annotations) -> pd.Data
 def audit(root: str, *, splits: str | None = None, out: str | None = None) -> int:
     """Report leaks and balance of any split, and the recall that its parts can demonstrate.
 
-    An image leaks if an earlier part has the same pixels, the same scene (mirrored, rotated, shifted, re-encoded or
-    brightened) or another image of its group. The exit status is 1 if there is a leak, else 0.
+    An image leaks if an earlier part (train, then val, then test) has the same pixels, the same scene (mirrored,
+    rotated, shifted, re-encoded or brightened) or another image of its group. The exit status is 1 if there is a leak,
+    else 0.
 
     Args:
         root: Folder with train.csv and train_images.
-        splits: CSV file with ImageId and split (or fold, part, set, subset), or folder with train.txt, val.txt and so
-            on, with an image per line; by default splits.csv in the dataset's folder.
+        splits: CSV file with the columns ImageId and split (or fold, part, set, subset), or a folder with the lists
+            train.txt, val.txt and so on, one image per line; by default splits.csv in the dataset's folder.
         out: Folder for a page with figures of the worst leaks, and for audit.json; new or empty.
 
     Example:

@@ -52,17 +52,17 @@ def convert(
         masks           images/ masks/<stem>_<class id>.png classes.csv: 0 and 255, a file for each defect
         index           images/ index/<stem>.png classes.csv: 0 is clean, other values are class ids
 
-    Every pixel is kept, including holes and single pixels, if the result is read here or by COCO's own code. Only index
-    loses pixels, where classes overlap; their number is printed. Class names, clean images, groups.csv, splits.csv and
-    unknown.csv are kept.
+    Every pixel is kept, including holes and single pixels, if the result is read by steel or by COCO's own code. Only
+    index loses pixels, where classes overlap; the number of lost pixels is printed. Class names, clean images,
+    groups.csv, splits.csv and unknown.csv are kept.
 
     Args:
-        src: Folder of the dataset, or the JSON file of coco. For severstal also a submission.csv of steel inspect, with
-            --images; a classes.csv beside it names the classes.
+        src: Folder of the dataset, or the JSON file of coco. For severstal, it can also be a submission.csv of steel
+            inspect, together with --images; a classes.csv beside it names the classes.
         dst: Folder to write; new or empty.
         images: Folder with the images, if they are not in SRC.
-        copy_images: Whether to copy the image files.
-        overlap: The class id that index, which has one class per pixel, keeps where classes overlap.
+        copy_images: Copy the image files.
+        overlap: Class id that index, which has one class per pixel, keeps where classes overlap.
 
     Raises:
         InputError: SRC is wrong, DST is not empty, or the format of DST cannot hold the labels.

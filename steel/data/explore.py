@@ -249,7 +249,7 @@ def explore(root: str, *, sample: int = 1000, out: str = "explored", seed: int =
         root: Folder with train.csv and train_images.
         sample: Number of images to measure brightness and black margins on; labels are always counted in full.
         out: Folder for the page and the figures; new or empty.
-        seed: Another seed measures and shows other images.
+        seed: Random seed; another seed measures and shows other images.
 
     Example:
         steel explore data --out explored

@@ -308,10 +308,11 @@ def split(
     Args:
         root: Folder with train.csv and train_images.
         fractions: Shares of train, val and test, which sum to 1, for example [0.7,0.15,0.15].
-        folds: Number of equal folds to make instead; with --data.fold 2, fold 2 is test, 3 is val, others are train.
-        near_duplicates: Whether to search for images of the same scene first and keep these together as well.
+        folds: Number of equal folds to make instead. With --data.fold 2, fold 2 is test, fold 3 is val, and the others
+            are train.
+        near_duplicates: Search for images of the same scene first, and keep these together as well.
         out: File to write, by default splits.csv in the dataset's folder.
-        seed: Another seed gives another split.
+        seed: Random seed; another seed gives another split.
 
     Example:
         steel split data --near_duplicates

@@ -217,7 +217,7 @@ def synth(out: str, *, num_images: int = 200, size: tuple[int, int] = (256, 1600
         out: Folder to write; new or empty.
         num_images: Number of images.
         size: Height and width in pixels, for example [256,1600].
-        seed: Another seed draws other images.
+        seed: Random seed; another seed draws other images.
 
     Example:
         steel synth data

@@ -44,7 +44,7 @@ def serve(
 ) -> None:
     """Serve an exported file over HTTP, with a web page for the inspectors at the line.
 
-    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
+    An exported file contains code. Use only files from sources that you trust, and pass their SHA-256 as --digest.
     The page is at /, and the documentation of the HTTP API at /docs. If the environment variable STEEL_TOKEN is set,
     clients must send it. SIGTERM or Ctrl-C stops the service after it has answered all accepted requests.
 
@@ -58,7 +58,7 @@ def serve(
         max_images: Largest number of images per request.
         max_megabytes: Largest size of a request.
         max_megapixels: Largest size of an image.
-        timeout: Seconds within which a request must arrive, and again until its answer.
+        timeout: Time limit in seconds for receiving a request, and again for answering it.
         queue: Largest number of images waiting or being inspected; further requests are told to try again.
         wait_ms: Longest time in milliseconds that an image waits to share a batch with others.
         batch_size: Number of images that the networks process at once.

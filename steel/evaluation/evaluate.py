@@ -53,18 +53,18 @@ def evaluate(
     Writes index.html (the report, which begins with a verdict), evaluation.json, submission.csv and pictures.
 
     Args:
-        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; the
-            probabilities of several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter, in the same way.
+        classifier: Checkpoint of the classifier; best and last name that of the newest run in lightning_logs. With
+            several, as [A.ckpt,B.ckpt], the probabilities are averaged.
+        segmenter: Checkpoint of the segmenter, or several, named as for --classifier.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5. An exported file has its own.
-            With several, as [A.yaml,B.yaml], each is for networks of one fold among the checkpoints. They are evaluated
-            together, every image by the networks of the fold in which it is in this part.
+            For cross-validation, give the points and the checkpoints of all folds, the points as [A.yaml,B.yaml]. Each
+            image is then evaluated by the networks of the fold that has the image in --split.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         model: File written by `steel export`, instead of checkpoints.
         against: Another file written by `steel export`, such as that of the inspector in use. Both judge every image;
             each difference has a 95 % interval, and a sentence says whether the new inspector is better.
         root: Folder with train.csv and train_images.
-        split: The part of the dataset to evaluate on.
+        split: Part of the dataset to evaluate on.
         tolerance: Tolerance in pixels for the Dice of outlines.
         num_pictures: Largest number of images to show in the report.
         out: Folder for the report; an earlier report there is replaced.

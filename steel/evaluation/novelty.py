@@ -45,14 +45,15 @@ def novelty(
 ) -> None:
     """Learn what clean steel looks like, so that the exported file also reports defects that nobody labelled.
 
-    The features of clean places are learnt from the clean images of the classifier's train part. The limit is chosen
-    on the clean images of its val part. Give the file to `steel export --novelty`.
+    The features of clean places are learnt from the clean images of the classifier's train part. An image is reported
+    if its distance from clean steel is above a limit, which is chosen on the clean images of the val part. Give the
+    file to `steel export --novelty`.
 
     Args:
-        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs.
+        classifier: Checkpoint of the classifier; best and last name that of the newest run in lightning_logs.
         root: Folder with train.csv and train_images.
         false_alarms: Largest share of clean images above the limit.
-        confidence: One-sided confidence of this share; 0.5 keeps it only on average.
+        confidence: One-sided confidence of --false_alarms; 0.5 keeps that share only on average.
         out: File to write.
         batch_size: Number of images that the networks process at once.
         num_workers: Number of threads that load images; by default one fewer than there are cores, at most 8.

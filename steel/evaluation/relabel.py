@@ -42,18 +42,18 @@ def relabel(
 ) -> None:
     """Rank images by how wrong their labels look: masks that are missing, without evidence, ragged or of a wrong class.
 
-    Writes index.html (the worst images), suspects.csv (all images, the worst first) and the pictures of the page. Each
-    image is compared with the networks that were not trained on it; give the checkpoints of all folds, so that every
-    image has one.
+    Writes index.html (the worst images), suspects.csv (all images, the worst first) and the pictures of the page. The
+    labels of an image are compared with the predictions of networks that were not trained on it. Give the checkpoints
+    of all folds, so that there are such networks for every image.
 
     Args:
         root: Folder with train.csv and train_images.
-        classifier: Checkpoint of the classifier, or several, as [A.ckpt,B.ckpt], for instance of all folds; best or
-            last for that of the newest run in lightning_logs.
-        segmenter: Checkpoint of the segmenter, in the same way.
+        classifier: Checkpoint of the classifier, or several, for instance of all folds, as [A.ckpt,B.ckpt]; best and
+            last name that of the newest run in lightning_logs.
+        segmenter: Checkpoint of the segmenter, or several, named as for --classifier.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         num_pictures: Largest number of images to show on the page.
-        out: Folder for page, list and pictures; earlier ones there are replaced.
+        out: Folder for the page, the list and the pictures; earlier ones there are replaced.
         batch_size: Number of images that the networks process at once.
         num_workers: Number of threads that load images; by default one fewer than there are cores, at most 8.
         device: Device to run on: auto, cpu, cuda or cuda:1.

@@ -133,12 +133,12 @@ def tune(
     With --scores, only calibration, gate and label thresholds are chosen, from the probabilities of other software.
 
     Args:
-        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; the
-            probabilities of several, as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter, in the same way.
+        classifier: Checkpoint of the classifier; best and last name that of the newest run in lightning_logs. With
+            several, as [A.ckpt,B.ckpt], the probabilities are averaged.
+        segmenter: Checkpoint of the segmenter, or several, named as for --classifier.
         flips: Average the probabilities over four flips of each image; takes four times as long.
         root: Folder with train.csv and train_images.
-        split: The part of the dataset to choose on. Scores on test are too optimistic if test is used here.
+        split: Part of the dataset to choose on. If this is test, the scores on test will be too optimistic.
         scores: CSV with the columns ImageId, label1, label2, ... (0 or 1), probability1, probability2, ... and, if
             images belong together, group.
         aim: cost: the lowest sum of --miss_cost and --alarm_cost. recall: at least --recall of the defects of every

@@ -62,9 +62,9 @@ def export(
     written.
 
     Args:
-        classifier: Checkpoint of the classifier, or best or last for that of the newest run in lightning_logs; several,
-            as [A.ckpt,B.ckpt], are averaged.
-        segmenter: Checkpoint of the segmenter, in the same way.
+        classifier: Checkpoint of the classifier; best and last name that of the newest run in lightning_logs. With
+            several, as [A.ckpt,B.ckpt], the probabilities are averaged.
+        segmenter: Checkpoint of the segmenter, or several, named as for --classifier.
         operating_point: File written by `steel tune`; by default all thresholds are 0.5.
         novelty: File written by `steel novelty`, to find defects that nobody labelled; needs one classifier,
             torchscript and fp32.

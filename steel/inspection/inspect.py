@@ -55,14 +55,15 @@ def inspect(
 ) -> None:
     """Inspect images with an exported file.
 
-    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
+    An exported file contains code. Use only files from sources that you trust, and pass their SHA-256 as --digest.
 
     Writes results.csv (one row per image, with the reason for each unreadable one), spots.csv (one row per spot),
     submission.csv (run-length codes in Kaggle's format), results.parquet (everything in one typed table) and pictures
     of the masks. If the file was exported with --novelty, results.csv also has the columns novelty, unknown (1 for an
-    image unlike any clean steel seen, and none of the classes) and unknown_code (its places). Batches are smaller than
-    --batch_size if the images have more than a million pixels each. Images of more than 8 million pixels are inspected
-    in overlapping tiles, and pictures of more than 3,200 pixels are reduced.
+    image that is unlike any clean steel seen and has none of the classes) and unknown_code (run-length code of the
+    unusual places). Batches are smaller than --batch_size if the images have more than a million pixels each. Images of
+    more than 8 million pixels are inspected in overlapping tiles. Pictures are reduced if they are longer than 3,200
+    pixels.
 
     Args:
         model: File written by `steel export`.
@@ -78,7 +79,7 @@ def inspect(
         watch: Inspect images as they appear in the folder, until Ctrl-C, and print the latency.
         idle_seconds: Stop watching after this many seconds without a new image.
         engine: Run in this process (local) or on a Ray cluster (ray). Ray writes results.parquet only.
-        out: Output folder, without results of an earlier run unless it is continued with --resume.
+        out: Output folder. It must not contain results of an earlier run, unless --resume continues that run.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
         digest: SHA-256 of the model, as `steel export` prints it; another file is refused.
@@ -277,4 +278,4 @@ def require_readable(tables: Tables) -> None:
     """Check that an image could be read; raise InputError if there are images and none could be."""
     if tables.done and tables.num_unreadable == len(tables.done):
         images, results = format_count(len(tables.done), "image"), tables.paths[0]
-        raise InputError(f"of {images}, none could be read; see the column error of {results}")
+        raise InputError(f"none of the images could be read ({images}); see the column error of {results}")

@@ -46,23 +46,23 @@ def suggest(
 ) -> None:
     """Choose the unlabelled images that are most worth labelling next.
 
-    An exported file contains code. Use only files from sources that you trust, and name the file with --digest.
+    An exported file contains code. Use only files from sources that you trust, and pass their SHA-256 as --digest.
 
-    All images are inspected. An image is worth a label if the decision on it is near to flipping at the operating
-    point (its gate, label thresholds or masks), or, with a file that was exported with --novelty, if it is unlike any
-    clean steel seen. No two of the images chosen show the same scene.
+    All images are inspected. An image is worth labelling if the decision on it is close to flipping at the operating
+    point (its gate, label thresholds or masks). With a file that was exported with --novelty, an image is also worth
+    labelling if it is unlike any clean steel seen. No two of the images chosen show the same scene.
 
-    Writes suggestions.csv (the images in order, each with the reason), suggestions.html (a contact sheet with outlines)
-    and to_label (the images with what was found on them, as a COCO dataset with polygons for CVAT or Label Studio), and
-    the tables of `steel inspect` with the column mask_doubt.
+    Writes suggestions.csv (the images in order, each with the reason), suggestions.html (a contact sheet with
+    outlines), to_label (the images with what was found on them, as a COCO dataset with polygons for CVAT or Label
+    Studio), and the tables of `steel inspect` with the column mask_doubt.
 
     Args:
         model: File written by `steel export`.
         images: An image, a folder, or a quoted pattern such as "line*/*.png".
         num: Number of images to choose.
-        root: Folder with train.csv and train_images; leaves out images of the scenes that it shows.
+        root: Folder of a dataset, with train.csv and train_images; images that show a scene of it are left out.
         resume: Skip images that results.csv already has, and continue an interrupted run.
-        out: Output folder, without results of an earlier run unless it is continued with --resume.
+        out: Output folder. It must not contain results of an earlier run, unless --resume continues that run.
         batch_size: Number of images that the networks process at once.
         device: Device to run on: auto, cpu, cuda or cuda:1.
         digest: SHA-256 of the model, as `steel export` prints it; another file is refused.

@@ -199,7 +199,7 @@ class SteelCLI(LightningCLI):
                 f"--trainer.max_epochs is {num_epochs}, but {path} has trained {num_done}; give at least that"
             )
         epochs = format_count(num_done, "epoch")
-        print(f"this run is finished: it has trained its {epochs}; more need a larger --trainer.max_epochs")
+        print(f"this run is finished: it has trained its {epochs}; to train longer, raise --trainer.max_epochs")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a new run that fails before its first step leaves no folder behind."""

@@ -95,7 +95,7 @@ def check_monitors(monitors: Iterable[tuple[str, str]], task: Task, data: SteelD
     for option, monitor in monitors:
         if monitor not in keys:
             close = difflib.get_close_matches(monitor, sorted(keys), 1, 0.0)[0]
-            raise InputError(f"{option}.monitor is {monitor}, which is not a score of the {task.name}; is it {close}?")
+            raise InputError(f"{option}.monitor is {monitor}, which is not a score of the {task.name}; use {close}")
         if not scores.get(monitor.removeprefix("val/"), True):
             num_defective = int(data.annotations.labels[rows].any(axis=1).sum())
             raise InputError(

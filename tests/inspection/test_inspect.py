@@ -157,7 +157,7 @@ def test_refuses_wrong_options(model: Path, folder: Path, tmp_path: Path, refuse
     assert 'device "warp"' in refused("inspect", model, folder, out, "--device=warp")
     assert re.search("batch_size .*1.* 0", refused("inspect", model, folder, out, "--batch_size=0"))
     (empty / "a.jpg").write_text("no image")
-    assert "of 1 image, none could be read" in refused("inspect", model, empty, out)
+    assert "none of the images could be read (1 image)" in refused("inspect", model, empty, out)
     for shard in ("3/2", "0/2", "2"):
         assert f'--shard must be i/n with i from 1 to n, such as 2/8, got "{shard}"' in refused(
             "inspect", model, folder, out, f"--shard={shard}"

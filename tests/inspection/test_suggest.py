@@ -115,7 +115,7 @@ def test_a_folder_without_a_readable_image_is_refused(model: Path, tmp_path: Pat
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "broken.png").write_text("no image")
     sentence = refused("suggest", model, tmp_path / "new", f"--out={tmp_path / 'out'}")
-    assert "none could be read" in sentence
+    assert "none of the images could be read" in sentence
 
 
 def test_scenes_that_a_dataset_has_are_left_out(

@@ -43,7 +43,7 @@ async function addFiles(files) {
   for (const file of fresh) {
     const image = strip.add(file);
     image.stored = store.save("images", { file, answer: null })
-      .then((id) => (image.id = id), () => showMessage("This browser cannot keep the images: a reload loses them."));
+      .then((id) => (image.id = id), () => showMessage("This browser cannot keep the images: they are lost when the page is reloaded."));
     queue.add(image);
   }
   showImages();
@@ -203,7 +203,7 @@ function showChangedVerdict(digest) {
 function requireInspector() {
   const name = $("#inspector").value.trim();
   if (!name) {
-    showMessage("Enter your name next to “Inspector” first: a verdict is signed.");
+    showMessage("Enter your name next to “Inspector” first, because verdicts are signed.");
     $("#inspector").focus();
   }
   return name;
