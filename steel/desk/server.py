@@ -21,7 +21,9 @@ try:
     from steel.desk.service import build_app
     from steel.desk.verdicts import Verdicts
 except ModuleNotFoundError as missing:
-    raise InputError(f"steel serve needs {missing.name}; pip install 'steel-inspector[serve]'") from missing
+    raise InputError(
+        f"steel serve needs {missing.name}; install it with pip install '.[serve]' in the folder of steel"
+    ) from missing
 
 
 def serve(

@@ -147,6 +147,6 @@ def require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"--format onnx needs the packages {', '.join(missing)}; install them with "
-            f"`pip install steel-inspector[onnx]`"
+            f"--format onnx needs the packages {', '.join(missing)}; install them with pip install '.[onnx]' in the "
+            f"folder of steel"
         )

@@ -111,7 +111,9 @@ def _start() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("--engine ray needs Ray; install it with the extra ray: steel-inspector[ray]") from error
+        raise InputError(
+            "--engine ray needs Ray; install it with pip install '.[ray]' in the folder of steel"
+        ) from error
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
