@@ -35,6 +35,7 @@ def test_inspect_judge_and_download(context: "sync_api.BrowserContext", folder: 
         drop(page, folder)
         page.locator("#progress").wait_for(state="hidden")
         expect(page.locator("#counts dd").first).to_have_text("5")
+        expect(page.locator("#strip [data-decision=waiting]")).to_have_count(0)  # rows follow the counts a moment later
         assert count(page) == {
             "inspected": "5", "defective": "1", "clean": "3", "unreadable": "1", "agreed": "0", "missed": "0",
             "false alarms": "0", "no verdict": "5",
