@@ -93,7 +93,7 @@ def test_the_output_fits_a_terminal_and_ends_with_the_next_step(
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "1 of 9: create a synthetic dataset (5 min left)" in lines
+    assert "1 of 9: create a synthetic dataset (4 min left)" in lines
     assert "9 of 9: inspect images with it (less than a minute left)" in lines
     assert lines.count("epoch 1 of 13: train/loss 0.1234, up to 2 min left") == 8
     verdict, scored, (first, then, command, _) = (part.splitlines() for part in printed.split("\n\n")[1:])
