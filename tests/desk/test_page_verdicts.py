@@ -48,7 +48,7 @@ def test_verdicts_and_images_wait_while_the_service_is_gone(
         sign(page, "K. L.")
     page.keyboard.press("a")
     expect(page.locator("#offline")).to_be_visible()
-    expect(page.locator("#offline")).to_contain_text("verdicts are kept in this browser and will be sent")
+    expect(page.locator("#offline")).to_contain_text("verdicts are kept in this browser")
     pick(page, "bright.png")
     expect(page.locator("#verdict")).to_contain_text("not yet sent")
     page.locator("#images").set_input_files(folder / "plain.bmp")
