@@ -149,7 +149,7 @@ class SteelDataModule(LightningDataModule):
             )
 
     def describe(self) -> DataRecord:
-        """Return what a checkpoint stores of the data."""
+        """Return the record of the data that a checkpoint stores."""
         return {
             "root": str(self.root),
             "classes": list(self.annotations.classes),

@@ -1,4 +1,4 @@
-"""What a checkpoint stores of the data that its network was trained on."""
+"""The training data's record in a checkpoint."""
 
 from typing import NotRequired, TypedDict
 
