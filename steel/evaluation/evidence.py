@@ -7,7 +7,7 @@ them are true. With these counts, gates, label thresholds and smallest areas can
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -23,7 +23,9 @@ from steel.data.tables import Finding, Table, raise_first, read_table
 from steel.data.unknown import Labels, find_labels, find_unknown
 from steel.decision.inspector import Probabilities
 from steel.decision.measures import measure
-from steel.evaluation.parts import run_networks
+from steel.evaluation.parts import BatchOutput, run_networks, spool
+
+_Counts = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,16 @@ def gather(
     """
     annotations, split = data.annotations, data.split
     grid = Grid.for_images(annotations.sizes[split.indices(part)].astype(np.int64))
-    images: list[tuple[int, NDArray[np.float32], NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.int32]]]] = []
     with ThreadPoolExecutor() as pool:
-        for output in run_networks(probabilities, data.part_dataloader(part), device):
+
+        def count(output: BatchOutput) -> list[tuple[int, NDArray[np.float32], NDArray[np.float64], _Counts]]:
             classes, pixels = (tensor.float().cpu().numpy() for tensor in output.probabilities)
             measured = pool.map(measure, output.images[:, 0].numpy())
             counts = pool.map(_count, pixels, output.planes.numpy(), repeat(grid))
-            images += zip(output.rows, classes, measured, counts, strict=True)
+            return list(zip(output.rows, classes, measured, counts, strict=True))
+
+        outputs = run_networks(probabilities, data.part_dataloader(part), device)
+        images = list(chain.from_iterable(spool(map(count, outputs))))
     images.sort(key=lambda image: image[0])
     rows, all_classes, all_measured, all_counts = zip(*images, strict=True)
     index = np.array(rows)
@@ -139,9 +144,7 @@ def gather(
     )  # fmt: skip
 
 
-def _count(
-    pixels: NDArray[np.float32], plane: NDArray[np.uint8], grid: Grid
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _count(pixels: NDArray[np.float32], plane: NDArray[np.uint8], grid: Grid) -> _Counts:
     """Return true pixels `(C,)` of one image, and its areas, predicted pixels and hits, `(3, C, T, S)`."""
     labelled = ~find_unknown(plane, len(pixels))
     truth = np.zeros(len(pixels), np.int64)

@@ -17,7 +17,7 @@ from steel.data.unknown import find_unknown
 from steel.decision.inspector import Probabilities
 from steel.decision.point import Point
 from steel.evaluation.outlines import count_boundaries, match_spots
-from steel.evaluation.parts import BatchOutput, run_networks
+from steel.evaluation.parts import BatchOutput, run_networks, spool
 from steel.evaluation.scores import exclusive
 from steel.training.metrics import Counts, count, dice, unpack
 
@@ -92,7 +92,7 @@ def judge_part(
     """
     run: Callable[[Tensor], Probabilities] = inspector.probabilities  # type: ignore[assignment]
     outputs = run_networks(run, data.part_dataloader(part), device, "inspecting")
-    return join([_judge(inspector, output, data.split.groups[output.rows], tolerance) for output in outputs])
+    return join(spool(_judge(inspector, output, data.split.groups[output.rows], tolerance) for output in outputs))
 
 
 def _judge(inspector: Any, output: BatchOutput, groups: NDArray[np.int64], tolerance: int) -> Decisions:

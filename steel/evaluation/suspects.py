@@ -19,7 +19,7 @@ small defect that was not labelled.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from itertools import repeat
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +32,13 @@ from steel.data.datamodule import SteelDataModule
 from steel.data.unknown import find_unknown
 from steel.evaluation import calibration
 from steel.evaluation.assemble import Assembly
-from steel.evaluation.parts import run_networks
+from steel.evaluation.parts import BatchOutput, run_networks, spool
 from steel.evaluation.scores import LEVELS, sweep
 from steel.wording import name_classes
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+_Comparison = tuple[Array, Array, Array, list[str]]
 
 # Quantile of a class's labelled areas: the segmenter has to outline that much before it counts as seeing the class.
 _SMALL = 0.05
@@ -119,18 +120,22 @@ def predict(assembly: Assembly, data: SteelDataModule, is_used: Flags, device: t
     areas = data.annotations.areas
     smallest = [int(np.quantile(column[column > 0], _SMALL)) if column.any() else 1 for column in areas.T]
     subsets, subset_of = np.unique(is_used, axis=0, return_inverse=True)
-    images: list[tuple[int, Array, tuple[Array, Array, Array, list[str]]]] = []
+    images: list[tuple[int, Array, _Comparison]] = []
     with ThreadPoolExecutor() as pool:
+
+        def compare(output: BatchOutput) -> list[tuple[int, Array, _Comparison]]:
+            classes = output.probabilities.classes.double().cpu().numpy()
+            pixels = output.probabilities.pixels.float().cpu().numpy()
+            compared = pool.map(_compare, pixels, output.planes.numpy(), repeat(smallest))
+            return list(zip(output.rows, classes, compared, strict=True))
+
         for i, subset in enumerate(subsets):
             positions = (np.flatnonzero(stage).tolist() for stage in np.split(subset, [len(assembly.classifiers)]))
             inspector = assembly.take(*positions).to(device)
             loader = data.images_dataloader(np.flatnonzero(subset_of.ravel() == i))
             description = f"comparing, {i + 1} of {len(subsets)}"
-            for output in run_networks(inspector.probabilities, loader, device, description):
-                classes = output.probabilities.classes.double().cpu().numpy()
-                pixels = output.probabilities.pixels.float().cpu().numpy()
-                compared = pool.map(_compare, pixels, output.planes.numpy(), repeat(smallest))
-                images += zip(output.rows, classes, compared, strict=True)
+            outputs = run_networks(inspector.probabilities, loader, device, description)
+            images += chain.from_iterable(spool(map(compare, outputs)))
     images.sort(key=lambda image: image[0])
     _, all_classes, all_compared = zip(*images, strict=True)
     *arrays, codes = zip(*all_compared, strict=True)
@@ -138,9 +143,7 @@ def predict(assembly: Assembly, data: SteelDataModule, is_used: Flags, device: t
     return Predictions(np.stack(all_classes), spots=spots, agreement=agreement, inside=inside, codes=codes)
 
 
-def _compare(
-    pixels: NDArray[np.float32], plane: NDArray[np.uint8], smallest: Sequence[int]
-) -> tuple[Array, Array, Array, list[str]]:
+def _compare(pixels: NDArray[np.float32], plane: NDArray[np.uint8], smallest: Sequence[int]) -> _Comparison:
     """Return spots, agreement, inside and codes of one image; see `Predictions`."""
     num_classes = len(pixels)
     # Nothing is predicted in unlabelled regions, as nothing is labelled there.
