@@ -175,10 +175,32 @@ def read_split(path: Path, annotations: Annotations, fold: int | None = None) ->
     if num_folds < 3 or folds.max() + 1 != num_folds:
         raise InputError(f"{path} must have at least 3 folds, numbered 0, 1, 2, ...; write it with steel split --folds")
     if fold is None or not 0 <= fold < num_folds:
-        raise InputError(f"data.fold must be 0 to {num_folds - 1} for the folds of {path}, got {fold}")
+        raise InputError(
+            f"the fold must be 0 to {num_folds - 1} for the folds of {path}, got {fold}; choose one with --data.fold, "
+            f"for steel score with --fold"
+        )
     part_of_fold = np.full(num_folds, "train", dtype="<U5")
     part_of_fold[[fold, (fold + 1) % num_folds]] = "test", "val"
     return replace(split, parts=np.where(folds < 0, "", part_of_fold[folds]))
+
+
+def has_folds(path: Path, annotations: Annotations) -> bool:
+    """Whether there is a `splits.csv` and it has folds instead of parts."""
+    return path.is_file() and read_parts(path, annotations)[1]
+
+
+def read_groups(annotations: Annotations) -> Split:
+    """Return the groups of a dataset and of its `splits.csv`, whose parts or folds are of no interest.
+
+    Raises:
+        InputError: The file has an error or divides a group.
+    """
+    path = annotations.root / "splits.csv"
+    if not path.is_file():
+        return _build_split(annotations, np.full(len(annotations), ""))
+    split, _, findings = read_parts(path, annotations)
+    raise_first(findings)
+    return split
 
 
 def read_parts(path: Path, annotations: Annotations) -> tuple[Split, bool, list[Finding]]:
@@ -230,9 +252,9 @@ def recall_split(annotations: Annotations, data: DataRecord, source: Path, fold:
     path = annotations.root / "splits.csv"
     given = None
     if path.is_file():
-        is_folds = read_parts(path, annotations)[1]
         # The checkpoint's fold does not apply to a file with parts.
-        given = read_split(path, annotations, data.get("fold") if fold is None and is_folds else fold)
+        is_recalled = fold is None and has_folds(path, annotations)
+        given = read_split(path, annotations, data.get("fold") if is_recalled else fold)
     if data["digest"] == annotations.digest:
         parts = np.full(len(annotations), "", dtype="<U5")
         for part, names in data["members"].items():

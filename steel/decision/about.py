@@ -37,6 +37,12 @@ class TrainedNetwork:
         return str(self.data["digest"])
 
     @property
+    def fold(self) -> int | None:
+        """The fold that was its test split; None if its split had no folds."""
+        fold: int | None = self.data.get("fold")
+        return fold
+
+    @property
     def num_images(self) -> int | None:
         """Number of images that it was trained on; None if unknown."""
         num: int | None = self.data.get("num_images")

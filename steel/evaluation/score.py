@@ -13,6 +13,7 @@ from steel.data.annotations import Annotations
 from steel.data.datamodule import SteelDataModule
 from steel.data.runs import intersect
 from steel.data.severstal import join_rows, parse
+from steel.data.splits import read_groups
 from steel.data.tables import raise_first
 from steel.errors import InputError
 from steel.evaluation.parts import warn_of_groups
@@ -65,12 +66,12 @@ def score(
         steel score inspected/submission.csv data
         steel score submission.csv data --split test --against other.csv
     """
-    data = SteelDataModule(root, fold=fold)
-    table = data.annotations
-    rows = np.arange(len(table)) if split == "all" else data.split.indices(split)
+    table = (data := SteelDataModule(root, fold=fold)).annotations
+    divided = read_groups(table) if split == "all" else data.split
+    rows = np.arange(len(table)) if split == "all" else divided.indices(split)
     if len(rows) == 0:
         raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
-    counts, groups = _count_file(submission, table).take(rows), data.split.groups[rows]
+    counts, groups = _count_file(submission, table).take(rows), divided.groups[rows]
     limits = [score_interval(ratios, groups) for ratios in list_mask_ratios(counts).values()]
     columns = {"submission": _score(counts), "95 % interval": _format(limits)}
     if against is None:
@@ -84,9 +85,10 @@ def score(
         columns["95 % of difference"] = _format(differences)
     scores = pd.DataFrame(columns, index=list(score_masks(counts)))
     print(scores.to_string(float_format="{:.4f}".format, na_rep="-"))
+    described = "" if split == "all" else f", split {divided.digest}"
     num_images, num_groups = format_count(len(rows), "image"), format_count(len(np.unique(groups)), "group")
-    print(f"{num_images} in {num_groups} ({split}); data {table.digest}, split {data.split.digest}")
-    for warning in warn_of_groups(len(rows), int((~data.split.is_grouped[rows]).sum())):
+    print(f"{num_images} in {num_groups} ({split}); data {table.digest}{described}")
+    for warning in warn_of_groups(len(rows), int((~divided.is_grouped[rows]).sum())):
         print(wrap(f"warning: {warning}"))
 
 

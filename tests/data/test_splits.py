@@ -421,7 +421,7 @@ def test_each_image_is_in_test_for_exactly_one_fold(root: Path) -> None:
     for k, split in enumerate(splits):
         np.testing.assert_array_equal(split.indices("val"), splits[(k + 1) % 4].indices("test"))
     for fold in (None, 4, -1):
-        with pytest.raises(InputError, match=rf"data\.fold must be 0 to 3 .*, got {fold}"):
+        with pytest.raises(InputError, match=rf"fold must be 0 to 3 .*, got {fold}"):
             choose_split(table, DEFAULT_FRACTIONS, 0, fold)
 
 

@@ -24,11 +24,12 @@ def folds(trained: Trained, root: Path, tmp_path: Path) -> Folds:
     assert main(["split", str(root), "--folds=4"]) == 0
     found = []
     for fold in range(2):
-        members = read_split(root / "splits.csv", read_annotations(root), fold).members()
+        split = read_split(root / "splits.csv", read_annotations(root), fold)
+        data = {"fold": fold, "members": split.members(), "split": split.digest, "digest": digest}
         paths = {}
         for task, checkpoint in (("classifier", trained.classifier), ("segmenter", trained.segmenter)):
             saved = torch.load(checkpoint, weights_only=True)
-            saved["steel"]["data"] |= {"fold": fold, "members": members, "digest": digest}
+            saved["steel"]["data"] |= data
             for name, weights in saved["state_dict"].items():
                 if weights.ndim > 1 and fold:
                     saved["state_dict"][name] = 1.1 * weights
@@ -101,3 +102,29 @@ def test_points_and_checkpoints_must_belong_together(
     copy.write_text(text.replace("name: cost", "name: kaggle_dice"))
     assert text != copy.read_text()
     assert "different aims" in refuse(operating_point=f"[{copy},{second['operating_point']}]")
+
+
+def test_an_exported_file_is_evaluated_on_the_fold_of_its_networks(folds: Folds, root: Path, tmp_path: Path) -> None:
+    options, model = [f"--{name}={value}" for name, value in folds[1].items()], tmp_path / "fold1.pt"
+    assert main(["export", *options, f"--out={model}"]) == 0
+    exported = evaluate(root, tmp_path / "exported", model=str(model))
+    trained = evaluate(root, tmp_path / "checkpoints", **folds[1])
+    assert (exported["num_images"], exported["data"]) == (10, trained["data"])
+    assert exported["kaggle_dice"] == pytest.approx(trained["kaggle_dice"], abs=0.01)
+    (root / "splits.csv").unlink()
+    assert main(["split", str(root), "--folds=4", "--seed=1"]) == 0
+    assert main(["evaluate", f"--model={model}", f"--root={root}", f"--out={tmp_path / 'other'}"]) == 2
+
+
+def test_submissions_are_scored_on_all_folds_or_on_one(
+    folds: Folds, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(root, tmp_path / "pooled", **list_all(folds))
+    submission = str(tmp_path / "pooled" / "submission.csv")
+    capsys.readouterr()
+    assert main(["score", submission, str(root), f"--against={submission}"]) == 0
+    assert "40 images in 40 groups (all); data" in capsys.readouterr().out
+    assert main(["score", submission, str(root), "--split=test", "--fold=1"]) == 0
+    assert "10 images in 10 groups (test); data" in capsys.readouterr().out
+    assert main(["score", submission, str(root), "--split=test"]) == 2
+    assert "the fold must be 0 to 3" in capsys.readouterr().err

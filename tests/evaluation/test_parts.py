@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from benchmarks.growth import measure
 from numpy.typing import NDArray
 
+from benchmarks.growth import measure
 from steel.evaluation.parts import spool
 
 
