@@ -1,4 +1,4 @@
-"""Run-length codes, train.csv and the near-duplicate search, compared with peers in CPU time.
+"""Run-length codes, train.csv, the near-duplicate search and `steel check`, compared with peers in CPU time.
 
     uv run python -m benchmarks.data [--codes FILE.csv] [--json FILE]
 
@@ -9,6 +9,7 @@ Peers: `rle2mask` and `mask2rle` in the form that most public notebooks of the c
 difference of a padded flat mask, joined by a comprehension), pycocotools, and `pd.read_csv`.
 """
 
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from pycocotools import mask as coco
 from benchmarks.harness import Comparison, build_parser, compare, report
 from steel.data import images, rle
 from steel.data.duplicates import find_duplicates
+from steel.data.quality import examine
 from steel.data.runs import areas, intersect
 from steel.data.severstal import join_rows, parse
 from steel.data.synthetic import draw_image
@@ -166,6 +168,28 @@ def compare_search(folder: Path, num_images: int) -> Comparison:
     return compare(f"{num_images} images, near-duplicates", variants, "decoding and search", num_images, "ms", 5)
 
 
+def compare_check(root: Path, num_images: int) -> Comparison:
+    """Compare `steel check` of colour images without colours, as in the contest, with decoding the images once."""
+    (root / "train_images").mkdir(parents=True)
+    for i in range(num_images):
+        image, _ = draw_image(np.random.default_rng((2, i)), (i % 4,), SIZE)
+        quality = (cv2.IMWRITE_JPEG_QUALITY, 90)
+        cv2.imwrite(str(root / "train_images" / f"{i:05d}.jpg"), cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), quality)
+    (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n00000.jpg,1,1 9\n")
+    paths = images.find_images(root / "train_images")
+    rounds = iter(range(100))
+
+    def check() -> None:
+        os.environ["XDG_CACHE_HOME"] = str(root / f"cache{next(rounds)}")
+        examine(root)
+
+    variants = {
+        "steel check": check,
+        "decoding": lambda: list(map_on_all_cores(images.read_grey, paths, "decoding")),
+    }
+    return compare(f"{num_images} images, steel check", variants, "steel check", num_images, "ms", 5)
+
+
 def main() -> None:
     """Print all ratios."""
     parser = build_parser(__doc__)
@@ -178,6 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         comparisons.append(compare_tables(codes, Path(name)))
         comparisons.append(compare_search(Path(name), args.num_images))
+        comparisons.append(compare_check(Path(name) / "checked", args.num_images))
     num_runs = statistics.mean(len(code.split()) / 2 for code in codes)
     print(f"{len(codes)} codes of {num_runs:.0f} runs\n")
     report(comparisons, args.json)
