@@ -17,7 +17,7 @@ from steel.errors import InputError, require_at_least, require_positive
 from steel.files import write_atomic
 from steel.inspection.coco import write_coco
 from steel.inspection.pipeline import OverlayChoice, Pipeline
-from steel.inspection.records import ModelFile, list_result_columns, name_images
+from steel.inspection.records import ModelFile, list_result_columns, name_images, spell
 from steel.inspection.strip_map import Strip
 from steel.inspection.tables import Shard, Tables
 from steel.progress import track
@@ -127,7 +127,7 @@ def inspect(
     )
     if watch:
         _watch(pipeline, tables, Path(images), batch_size=batch_size, idle_seconds=idle_seconds)
-        paths = {name: Path(images) / name for name in tables.done}
+        paths = {name: path for path in Path(images).iterdir() if (name := spell(path.name)) in tables.done}
     else:
         run(pipeline, tables, dict(list(paths.items())[part.number - 1 :: part.num_shards]) if part else paths)
     written = [*tables.paths, tables.parquet, drawings]

@@ -71,8 +71,12 @@ def name_images(paths: Sequence[AnyPath]) -> dict[str, AnyPath]:
     if len(set(names)) < len(paths):
         common = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(common).as_posix() for path in paths]
-    # Tables are UTF-8, but a file name may hold bytes that are not.
-    return dict(zip((name.encode(errors="backslashreplace").decode() for name in names), paths, strict=True))
+    return dict(zip(map(spell, names), paths, strict=True))
+
+
+def spell(name: str) -> str:
+    """Return a file name as tables spell it: they are UTF-8, but a file name may hold bytes that are not."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def unique_class_names(classes: Sequence[str]) -> list[str]:

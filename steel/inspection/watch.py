@@ -11,7 +11,7 @@ import numpy as np
 
 from steel.data.images import is_image
 from steel.inspection.pipeline import Pipeline
-from steel.inspection.records import Unreadable
+from steel.inspection.records import Unreadable, spell
 from steel.inspection.tables import Tables
 from steel.wording import format_count
 
@@ -68,7 +68,7 @@ class _Folder:
             is_first = self._listed_at == -math.inf
             self._stamp, self._listed_at = stamp, now
             for path in self._path.iterdir():
-                if is_image(path) and path.name not in self._done:
+                if is_image(path) and spell(path.name) not in self._done:
                     self.files.setdefault(path, _File(is_first, now))
         return sorted(filter(self._is_ready, list(self.files)), key=lambda path: self.files[path].since)
 
@@ -104,7 +104,7 @@ def watch(
     folder = _Folder(path, tables.done)
     last_active = time.monotonic()
     while idle_seconds is None or time.monotonic() - last_active < idle_seconds:
-        ready = {file.name: file for file in folder.scan()[:batch_size]}
+        ready = {spell(file.name): file for file in folder.scan()[:batch_size]}
         for record in pipeline.run(ready.items()):
             file = folder.files[ready[record.image]]
             if isinstance(record, Unreadable) and time.monotonic() - file.since < _UNREADABLE_AFTER:

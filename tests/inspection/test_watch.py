@@ -1,5 +1,6 @@
 import _thread
 import csv
+import os
 import re
 import threading
 import time
@@ -129,6 +130,16 @@ def test_ctrl_c_stops_watching_and_unreadable_images_are_recorded(
     (tmp_path / "more" / "1.png").rename(folder / "1.png")
     assert main([*args, "--resume", "--idle_seconds=0.5"]) == 0
     assert list(read(out / "results.csv")) == [*results, "1.png"]
+
+
+def test_a_name_that_is_not_utf_8_is_inspected_once(model: Path, tmp_path: Path) -> None:
+    folder, out = write_images(tmp_path / "line", 2), tmp_path / "out"
+    (folder / "1.png").rename(folder / os.fsdecode(b"\xff.png"))
+    args = ["inspect", str(model), str(folder), f"--out={out}", "--watch", "--idle_seconds=1", "--report"]
+    for more in ([], ["--resume"]):
+        assert main([*args, *more]) == 0
+        rows = list(csv.DictReader((out / "results.csv").read_text(encoding="utf-8").splitlines()))
+        assert sorted(row["image"] for row in rows) == ["0.png", "\\udcff.png"]
 
 
 def test_latencies_are_summarised_by_percentiles() -> None:
