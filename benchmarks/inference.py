@@ -53,7 +53,7 @@ def build(is_fast: bool = False) -> Inspector:
     """Return an inspector with the default networks, or those of conf/offline.yaml and conf/fast.yaml."""
     torch.manual_seed(0)
     lite: dict[str, Any] = {"encoder": "timm-tf_efficientnet_lite0"} if is_fast else {}
-    slim: dict[str, Any] = {"decoder_channels": (128, 64, 32, 16)} if is_fast else {}
+    slim: dict[str, Any] = {"decoder_channels": (128, 64, 32, 16), "scale": 0.5} if is_fast else {}
     networks = ClassifierNetwork(NUM_CLASSES, **lite), SegmenterNetwork(NUM_CLASSES, **lite, **slim)
     return Inspector(*networks, OperatingPoint.untuned(NUM_CLASSES)).eval()
 

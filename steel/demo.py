@@ -48,10 +48,7 @@ _SETTINGS = {
         "--config=conf/offline.yaml", "--model.lr=2e-3", "--data.crop=[256,512]", "--data.shares=even",
         "--trainer.max_epochs=10", "--trainer.check_val_every_n_epoch=2",
     ),
-    "segmenter": (
-        "--config=conf/fast.yaml", "--model.scale=0.5", "--trainer.max_epochs=8",
-        "--trainer.check_val_every_n_epoch=4",
-    ),
+    "segmenter": ("--config=conf/fast.yaml", "--trainer.max_epochs=8", "--trainer.check_val_every_n_epoch=4"),
 }  # fmt: skip
 
 
