@@ -139,7 +139,8 @@ def _compare(name: str, new: Ratio, old: Ratio, groups: NDArray[np.int64], sign:
         total = whole[rows].sum()
         return np.array([change[rows].sum() / total if total > 0 else np.nan])
 
-    ends = bootstrap(subtract, len(groups), groups)[0]
+    # Widened intervals can be longer than the range of the score.
+    ends = bootstrap(subtract, len(groups), groups)[0].clip(-new.largest, new.largest)
     return Difference(name, new.value, old.value, Interval(*ends.tolist()), sign)
 
 

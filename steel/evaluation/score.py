@@ -72,7 +72,8 @@ def score(
     if len(rows) == 0:
         raise InputError(f"split {split} of {root} has no images; add some in splits.csv")
     counts, groups = _count_file(submission, table).take(rows), divided.groups[rows]
-    limits = [score_interval(ratios, groups) for ratios in list_mask_ratios(counts).values()]
+    ratios = list(list_mask_ratios(counts).values())
+    limits = [score_interval(one, groups) for one in ratios]
     columns = {"submission": _score(counts), "95 % interval": _format(limits)}
     if against is None:
         columns["predict nothing"] = _score(predict_nothing(counts))
@@ -80,6 +81,9 @@ def score(
     else:
         other = _count_file(against, table).take(rows)
         differences = bootstrap(lambda i: _score(counts.take(i)) - _score(other.take(i)), len(rows), groups)
+        # Widened intervals can be longer than the range of the score.
+        largest = np.array([[one[0].largest] for one in ratios])
+        differences = differences.clip(-largest, largest)
         columns["against"] = _score(other)
         columns["difference"] = _score(counts) - _score(other)
         columns["95 % of difference"] = _format(differences)

@@ -19,8 +19,9 @@ from steel.data.annotations import read_annotations
 from steel.decision import bundle
 from steel.decision.point import OperatingPoint
 from steel.decision.tuning import Aim
-from steel.evaluation.against import Comparison, compare, format_comparison
+from steel.evaluation.against import Comparison, _compare, compare, format_comparison
 from steel.evaluation.judging import Decisions
+from steel.intervals import Ratio
 from steel.training.metrics import Counts
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
@@ -242,3 +243,10 @@ def test_equal_inspectors_are_called_different_as_rarely_as_promised() -> None:
     assert outcomes.count("no difference") >= 0.90 * len(outcomes)
     helped = [compare(*draw_pair(seed, 0.3), COST, "old.pt").outcome for seed in range(20)]
     assert helped.count("better") >= 18
+
+
+def test_a_difference_stays_within_the_range_of_the_score() -> None:
+    new, old = (Ratio(np.array(values), np.ones(2)) for values in ([1.0, 0.0], [0.0, 0.9]))
+    assert _compare("share", new, old, np.arange(2), 1).interval == (-1, 1)
+    new, old = new._replace(largest=np.inf), old._replace(largest=np.inf)
+    assert _compare("cost", new, old, np.arange(2), -1).interval.low < -1
