@@ -185,7 +185,7 @@ def read_split(path: Path, annotations: Annotations, fold: int | None = None) ->
 
 
 def has_folds(path: Path, annotations: Annotations) -> bool:
-    """Whether there is a `splits.csv` and it has folds instead of parts."""
+    """Return true if `path` is a `splits.csv` with folds instead of parts, false if there is no such file."""
     return path.is_file() and read_parts(path, annotations)[1]
 
 

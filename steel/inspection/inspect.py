@@ -127,7 +127,9 @@ def inspect(
     )
     if watch:
         _watch(pipeline, tables, Path(images), batch_size=batch_size, idle_seconds=idle_seconds)
-        paths = {name: path for path in Path(images).iterdir() if (name := spell(path.name)) in tables.done}
+        # Images may have been removed since, and the table may spell a name differently than the folder.
+        paths = {name: Path(images) / name for name in tables.done}
+        paths |= {name: path for path in Path(images).iterdir() if (name := spell(path.name)) in tables.done}
     else:
         run(pipeline, tables, dict(list(paths.items())[part.number - 1 :: part.num_shards]) if part else paths)
     written = [*tables.paths, tables.parquet, drawings]
