@@ -6,7 +6,7 @@ One image of 256 x 1600 with four classes, on one thread. All variants must give
 
 Peers: torchmetrics' MultilabelStatScores and SMP's get_stats on the same masks; one threshold after the other, as
 notebooks do; and the contest's popular kernel for the smallest area, which labels components with OpenCV and loops over
-them.
+them. The lower bound of counting is reading both masks once.
 """
 
 import warnings
@@ -63,11 +63,14 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int)
         with torch.inference_mode():
             network(image)
 
+    # As 64-bit words, which NumPy compares as fast as the memory delivers them.
+    words = [masks.numpy().reshape(-1).view(np.uint64) for masks in (predicted, true)]
     # SMP does not accept bool.
     long = predicted.long(), true.long()
     variants: dict[str, Callable[[], object]] = {
         "steel, MaskScores.update": lambda: scores.update(predicted, true, index),
         "forward pass, U-Net-R18": forward,
+        "reading both masks once": lambda: [int(array.max()) for array in words],
         "torchmetrics, MultilabelStatScores, bool": lambda: library.update(predicted, true),
         "torchmetrics, MultilabelStatScores, int64": lambda: library.update(*long),
         "smp, get_stats, int64": lambda: smp.metrics.get_stats(*long, mode="multilabel"),
@@ -75,13 +78,7 @@ def compare_counts(probabilities: NDArray[np.float32], truth: Mask, rounds: int)
             predicted.long(), true.long(), mode="multilabel"
         ),
     }
-    targets = {
-        "forward pass, U-Net-R18": 20,
-        "torchmetrics, MultilabelStatScores, bool": 50,
-        "torchmetrics, MultilabelStatScores, int64": 50,
-        "smp, get_stats, int64": 30,
-        "smp, get_stats, cast from bool": 30,
-    }
+    targets = {"forward pass, U-Net-R18": 20, "reading both masks once": 1 / 1.5}
     return compare(
         "counting one image, four classes", variants, "steel, MaskScores.update", rounds=rounds, targets=targets
     )

@@ -16,7 +16,7 @@ from steel.data.cache import DecodedImages, Where, open_images
 from steel.data.images import find_images, read_grey, read_size
 from steel.data.loader import Loader, Samples
 from steel.data.record import DataRecord
-from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, has_folds, recall_split
+from steel.data.splits import DEFAULT_FRACTIONS, Split, choose_split, has_folds, recall_split, require_fold
 from steel.data.transforms import Augmentation, Pipeline
 from steel.errors import InputError, require_at_least
 from steel.progress import count_cores
@@ -135,10 +135,14 @@ class SteelDataModule(LightningDataModule):
         self.require_classes(data, source)
         self._split = recall_split(self.annotations, data, source, self._fold)
 
-    def recall_fold(self, fold: int | None) -> None:
-        """Use the fold of a network, which applies only if splits.csv has folds. The split must not be in use yet."""
-        if has_folds(self.root / "splits.csv", self.annotations):
-            self._fold = fold
+    def recall_fold(self, fold: int | None, source: str) -> None:
+        """Use the fold of a network (`source`) if splits.csv has folds. The split must not be in use yet.
+
+        Raises:
+            InputError: The file has folds, but the network was trained without.
+        """
+        if has_folds(path := self.root / "splits.csv", self.annotations):
+            self._fold = require_fold(fold, source, path)
 
     def require_classes(self, data: DataRecord, source: Path) -> None:
         """Check that the dataset has the classes of a checkpoint (`source`) with this result of `describe`.

@@ -189,6 +189,16 @@ def has_folds(path: Path, annotations: Annotations) -> bool:
     return path.is_file() and read_parts(path, annotations)[1]
 
 
+def require_fold(fold: int | None, source: Path | str, path: Path) -> int:
+    """Return the fold that a network (`source`) was trained with, or refuse one that was trained without folds."""
+    if fold is None:
+        raise InputError(
+            f"{source} was trained on train, val and test, but {path} has folds; restore the old splits.csv, or write "
+            f"one with steel split without --folds"
+        )
+    return fold
+
+
 def read_groups(annotations: Annotations) -> Split:
     """Return the groups of a dataset and of its `splits.csv`, whose parts or folds are of no interest.
 
@@ -253,8 +263,9 @@ def recall_split(annotations: Annotations, data: DataRecord, source: Path, fold:
     given = None
     if path.is_file():
         # The checkpoint's fold does not apply to a file with parts.
-        is_recalled = fold is None and has_folds(path, annotations)
-        given = read_split(path, annotations, data.get("fold") if is_recalled else fold)
+        if fold is None and has_folds(path, annotations):
+            fold = require_fold(data.get("fold"), source, path)
+        given = read_split(path, annotations, fold)
     if data["digest"] == annotations.digest:
         parts = np.full(len(annotations), "", dtype="<U5")
         for part, names in data["members"].items():

@@ -62,6 +62,12 @@ class Promise:
         # Intervals end at the largest possible value: 1, or infinity for a cost. Three digits are shown.
         return round(self.prediction.low, 3) <= 0 and round(self.prediction.high, 3) in (1, math.inf)
 
+    def describe(self) -> tuple[str, str]:
+        """Return the estimate with its interval, "-" if it rests on nothing, and the range on new images."""
+        (low, high), (least, most) = self.interval, self.prediction
+        expected = f"{self.value:.3f} ({low:.3f} to {high:.3f})" if self.num else "-"
+        return expected, "too wide to tell" if self.is_too_wide else f"{least:.3f} to {most:.3f}"
+
 
 @dataclass(frozen=True)
 class ChosenOn:

@@ -112,7 +112,7 @@ def open_part(
     if isinstance(networks, Assembly):
         _recall_split(networks, data, part)
     else:
-        data.recall_fold(next((network.fold for network in networks.classifiers), None))
+        data.recall_fold(next((network.fold for network in networks.classifiers), None), "the inspector")
         require_same_split(networks, data, part)
     if len(data.split.indices(part)) == 0:
         raise InputError(f"no image of {root} is in the part {part}; assign some to it in splits.csv")

@@ -191,8 +191,5 @@ def tabulate_promises(promises: Sequence[Promise]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("", "of", "expected, 95 % interval", "on new images")]
     for row in promises:
         measure_of_all, _, name = row.name.partition(", ")
-        expected = f"{row.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})" if row.num else "-"
-        new = f"{row.prediction.low:.3f} to {row.prediction.high:.3f}"
-        new = "too wide to tell" if row.is_too_wide else new
-        rows.append((f"  {name}" if name else measure_of_all, f"{row.num:,}", expected, new))
+        rows.append((f"  {name}" if name else measure_of_all, f"{row.num:,}", *row.describe()))
     return rows

@@ -112,13 +112,9 @@ def _list_costs(costs: Sequence[float]) -> str:
 
 
 def _describe_promise(promise: Promise) -> dict[str, str]:
-    (low, high), (least, most) = promise.interval, promise.prediction
-    cells = {"": promise.name, "measured on": f"{promise.num:,}", "expected": "-", "on new images": "too wide to tell"}
-    if promise.num:
-        cells["expected"] = f"{promise.value:.3f} ({low:.3f} to {high:.3f})"
-    if not promise.is_too_wide:
-        cells["on new images"] = f"{least:.3f} to {most:.3f} (of {promise.num_new:,})"
-    return cells
+    expected, new = promise.describe()
+    new += "" if promise.is_too_wide else f" (of {promise.num_new:,})"
+    return {"": promise.name, "measured on": f"{promise.num:,}", "expected": expected, "on new images": new}
 
 
 def _add_limits(page: Page, about: About) -> None:

@@ -116,6 +116,17 @@ def test_an_exported_file_is_evaluated_on_the_fold_of_its_networks(folds: Folds,
     assert main(["evaluate", f"--model={model}", f"--root={root}", f"--out={tmp_path / 'other'}"]) == 2
 
 
+def test_networks_trained_without_folds_are_refused_on_folds(
+    trained: Trained, root: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    networks, model = [f"--classifier={trained.classifier}", f"--segmenter={trained.segmenter}"], tmp_path / "model.pt"
+    assert main(["export", *networks, f"--out={model}"]) == 0
+    assert main(["split", str(root), "--folds=4"]) == 0
+    for source, *options in ((trained.classifier, *networks), ("the inspector", f"--model={model}")):
+        text = refused("evaluate", *options, f"--root={root}", f"--out={tmp_path / 'out'}")
+        assert f"{source} was trained on train, val and test, but {root / 'splits.csv'} has folds; restore" in text
+
+
 def test_submissions_are_scored_on_all_folds_or_on_one(
     folds: Folds, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
