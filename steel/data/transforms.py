@@ -149,7 +149,7 @@ class Pipeline:
                 f"{new_image.shape} from uint8 {image.shape}; crop with data.crop"
             )
         # Each value of a plane is a set of classes, so that a new value is labels that no pixel had.
-        before, after = (np.bincount(np.ravel(p).astype(np.uint8), minlength=256) > 0 for p in (plane, new_plane))
+        before, after = (_find_values(p) for p in (plane, new_plane))
         if len(made_up := 1 + np.flatnonzero(after[1:] & ~before[1:])):
             names = ", ".join(dict.fromkeys(type(transform).__name__ for transform in self._list_transforms()))
             reason = f"gives pixels the labels {made_up[0]}, which no pixel of the image had"
@@ -164,6 +164,13 @@ class Pipeline:
             waiting += getattr(transform, "transforms", [])
             found += [] if hasattr(transform, "transforms") else [transform]
         return found
+
+
+def _find_values(plane: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which of the values 0 to 255 occur in a plane, bool `(256,)`."""
+    # Unlike np.bincount, OpenCV does not hold the interpreter lock meanwhile.
+    counts = cv2.calcHist([np.ascontiguousarray(plane, np.uint8)], [0], None, [256], [0, 256])
+    return np.asarray(counts.ravel() > 0)
 
 
 def _require_labels_kept(path: str, transform: Any) -> None:

@@ -61,8 +61,9 @@ def paste(image: Plane, plane: Plane, donor: Donor, rng: np.random.Generator) ->
     donor_image, donor_plane, c = donor
     num_spots, spots = label_spots(donor_plane & (1 << c) != 0)
     # A spot at the donor's border would end at a straight edge in the middle of the steel.
-    at_border = np.concatenate([spots[0], spots[-1], spots[:, 0], spots[:, -1]])
-    whole = np.setdiff1d(np.arange(1, num_spots + 1), at_border)
+    is_whole = np.ones(num_spots + 1, bool)
+    is_whole[np.concatenate([spots[0], spots[-1], spots[:, 0], spots[:, -1]])] = False
+    whole = 1 + np.flatnonzero(is_whole[1:])
     if len(whole) == 0:
         return image, plane
     grown = cv2.dilate((spots == rng.choice(whole)).view(np.uint8), _HALO) != 0

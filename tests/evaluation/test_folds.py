@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from steel.data.splits import read_split
 Folds = list[dict[str, str]]
 
 
-@pytest.fixture
-def folds(trained: Trained, root: Path, tmp_path: Path) -> Folds:
-    """Return checkpoints and operating point of two folds; every fold has networks with other weights."""
+@pytest.fixture(scope="module")
+def _folds(_trained: Trained, _drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Folds]:
+    folder = tmp_path_factory.mktemp("folds")
+    root = Path(shutil.copytree(_drawn, folder / "data"))
     digest = read_annotations(root).digest
     assert main(["split", str(root), "--folds=4"]) == 0
     found = []
@@ -27,19 +29,27 @@ def folds(trained: Trained, root: Path, tmp_path: Path) -> Folds:
         split = read_split(root / "splits.csv", read_annotations(root), fold)
         data = {"fold": fold, "members": split.members(), "split": split.digest, "digest": digest}
         paths = {}
-        for task, checkpoint in (("classifier", trained.classifier), ("segmenter", trained.segmenter)):
+        for task, checkpoint in (("classifier", _trained.classifier), ("segmenter", _trained.segmenter)):
             saved = torch.load(checkpoint, weights_only=True)
             saved["steel"]["data"] |= data
             for name, weights in saved["state_dict"].items():
                 if weights.ndim > 1 and fold:
                     saved["state_dict"][name] = 1.1 * weights
-            paths[task] = str(tmp_path / f"{task}_{fold}.ckpt")
+            paths[task] = str(folder / f"{task}_{fold}.ckpt")
             torch.save(saved, paths[task])
         networks = [f"--{task}={path}" for task, path in paths.items()]
-        paths["operating_point"] = str(tmp_path / f"point_{fold}.yaml")
+        paths["operating_point"] = str(folder / f"point_{fold}.yaml")
         out = f"--out={paths['operating_point']}"
         assert main(["tune", *networks, f"--root={root}", out, "--miss_cost=5", "--num_workers=0"]) == 0
         found.append(paths)
+    return root / "splits.csv", found
+
+
+@pytest.fixture
+def folds(_folds: tuple[Path, Folds], root: Path) -> Folds:
+    """Divide the dataset into folds; return checkpoints and operating point of two, with other weights in each fold."""
+    split, found = _folds
+    shutil.copy(split, root)
     return found
 
 
