@@ -42,7 +42,13 @@ def reduce_masks(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Reduce masks `(C, H, W)` like their image. A pixel is set if any that it stands for is, so no defect vanishes."""
     factor = _compute_reduction(masks.shape[1:])
     for axis in (1, 2) if factor > 1 else ():
-        masks = np.logical_or.reduceat(masks, np.arange(0, masks.shape[axis], factor), axis=axis)
+        # Many times faster than np.logical_or.reduceat.
+        lines = np.moveaxis(masks, axis, 0)
+        reduced = lines[::factor].copy()
+        for start in range(1, factor):
+            others = lines[start::factor]
+            reduced[: len(others)] |= others
+        masks = np.moveaxis(reduced, 0, axis)
     return masks
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from steel import overlays
 
@@ -26,3 +27,17 @@ def test_an_overlay_names_only_the_classes_with_a_mask() -> None:
 
     assert is_written_in(overlays.CLASS_COLOURS[1])
     assert not is_written_in(overlays.CLASS_COLOURS[0])
+
+
+@pytest.mark.parametrize("size", [(20, 6401), (9601, 33), (256, 3200), (1, 7000)])
+def test_a_pixel_of_reduced_masks_is_set_if_any_that_it_stands_for_is(size: tuple[int, int]) -> None:
+    masks = np.random.default_rng(0).random((2, *size)) < 0.02
+    original, factor = masks.copy(), -(-max(size) // 3200)
+    reduced = overlays.reduce_masks(masks)
+    height, width = (-(-side // factor) for side in size)
+    expected = np.zeros((2, height, width), bool)
+    for c, y, x in np.argwhere(masks):
+        expected[c, y // factor, x // factor] = True
+    assert np.array_equal(reduced, expected)
+    assert np.array_equal(masks, original)
+    assert overlays.reduce_image(np.zeros(size, np.uint8)).shape == (height, width)

@@ -137,7 +137,7 @@ class Annotations:
     def draw_masks(self, index: int) -> NDArray[np.bool_]:
         """Draw the labels of an image as masks: bool `(C, H, W)`."""
         bits = 1 << np.arange(self.num_classes, dtype=np.uint8)
-        return np.asarray(self.draw_plane(index) & bits[:, None, None], bool)
+        return np.asarray((self.draw_plane(index) & bits[:, None, None]) != 0)
 
     @cached_property
     def digest(self) -> str:

@@ -155,14 +155,14 @@ def _plot_examples(
     annotations: Annotations, shown: dict[int, NDArray[np.uint8]], captions: Sequence[str], title: str, c: int = -1
 ) -> Figure:
     """Plot images with their masks; small defects of class c are framed."""
-    boxes = [_find_small(annotations.draw_masks(i)[c]) if c >= 0 else None for i in shown]
+    boxes = [_find_small(annotations.draw_plane(i) & np.uint8(1 << c)) if c >= 0 else None for i in shown]
     masks = (annotations.draw_masks(i) for i in shown)  # one at a time, because an image of long strip takes 300 MB
     return plots.plot_examples(list(shown.values()), masks, captions, title, boxes)
 
 
-def _find_small(mask: NDArray[np.bool_]) -> plots.Box | None:
+def _find_small(mask: NDArray[np.uint8]) -> plots.Box | None:
     """Return the bounding box (top, left, bottom, right) of a mask if it is less than 2 % of the frame."""
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    left, top, width, height = cv2.boundingRect(mask)
     return (top, left, top + height - 1, left + width - 1) if height * width < mask.size / 50 else None
 
 
