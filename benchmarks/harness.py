@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from steel.files import write_atomic
 from steel.progress import count_cores
 from steel.versions import describe_versions
+
+if TYPE_CHECKING:  # importing pandas takes half a second, which benchmarks.startup would measure
+    import pandas as pd
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
@@ -129,7 +131,7 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def format_markdown(table: pd.DataFrame, digits: int) -> str:
+def format_markdown(table: "pd.DataFrame", digits: int) -> str:
     """Return a table as Markdown."""
     cells = [
         [f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()
