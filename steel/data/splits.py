@@ -190,11 +190,15 @@ def has_folds(path: Path, annotations: Annotations) -> bool:
 
 
 def require_fold(fold: int | None, source: Path | str, path: Path) -> int:
-    """Return the fold that a network (`source`) was trained with, or refuse one that was trained without folds."""
+    """Return the fold that a network (`source`) was trained with, for a `splits.csv` with folds.
+
+    Raises:
+        InputError: The network was trained without folds.
+    """
     if fold is None:
         raise InputError(
-            f"{source} was trained on train, val and test, but {path} has folds; restore the old splits.csv, or write "
-            f"one with steel split without --folds"
+            f"{source} was trained on train, val and test, but {path} has folds; restore the splits.csv of the "
+            f"training, or for other images write one with steel split without --folds"
         )
     return fold
 
