@@ -161,6 +161,7 @@ class Batcher:
                 # Clean images take less time than defective ones, so a slow batch is remembered for a while.
                 self._seconds_per_pixel = max(seconds, 0.9 * self._seconds_per_pixel)
                 self._batch_started_at = math.inf
+            del batch, jobs  # an idle service would keep the images and masks of its last batch
 
     def _take_batch(self) -> list[_Job] | None:
         """Remove the jobs of the next batch from the queue, oldest first, and return them.

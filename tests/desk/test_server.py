@@ -1,5 +1,6 @@
 """`steel serve` over real sockets: its options, malformed and hostile requests, load, and shutdown."""
 
+import gc
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from steel.decision.about import About
 from steel.decision.inspector import Inspector
 from steel.decision.point import OperatingPoint
 from steel.desk import server
+from steel.desk.batching import _Job
 from steel.desk.desk import Limits
 from steel.desk.service import build_app
 from steel.training.tasks import DefectClassifier, DefectSegmenter
@@ -432,15 +434,20 @@ def write_large_inspector(path: Path) -> Path:
     return path
 
 
+def count_images_held() -> int:
+    """Return how many requested images are still referred to by anything, even in cycles."""
+    # Not by the size of the process, which differs by more than all these images from one forward pass to the next.
+    return sum(type(thing) is _Job for thing in gc.get_objects())  # isinstance would run code of lazy modules
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize(("write", "num_each"), [(write_inspector, 40), (write_large_inspector, 2)])
 def test_abandoned_requests_leave_nothing_behind_and_delay_no_others(
     tmp_path: Path, write: Callable[[Path], Path], num_each: int
 ) -> None:
     """Eight clients keep hanging up after 0 to 300 ms, while eight others each send `num_each` images."""
     desk = open_desk(write(tmp_path / "inspector.pt"), SLOW, queue_size=32)
-    is_over, memory, num_abandoned = threading.Event(), [], []
+    is_over, num_abandoned = threading.Event(), []
     body = encode(draw(95, [(10, 8, 12, 5, 255)], (128, 256)))
 
     def abandon(number: int) -> None:
@@ -455,7 +462,6 @@ def test_abandoned_requests_leave_nothing_behind_and_delay_no_others(
             for _ in range(num_each):
                 answer = client.post("/v1/inspect", content=body)
                 assert answer.status_code == 200, answer.text
-                memory.append(measure_memory())
 
     with open_server(build_app(desk)) as port, ThreadPoolExecutor(16) as clients:
         httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60)
@@ -467,20 +473,19 @@ def test_abandoned_requests_leave_nothing_behind_and_delay_no_others(
             is_over.set()
         for future in abandoning:
             future.result(60)
-        for _ in range(1000):
-            if desk.batcher.num_reserved == 0:
+        for _ in range(200):
+            if desk.batcher.num_reserved == 0 and count_images_held() == 0:
                 break
-            time.sleep(0.02)
+            time.sleep(0.1)
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
         assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).status_code == 200
     assert len(num_abandoned) >= 8
     assert "steel_queue_images 0.0" in text
     assert desk.batcher._jobs == []
+    assert count_images_held() == 0
     counts = dict(re.findall(r'^steel_requests_total{path="/v1/inspect",status="(\d+)"} (\S+)', text, re.MULTILINE))
     assert set(counts) <= {"200", "499"}
     assert float(counts["200"]) >= 8 * num_each
-    # After half of the answers, all one-time allocations are done.
-    assert memory[-1] - memory[len(memory) // 2] < 48e6, memory
 
 
 @pytest.mark.slow
