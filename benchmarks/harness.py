@@ -1,13 +1,15 @@
 """Comparison of variants of the same task, measured alternately in one process.
 
 Each round runs every variant once, in reverse order every other round, so that other load on the machine affects all
-variants alike. The clock is the CPU time of this process and of the worker processes it waited for. A ratio is the
+variants alike. The clock is the CPU time of this process and of its worker processes. A ratio is the
 median over the rounds of a variant's time divided by our time in the same round. Above 1 ours is faster; if the variant
 is a lower bound, the ratio is the fraction of the bound that ours reaches.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -28,9 +30,19 @@ UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
 def read_cpu_time() -> float:
-    """Return the CPU seconds of this process, all its threads, and its children that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    """Return the CPU seconds of this process, all its threads, and its children, whether they run or have ended."""
+    running = sum(_read_child(child.pid) for child in multiprocessing.active_children() if child.pid)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + running
+
+
+def _read_child(process: int) -> float:
+    """Return the CPU seconds of a running child (Linux); 0 if it has just ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)

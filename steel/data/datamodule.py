@@ -45,7 +45,8 @@ class SteelDataModule(LightningDataModule):
         split_seed: Seed of the split; used if there is no splits.csv.
         fold: The fold to test on, if splits.csv has folds; the next fold is val, the others are train.
         seed: Seed of order and augmentation.
-        num_workers: Number of loader threads; by default one less than the number of cores, at most 8.
+        num_workers: Number of threads that load images, or of processes if there is an augmentation file; by default
+            one less than the number of cores, at most 8.
         pin_memory: Whether to load into page-locked memory; by default if a CUDA GPU reads it.
         cache: Where to keep all images decoded. Memory keeps them in each process; disk keeps them in ~/.cache/steel
             (or under XDG_CACHE_HOME) for all processes and later runs. By default images are decoded when needed.
@@ -200,7 +201,7 @@ class SteelDataModule(LightningDataModule):
         batches = ShuffledBatches(
             train, self.batch_size, self.seed, progress, ranks=ranks, labels=labels, shares=self._shares
         )
-        return self._build_loader(batches, augmentation, donors)
+        return self._build_loader(batches, augmentation, donors, use_processes=pipeline is not None)
 
     def val_dataloader(self) -> Loader:
         """Return the loader of val; see `images_dataloader`."""
@@ -245,12 +246,14 @@ class SteelDataModule(LightningDataModule):
         batches: ShuffledBatches | Sequence[list[Place]],
         augmentation: Augmentation | None = None,
         donors: Sequence[NDArray[np.int64]] = (),
+        *,
+        use_processes: bool = False,
     ) -> Loader:
         table = self.annotations
         if self._cache and self._decoded is None:
             self._decoded = open_images(self._cache, table.list_paths(), table.sizes, table.read_image)
         samples = Samples(table, augmentation, self.seed, donors=donors, read_image=self._decoded)
-        return Loader(samples, batches, self._num_workers, self._should_pin())
+        return Loader(samples, batches, self._num_workers, self._should_pin(), use_processes)
 
     def _should_pin(self) -> bool:
         if self._pin_memory is not None:

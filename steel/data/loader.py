@@ -1,6 +1,7 @@
 """Batch loading: threads read and augment a few batches ahead, into memory blocks that are reused.
 
-Threads suffice because decoding, OpenCV and NumPy release the interpreter lock; they hand over batches without a copy.
+Decoding, OpenCV and NumPy release the interpreter lock, so threads suffice for them, and hand over batches without a
+copy. A pipeline of albumentations is hundreds of short calls that hold the lock; processes run it, one per thread.
 """
 
 import math
@@ -8,7 +9,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypedDict
+from functools import partial
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -19,8 +21,11 @@ from steel.data.annotations import Annotations
 from steel.data.batches import Place, ShuffledBatches
 from steel.data.transforms import Augmentation, pad_to
 from steel.data.transplant import Donor, Plane
+from steel.data.workers import CAN_FORK, Workers
 
 _NUM_SPARE = 2  # batches that are ready or in progress in addition to one per thread
+
+_Task: TypeAlias = tuple[Sequence[Place], tuple[int, ...]]  # a batch for a process, and the shape of its masks
 
 
 class Batch(TypedDict):
@@ -80,11 +85,23 @@ class Samples:
         out = out if out is not None and out[0].shape == (self._augmentation.crop or image.shape) else None
         return self._augmentation(image, plane, seed, focus=place.focus, donate=donate, out=out)
 
-    def measure(self, places: Sequence[Place]) -> tuple[int, int]:
-        """Return the height and width in pixels that can hold all of these samples."""
+    def fill(self, places: Sequence[Place], images: Plane, planes: Plane) -> None:
+        """Read samples into arrays, uint8 `(N, H, W)` each; smaller samples are padded by reflection.
+
+        Raises:
+            InputError: See `Annotations.read_image`.
+        """
+        for place, *outs in zip(places, images, planes, strict=True):
+            for array, out in zip(self.read(place, (outs[0], outs[1])), outs, strict=True):
+                if array is not out:
+                    out[...] = pad_to(array, out.shape)
+
+    def measure(self, places: Sequence[Place] | None = None) -> tuple[int, int]:
+        """Return the height and width in pixels that can hold all of these samples, or by default any sample."""
         if self._augmentation and self._augmentation.crop:
             return self._augmentation.crop
-        height, width = self._annotations.sizes[[place.index for place in places]].max(axis=0).tolist()
+        sizes = self._annotations.sizes
+        height, width = (sizes if places is None else sizes[[p.index for p in places]]).max(axis=0).tolist()
         return height, width
 
     def _read(self, index: int) -> tuple[Plane, Plane]:
@@ -137,16 +154,19 @@ class Memory:
 
 
 class Loader:
-    """Batches in a sampler's order, loaded ahead by threads; the number of threads does not change them.
+    """Batches in a sampler's order, loaded ahead by threads or processes, whose number does not change the batches.
 
     The sampler is read when the first batch is requested, because Lightning creates the iterator before it restores a
-    resumed run (Lightning issue 21938). Exceptions in threads are raised in order. Leaving the loop ends the threads.
+    resumed run (Lightning issue 21938). Exceptions are raised in order. Leaving the loop ends the threads; the
+    processes wait for the next epoch.
 
     Args:
         samples: Loads single samples; smaller ones are padded to the largest of a batch by reflection.
         batches: The places of each batch.
         num_workers: Number of threads; 0 loads in the calling thread.
         pin_memory: Whether to load into page-locked memory.
+        use_processes: Whether each thread has a process of its own load its batches, where processes can be forked.
+            All batches must have the same number of images.
     """
 
     def __init__(
@@ -155,11 +175,14 @@ class Loader:
         batches: ShuffledBatches | Sequence[list[Place]],
         num_workers: int = 0,
         pin_memory: bool = False,
+        use_processes: bool = False,
     ) -> None:
         self.num_workers = num_workers
         self._samples = samples
         self._batches = batches
         self._memory = Memory(pinned=pin_memory, max_free=2 * (num_workers + _NUM_SPARE))
+        self._use_processes = use_processes and CAN_FORK and num_workers > 0
+        self._workers: Workers[_Task] | None = None
 
     @property
     def is_pinned(self) -> bool:
@@ -177,6 +200,8 @@ class Loader:
         ahead: deque[Future[Batch]] = deque()
         try:
             for places in self._batches:
+                if self._use_processes and self._workers is None:
+                    self._workers = self._start_processes(len(places))
                 ahead.append(pool.submit(self._load, places))
                 if len(ahead) == self.num_workers + _NUM_SPARE:
                     yield ahead.popleft().result()
@@ -185,12 +210,28 @@ class Loader:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def _start_processes(self, num_images: int) -> Workers[_Task]:
+        size = 2 * num_images * math.prod(self._samples.measure())
+        return Workers(partial(_fill, self._samples), self.num_workers, size)
+
     def _load(self, places: Sequence[Place]) -> Batch:
-        size = self._samples.measure(places)
-        image, mask = self._memory.take((len(places), 1, *size)), self._memory.take((len(places), *size))
-        for place, *outs in zip(places, image.numpy()[:, 0], mask.numpy(), strict=True):
-            for array, out in zip(self._samples.read(place, (outs[0], outs[1])), outs, strict=True):
-                if array is not out:
-                    out[...] = pad_to(array, out.shape)
+        shape = len(places), *self._samples.measure(places)
+        image, mask = self._memory.take((shape[0], 1, *shape[1:])), self._memory.take(shape)
+        images, planes = image.numpy()[:, 0], mask.numpy()
+        if self._workers:
+            with self._workers.run((places, shape)) as memory:
+                images[...], planes[...] = _view(memory, shape)
+        else:
+            self._samples.fill(places, images, planes)
         index = torch.tensor([place.index for place in places], pin_memory=self._memory.pinned)
         return {"image": image, "mask": mask, "index": index}
+
+
+def _fill(samples: Samples, task: _Task, memory: Plane) -> None:
+    places, shape = task
+    samples.fill(places, *_view(memory, shape))
+
+
+def _view(memory: Plane, shape: tuple[int, ...]) -> Plane:
+    """Return images and planes in shared memory, uint8 `(2, N, H, W)`."""
+    return memory[: 2 * math.prod(shape)].reshape(2, *shape)

@@ -1,6 +1,9 @@
 """Time ratios of variants with known times, and the check against stored results."""
 
 import json
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,25 @@ def test_check_reports_variants_that_were_not_measured(tmp_path: Path, capsys: p
     capsys.readouterr()
     assert check.main([str(files[1]), str(files[0])]) == 1
     assert capsys.readouterr().out == "decoding: limit was not measured\n"
+
+
+def use_the_cpu(seconds: float, pipe: Connection) -> None:
+    while time.process_time() < seconds:
+        pass
+    pipe.send("done")
+    pipe.recv()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the time of a running child is read from /proc")
+def test_the_cpu_time_has_that_of_children_before_and_after_they_end() -> None:
+    ours, other = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=use_the_cpu, args=(0.5, other))
+    before = harness.read_cpu_time()
+    child.start()
+    assert ours.recv() == "done"
+    running = harness.read_cpu_time()
+    ours.send("end")
+    child.join()
+    ended = harness.read_cpu_time()
+    assert running >= before + 0.45
+    assert running - 0.05 <= ended

@@ -181,7 +181,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(small: Runner) -> 
 
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_equals_an_uninterrupted_one(runner: Runner) -> None:
-    kill_and_compare(runner, "asked", 2, signal.SIGTERM, workers=0)
+    kill_and_compare(runner, "asked", 2, signal.SIGTERM, workers=2)
 
 
 @pytest.mark.slow

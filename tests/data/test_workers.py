@@ -1,0 +1,174 @@
+"""Tests of the worker processes: results, errors, signals, and that none outlives its use."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steel.data.datamodule import SteelDataModule
+from steel.data.loader import Loader
+from steel.data.workers import CAN_FORK, Memory, Workers
+from steel.errors import InputError
+
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="worker processes are forked, which only Linux supports safely")
+
+SCRIPT = """
+import os, signal, sys, time
+from steel.data.workers import Workers
+
+def fill(task, memory):
+    time.sleep(task)
+
+workers = Workers(fill, 2, 8)
+with workers.run(0):
+    pass
+print(*(worker._process.pid for worker in (workers._idle.get(), workers._idle.get())), flush=True)
+"""
+
+
+def fill(task: int, memory: Memory) -> None:
+    """Write a number, or fail as numbers below 0 request."""
+    if task == -1:
+        raise InputError("image 1 is broken")
+    if task == -2:
+        raise KeyError("a bug")
+    if task == -3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    memory[:] = task
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_for_end(processes: list[int]) -> bool:
+    for _ in range(600):
+        if not any(map(is_running, processes)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def list_processes() -> list[int]:
+    gc.collect()  # tracebacks of earlier tests keep processes alive
+    return [child.pid for child in multiprocessing.active_children() if child.name == "loader" and child.pid]
+
+
+def test_tasks_of_many_threads_get_their_own_results() -> None:
+    workers: Workers[int] = Workers(fill, 3, 1000)
+
+    def run(task: int) -> bool:
+        with workers.run(task) as memory:
+            return bool(len(memory) == 1000 and (memory == task).all())
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(run, [number % 200 for number in range(400)]))
+
+
+def test_errors_arrive_and_the_process_goes_on() -> None:
+    workers: Workers[int] = Workers(fill, 1, 4)
+    with pytest.raises(InputError, match=r"^image 1 is broken$"), workers.run(-1):
+        pass
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*in fill.*KeyError: 'a bug'"), workers.run(-2):
+        pass
+    with workers.run(7) as memory:
+        assert memory.tolist() == [7, 7, 7, 7]
+
+
+def test_a_killed_process_is_reported() -> None:
+    workers: Workers[int] = Workers(fill, 1, 4)
+    for task in (-3, 1):  # the second task finds the process dead
+        with (
+            pytest.raises(InputError, match=r"was killed.*memory ran out; lower --data\.num_workers"),
+            workers.run(task),
+        ):
+            pass
+
+
+def test_ctrl_c_and_sigterm_do_not_end_a_process() -> None:
+    workers: Workers[int] = Workers(fill, 1, 4)
+    (process,) = list_processes()
+    with workers.run(1):
+        pass
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process, number)
+    with workers.run(9) as memory:
+        assert memory.tolist() == [9, 9, 9, 9]
+
+
+def test_processes_end_with_their_object() -> None:
+    workers: Workers[int] = Workers(fill, 2, 4)
+    processes = list_processes()
+    assert len(processes) == 2
+    del workers
+    assert wait_for_end(processes)
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(3)"])
+def test_processes_end_with_the_main_process(end: str) -> None:
+    process = subprocess.run([sys.executable, "-c", SCRIPT + end], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL, 3)
+    assert wait_for_end([int(word) for word in process.stdout.split()])
+
+
+def build_module(root: Path, num_workers: int) -> SteelDataModule:
+    return SteelDataModule(
+        str(root), crop=(32, 64), batch_size=4, num_workers=num_workers, blackout=0.5, paste=0.7,
+        augmentation="conf/surfaces.yaml", cache="memory",
+    )  # fmt: skip
+
+
+def test_processes_load_what_the_calling_thread_loads_in_every_epoch(root: Path) -> None:
+    alone = list(build_module(root, 0).train_dataloader())
+    loader = build_module(root, 2).train_dataloader()
+    iterator = iter(loader)
+    next(iterator)
+    processes = list_processes()
+    assert len(processes) == 2
+    iterator.close()  # type: ignore[attr-defined]  # an epoch that is not finished
+    for _ in range(2):
+        batches = list(loader)
+        assert len(batches) == len(alone) > 2
+        for one, other in zip(alone, batches, strict=True):
+            for key, value in one.items():
+                np.testing.assert_array_equal(value, other[key])  # type: ignore[literal-required]
+    assert list_processes() == processes
+    del loader, iterator
+    assert wait_for_end(processes)
+
+
+def test_without_a_pipeline_or_for_evaluation_threads_load(root: Path) -> None:
+    module = build_module(root, 2)
+    list(module.val_dataloader())
+    list(SteelDataModule(str(root), crop=(32, 64), num_workers=2).train_dataloader())
+    assert list_processes() == []
+
+
+def test_an_image_that_cannot_be_read_is_reported_as_by_a_thread(root: Path) -> None:
+    module = SteelDataModule(
+        str(root), crop=(32, 64), batch_size=4, num_workers=2, augmentation="conf/surfaces.yaml", fractions=(1, 0, 0)
+    )
+    loader = module.train_dataloader()
+    path = module.annotations.list_paths()[5]
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    messages = []
+    for use_processes in (True, False):
+        tried = Loader(loader._samples, loader._batches, 2, use_processes=use_processes)
+        with pytest.raises(InputError, match=path.name) as caught:
+            list(tried)
+        messages.append(str(caught.value))
+    path.write_bytes(content)
+    assert messages[0] == messages[1]
