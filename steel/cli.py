@@ -93,6 +93,8 @@ def main(args: Sequence[str] | None = None) -> int:
         status, sentence = 2, str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             command = next(iter(sys.argv[1:] if args is None else args), "")
+            if error.filename is None:
+                sentence = f"the output or a file cannot be written ({error.strerror})"
             sentence += f"; free some space and repeat the command{_RESUME.get(command, '')}"
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -300,6 +300,18 @@ def test_a_full_disk_names_the_option_that_continues(
     assert capsys.readouterr().err.endswith(f"'results.csv'; free some space and repeat the command with {option}\n")
 
 
+def test_a_full_disk_without_the_name_of_the_file_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("steel.cli._dispatch", fail)
+    assert main(["info"]) == 2
+    reason = f"the output or a file cannot be written ({os.strerror(errno.ENOSPC)})"
+    assert capsys.readouterr().err == f"steel: {reason}; free some space and repeat the command\n"
+
+
 def test_commands_run_without_stdout_and_stderr(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     for command, status in ((["info"], 0), (["check", str(root)], 0), (["split"], 2)):
         monkeypatch.setattr(sys, "stdout", None)
