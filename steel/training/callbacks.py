@@ -114,8 +114,13 @@ class LastCheckpoint(_RunCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save if the run was stopped between two batches."""
-        if isinstance(exception, Stopped | SIGTERMException) and trainer.training:
+        if self.saves_at(trainer, exception):
             self._save(trainer)
+
+    @staticmethod
+    def saves_at(trainer: Trainer, exception: BaseException) -> bool:
+        """Return whether an exception stopped a run between two batches, so that its state can be saved."""
+        return isinstance(exception, Stopped | SIGTERMException) and bool(trainer.training)
 
     def _save(self, trainer: Trainer) -> None:
         if self.dirpath:
@@ -212,7 +217,9 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         last = self._folder / "checkpoints" / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero and last.is_file():
+        # Lightning runs LastCheckpoint, which may be about to save the first one, after all other callbacks.
+        is_resumable = last.is_file() or LastCheckpoint.saves_at(trainer, exception)
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero and is_resumable:
             # The whole command, since another command such as `steel demo` may have started the run.
             command = f"steel fit --config {quote(str(self._folder / 'config.yaml'))} --ckpt_path {quote(str(last))}"
             print(f"stopped: {self._folder}; to resume: {command}")

@@ -24,7 +24,7 @@ from conftest import SMALL
 from steel.data.datamodule import SteelDataModule
 from steel.errors import InputError
 from steel.training import callbacks
-from steel.training.callbacks import LastCheckpoint, LossLog, Pictures, Stopped, StopSignals, Summary
+from steel.training.callbacks import LastCheckpoint, LossLog, Pictures, RunRecord, Stopped, StopSignals, Summary
 
 TASK = LightningModule()
 
@@ -127,6 +127,34 @@ def test_last_checkpoint_is_saved_when_the_run_is_stopped_between_batches(tmp_pa
     assert trainer.written == []
     with pytest.raises(InputError, match=r"last\.every_n_train_steps .*1.*0"):
         LastCheckpoint(every_n_train_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "training", "exists", "is_told"),
+    [
+        (Stopped(), True, False, True),  # Lightning lets LastCheckpoint save it afterwards
+        (Stopped(), True, True, True),
+        (KeyboardInterrupt(), True, True, True),
+        (KeyboardInterrupt(), True, False, False),
+        (Stopped(), False, False, False),
+        (ValueError(), True, True, False),
+    ],
+)
+def test_a_stopped_run_says_how_to_resume_it(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    training: bool,
+    exists: bool,
+    is_told: bool,
+) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    if exists:
+        last.parent.mkdir()
+        last.touch()
+    RunRecord(tmp_path).on_exception(Saves(5, training=training, is_global_zero=True), TASK, error)  # type: ignore[arg-type]
+    command = f"steel fit --config {tmp_path / 'config.yaml'} --ckpt_path {last}"
+    assert capsys.readouterr().out == (f"stopped: {tmp_path}; to resume: {command}\n" if is_told else "")
 
 
 class Notes(Logger):
