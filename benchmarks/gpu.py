@@ -1,14 +1,13 @@
 """Throughput of training and inspection on a GPU, relative to what the GPU can do.
 
-    uv run python -m benchmarks.gpu [--root DIR] [--crop 256 512] [--threads 4 8 16] [--compile] [--model inspector.pt]
+    uv run python -m benchmarks.gpu [--root DIR] [--crop 256 512] [--workers 4 8 16] [--compile] [--model inspector.pt]
     uv run python -m benchmarks.gpu --device cpu --small
 
 The first table is the training step of the segmenter alone, with its batch already on the device: bf16 or fp32 (with
 TensorFloat-32, as in `steel fit`), channels last or contiguous weights, as a CUDA graph or not. The second is all of
-`steel fit`, with loader, callbacks and logs, for several numbers of loader threads, which share the GIL with the thread
-that launches the kernels; the time of the step alone divided by theirs is the fraction of time in which the GPU works.
-With `--compile`, it and its step alone are compiled; the first steps, which compile, are not timed.
-The third is the exported file, with images and decisions in host memory.
+`steel fit`, with loader, callbacks and logs, for several numbers of processes that load images; the time of the step
+alone divided by theirs is the fraction of time in which the GPU works. With `--compile`, both are compiled; the
+first steps, which compile, are not timed. The third is the exported file, with images and decisions in host memory.
 
 The peak is the rate of a large bf16 matrix product in the same run; operations are counted by
 `torch.utils.flop_counter`. All times are wall-clock times after synchronising with the device. `--small` runs
@@ -37,6 +36,7 @@ from steel.export import targets
 from steel.training.fit import run_cli
 from steel.training.networks import ClassifierNetwork, SegmenterNetwork
 from steel.training.tasks import DefectSegmenter
+from steel.wording import format_count
 
 NUM_CLASSES = 4
 OURS = "bf16, channels last"
@@ -123,12 +123,12 @@ def measure_peak(args: argparse.Namespace) -> float:
     return max(rates)
 
 
-def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> float:
+def fit(args: argparse.Namespace, root: Path, folder: Path, workers: int) -> float:
     """Return the seconds per image that `steel fit` takes after its first steps."""
     options = [
         "fit", "--config=conf/segmenter.yaml", "--config=conf/gpu.yaml", "--model.weights=null", f"--data.root={root}",
         f"--data.crop=[{args.crop[0]},{args.crop[1]}]", f"--data.batch_size={args.batch_size}",
-        f"--data.num_workers={threads}", f"--trainer.limit_train_batches={SKIPPED + args.steps}",
+        f"--data.num_workers={workers}", f"--trainer.limit_train_batches={SKIPPED + args.steps}",
         "--trainer.max_epochs=1", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0",
         "--trainer.enable_model_summary=false",
         f"--trainer.default_root_dir={folder}", "--best.monitor=val/loss", "--best.mode=min",
@@ -147,10 +147,10 @@ def fit(args: argparse.Namespace, root: Path, folder: Path, threads: int) -> flo
 
 
 def compare_fits(args: argparse.Namespace, root: Path, folder: Path) -> Comparison:
-    """Compare `steel fit` with several numbers of threads with the step alone, in time per image."""
+    """Compare `steel fit` with several numbers of workers with the step alone, in time per image."""
     alone, step = "the step alone", repeat(build_step(args, compiled=args.compile), args.steps)
     step()
-    variants = {f"steel fit, {num} threads": num for num in args.threads}
+    variants = {f"steel fit, {format_count(num, 'worker')}": num for num in args.workers}
     seconds: dict[str, list[float]] = {name: [] for name in (*variants, alone)}
     for _ in range(args.rounds):
         start = read_clock()
@@ -158,7 +158,7 @@ def compare_fits(args: argparse.Namespace, root: Path, folder: Path) -> Comparis
         seconds[alone].append((read_clock() - start) / args.steps / args.batch_size)
         for name, num in variants.items():
             seconds[name].append(fit(args, root, folder, num))
-    ours = f"steel fit, {8 if 8 in args.threads else args.threads[0]} threads"
+    ours = f"steel fit, {format_count(8 if 8 in args.workers else args.workers[0], 'worker')}"
     return summarise("the whole of steel fit", seconds, ours, 1, "ms", {alone: 0.9})
 
 
@@ -212,7 +212,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--crop", type=int, nargs=2, default=(256, 512), help="height and width to train on")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--threads", type=int, nargs="+", default=(4, 8, 16), help="numbers of loader threads")
+    parser.add_argument("--workers", type=int, nargs="+", default=(4, 8, 16), help="numbers of workers that load")
     parser.add_argument("--steps", type=int, default=40, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="run steel fit with --compile")

@@ -125,7 +125,7 @@ def compare_workers(root: Path, rounds: int) -> Comparison:
     settings: dict[str, Any] = {"crop": CROP, "batch_size": BATCH, "fractions": (1.0, 0.0, 0.0), **AUGMENTATION}
     loaders: dict[str, Loader] = {}
     for num in [num for num in (1, 2, 4, 8) if num <= count_cores()]:
-        ours = f"steel, {num} {'process' if num == 1 else 'processes'}"
+        ours = f"steel, {format_count(num, 'process', 'processes')}"
         loaders[ours] = SteelDataModule(str(root), num_workers=num, **settings).train_dataloader()
         # The same loader without processes.
         loaders[f"steel, {format_count(num, 'thread')}"] = Loader(loaders[ours]._samples, loaders[ours]._batches, num)

@@ -12,10 +12,10 @@ from benchmarks import gpu
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gpu.json"
-    gpu.main(["--device=cpu", "--small", "--threads", "1", "2", "--mm_per_pixel=0.5", f"--json={file}"])
+    gpu.main(["--device=cpu", "--small", "--workers", "1", "2", "--mm_per_pixel=0.5", f"--json={file}"])
     steps, fits, inspections = json.loads(file.read_text())["comparisons"]
     assert set(steps["ratios"]) == {"bf16, contiguous", "fp32, channels last"}
-    assert set(fits["times"]) == {"steel fit, 1 threads", "steel fit, 2 threads", "the step alone"}
+    assert set(fits["times"]) == {"steel fit, 1 worker", "steel fit, 2 workers", "the step alone"}
     assert fits["targets"] == {"the step alone": 0.9}
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| every image")]
     rate = 1e3 / inspections["times"]["every image segmented"]
