@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,9 +62,16 @@ def wait_for_end(processes: list[int]) -> bool:
     return False
 
 
-def list_processes() -> list[int]:
+@pytest.fixture
+def list_processes() -> Callable[[], list[int]]:
+    """Return a function that lists the processes that a test has started."""
+
+    def list_all() -> list[int]:
+        return [child.pid for child in multiprocessing.active_children() if child.name == "loader" and child.pid]
+
     gc.collect()  # tracebacks of earlier tests keep processes alive
-    return [child.pid for child in multiprocessing.active_children() if child.name == "loader" and child.pid]
+    before = list_all()
+    return lambda: [process for process in list_all() if process not in before]
 
 
 def test_tasks_of_many_threads_get_their_own_results() -> None:
@@ -97,7 +105,7 @@ def test_a_killed_process_is_reported() -> None:
             pass
 
 
-def test_ctrl_c_and_sigterm_do_not_end_a_process() -> None:
+def test_ctrl_c_and_sigterm_do_not_end_a_process(list_processes: Callable[[], list[int]]) -> None:
     workers: Workers[int] = Workers(fill, 1, 4)
     (process,) = list_processes()
     with workers.run(1):
@@ -108,7 +116,7 @@ def test_ctrl_c_and_sigterm_do_not_end_a_process() -> None:
         assert memory.tolist() == [9, 9, 9, 9]
 
 
-def test_processes_end_with_their_object() -> None:
+def test_processes_end_with_their_object(list_processes: Callable[[], list[int]]) -> None:
     workers: Workers[int] = Workers(fill, 2, 4)
     processes = list_processes()
     assert len(processes) == 2
@@ -130,7 +138,9 @@ def build_module(root: Path, num_workers: int) -> SteelDataModule:
     )  # fmt: skip
 
 
-def test_processes_load_what_the_calling_thread_loads_in_every_epoch(root: Path) -> None:
+def test_processes_load_what_the_calling_thread_loads_in_every_epoch(
+    root: Path, list_processes: Callable[[], list[int]]
+) -> None:
     alone = list(build_module(root, 0).train_dataloader())
     loader = build_module(root, 2).train_dataloader()
     iterator = iter(loader)
@@ -149,7 +159,7 @@ def test_processes_load_what_the_calling_thread_loads_in_every_epoch(root: Path)
     assert wait_for_end(processes)
 
 
-def test_without_a_pipeline_or_for_evaluation_threads_load(root: Path) -> None:
+def test_without_a_pipeline_or_for_evaluation_threads_load(root: Path, list_processes: Callable[[], list[int]]) -> None:
     module = build_module(root, 2)
     list(module.val_dataloader())
     list(SteelDataModule(str(root), crop=(32, 64), num_workers=2).train_dataloader())
