@@ -44,19 +44,28 @@ class Workers(Generic[T]):
         fill: Called in a process with a task, which must be picklable, and uint8 memory `(size,)` for the result.
         num_workers: Number of processes.
         size: Bytes of memory per process.
+
+    Raises:
+        InputError: The system refuses more processes or memory.
     """
 
     def __init__(self, fill: Callable[[T, Memory], None], num_workers: int, size: int) -> None:
-        with _forkable():
-            workers = [_Worker(fill, size) for _ in range(num_workers)]
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for worker in workers:
-            self._idle.put(worker)
+        workers: list[_Worker] = []
         stop = partial(_stop, workers)
         # At exit before multiprocessing joins its processes, which would wait forever.
         atexit.register(stop)
         weakref.finalize(self, stop).atexit = False
         weakref.finalize(self, atexit.unregister, stop).atexit = False
+        try:
+            with _forkable():
+                workers.extend(_Worker(fill, size) for _ in range(num_workers))  # one by one, for stop
+        except OSError as error:
+            raise InputError(
+                f"cannot start {num_workers} processes that load images ({error.strerror}); lower --data.num_workers"
+            ) from error
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in workers:
+            self._idle.put(worker)
 
     @contextmanager
     def run(self, task: T) -> Iterator[Memory]:

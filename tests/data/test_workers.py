@@ -1,5 +1,6 @@
 """Tests of the worker processes: results, errors, signals, and that none outlives its use."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -103,6 +104,25 @@ def test_a_killed_process_is_reported() -> None:
             workers.run(task),
         ):
             pass
+
+
+def test_a_process_that_cannot_be_started_ends_the_others(
+    monkeypatch: pytest.MonkeyPatch, list_processes: Callable[[], list[int]]
+) -> None:
+    fork, num_left = os.fork, 2
+
+    def fork_twice() -> int:
+        nonlocal num_left
+        num_left -= 1
+        if num_left < 0:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", fork_twice)
+    with pytest.raises(InputError, match=r"cannot start 3 .*temporarily unavailable.*lower --data\.num_workers"):
+        Workers(fill, 3, 4)
+    gc.collect()
+    assert wait_for_end(list_processes())
 
 
 def test_ctrl_c_and_sigterm_do_not_end_a_process(list_processes: Callable[[], list[int]]) -> None:
