@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steel.errors import InputError
+from steel.wording import format_count
 
 T = TypeVar("T")
-Memory = NDArray[np.uint8]
+Block = NDArray[np.uint8]
 
 # macOS has fork too, but its system libraries do not survive it.
 CAN_FORK = sys.platform == "linux"
@@ -49,7 +50,7 @@ class Workers(Generic[T]):
         InputError: The system refuses more processes or memory.
     """
 
-    def __init__(self, fill: Callable[[T, Memory], None], num_workers: int, size: int) -> None:
+    def __init__(self, fill: Callable[[T, Block], None], num_workers: int, size: int) -> None:
         workers: list[_Worker] = []
         stop = partial(_stop, workers)
         # At exit before multiprocessing joins its processes, which would wait forever.
@@ -60,15 +61,14 @@ class Workers(Generic[T]):
             with _forkable():
                 workers.extend(_Worker(fill, size) for _ in range(num_workers))  # one by one, for stop
         except OSError as error:
-            raise InputError(
-                f"cannot start {num_workers} processes that load images ({error.strerror}); lower --data.num_workers"
-            ) from error
+            processes = format_count(num_workers, "process that loads", "processes that load")
+            raise InputError(f"cannot start {processes} images ({error.strerror}); lower --data.num_workers") from error
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in workers:
             self._idle.put(worker)
 
     @contextmanager
-    def run(self, task: T) -> Iterator[Memory]:
+    def run(self, task: T) -> Iterator[Block]:
         """Run a task in the next idle process, and yield the memory with its result for the time of the context.
 
         Any number of threads may do this at the same time.
@@ -87,7 +87,7 @@ class Workers(Generic[T]):
 class _Worker:
     """A process with its pipe and memory; used by one thread at a time."""
 
-    def __init__(self, fill: Callable[[Any, Memory], None], size: int) -> None:
+    def __init__(self, fill: Callable[[Any, Block], None], size: int) -> None:
         self._memory = np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)
         self._pipe, end = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
@@ -96,7 +96,7 @@ class _Worker:
         self._process.start()
         end.close()
 
-    def run(self, task: object) -> Memory:
+    def run(self, task: object) -> Block:
         try:
             self._pipe.send(task)
             error = self._pipe.recv()
@@ -134,7 +134,7 @@ def _stop(workers: list[_Worker]) -> None:
         worker.stop()
 
 
-def _serve(fill: Callable[[Any, Memory], None], pipe: Connection, other_end: Connection, memory: Memory) -> None:
+def _serve(fill: Callable[[Any, Block], None], pipe: Connection, other_end: Connection, memory: Block) -> None:
     """Answer each task with None or an exception, until the other end of the pipe is closed."""
     # Ctrl-C and systemd signal all processes of a run, which still finishes its batch and writes a checkpoint.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,7 +17,7 @@ import pytest
 
 from steel.data.datamodule import SteelDataModule
 from steel.data.loader import Loader
-from steel.data.workers import CAN_FORK, Memory, Workers
+from steel.data.workers import CAN_FORK, Block, Workers
 from steel.errors import InputError
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="worker processes are forked, which only Linux supports safely")
@@ -36,7 +36,7 @@ print(*(worker._process.pid for worker in (workers._idle.get(), workers._idle.ge
 """
 
 
-def fill(task: int, memory: Memory) -> None:
+def fill(task: int, memory: Block) -> None:
     """Write a number, or fail as numbers below 0 request."""
     if task == -1:
         raise InputError("image 1 is broken")
