@@ -136,9 +136,11 @@ def _stop(workers: list[_Worker]) -> None:
 
 def _serve(fill: Callable[[Any, Block], None], pipe: Connection, other_end: Connection, memory: Block) -> None:
     """Answer each task with None or an exception, until the other end of the pipe is closed."""
-    # Ctrl-C and systemd signal all processes of a run, which still finishes its batch and writes a checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C, systemd and SLURM signal all processes of a run. Only the main one acts on it: it finishes the batch, for
+    # which it needs the others, and writes a checkpoint.
+    for number in signal.valid_signals():
+        if number == signal.SIGTERM or callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # otherwise the garbage collector writes to, and so copies, the memory of all inherited objects
     other_end.close()  # inherited; the pipe would stay open when the main process is killed
     try:

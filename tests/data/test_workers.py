@@ -125,12 +125,17 @@ def test_a_process_that_cannot_be_started_ends_the_others(
     assert wait_for_end(list_processes())
 
 
-def test_ctrl_c_and_sigterm_do_not_end_a_process(list_processes: Callable[[], list[int]]) -> None:
+def test_signals_for_the_main_process_do_not_end_a_process(list_processes: Callable[[], list[int]]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, stop)  # as Lightning does under SLURM
     workers: Workers[int] = Workers(fill, 1, 4)
+    signal.signal(signal.SIGUSR1, before)
     (process,) = list_processes()
     with workers.run(1):
         pass
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(process, number)
     with workers.run(9) as memory:
         assert memory.tolist() == [9, 9, 9, 9]
