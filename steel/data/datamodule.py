@@ -45,8 +45,8 @@ class SteelDataModule(LightningDataModule):
         split_seed: Seed of the split; used if there is no splits.csv.
         fold: The fold to test on, if splits.csv has folds; the next fold is val, the others are train.
         seed: Seed of order and augmentation.
-        num_workers: Number of threads that load images, or of processes if there is an augmentation file; by default
-            one less than the number of cores, at most 8.
+        num_workers: Number of threads that load images, or of processes if a CUDA GPU trains with an augmentation file;
+            by default one less than the number of cores, at most 8.
         pin_memory: Whether to load into page-locked memory; by default if a CUDA GPU reads it.
         cache: Where to keep all images decoded. Memory keeps them in each process; disk keeps them in ~/.cache/steel
             (or under XDG_CACHE_HOME) for all processes and later runs. By default images are decoded when needed.
@@ -201,7 +201,9 @@ class SteelDataModule(LightningDataModule):
         batches = ShuffledBatches(
             train, self.batch_size, self.seed, progress, ranks=ranks, labels=labels, shares=self._shares
         )
-        return self._build_loader(batches, augmentation, donors, use_processes=pipeline is not None)
+        # A CPU takes many times as long to train on a crop as a thread takes to load it, in spite of the lock.
+        use_processes = pipeline is not None and self._feeds_gpu()
+        return self._build_loader(batches, augmentation, donors, use_processes=use_processes)
 
     def val_dataloader(self) -> Loader:
         """Return the loader of val; see `images_dataloader`."""
@@ -256,8 +258,9 @@ class SteelDataModule(LightningDataModule):
         return Loader(samples, batches, self._num_workers, self._should_pin(), use_processes)
 
     def _should_pin(self) -> bool:
-        if self._pin_memory is not None:
-            return self._pin_memory
+        return self._feeds_gpu() if self._pin_memory is None else self._pin_memory
+
+    def _feeds_gpu(self) -> bool:
         # Without a trainer, the device is not known.
         return torch.cuda.is_available() and (self.trainer is None or self.trainer.strategy.root_device.type == "cuda")
 

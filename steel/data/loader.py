@@ -1,7 +1,8 @@
 """Batch loading: threads read and augment a few batches ahead, into memory blocks that are reused.
 
 Decoding, OpenCV and NumPy release the interpreter lock, so threads suffice for them, and hand over batches without a
-copy. A pipeline of albumentations is hundreds of short calls that hold the lock; processes run it, one per thread.
+copy. A pipeline of albumentations is hundreds of short calls that hold the lock. Where a GPU would wait for it, each
+thread has a process do its work.
 """
 
 import math

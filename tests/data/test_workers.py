@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,18 +157,26 @@ def test_processes_end_with_the_main_process(end: str) -> None:
     assert wait_for_end([int(word) for word in process.stdout.split()])
 
 
-def build_module(root: Path, num_workers: int) -> SteelDataModule:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the module believe that it loads for a GPU."""
+    monkeypatch.setattr(SteelDataModule, "_feeds_gpu", lambda self: True)
+
+
+def build_module(root: Path, num_workers: int, **settings: Any) -> SteelDataModule:
     return SteelDataModule(
-        str(root), crop=(32, 64), batch_size=4, num_workers=num_workers, blackout=0.5, paste=0.7,
-        augmentation="conf/surfaces.yaml", cache="memory",
+        str(root), crop=(32, 64), batch_size=4, num_workers=num_workers, pin_memory=False,
+        **{"augmentation": "conf/surfaces.yaml"} | settings,
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("gpu")
 def test_processes_load_what_the_calling_thread_loads_in_every_epoch(
     root: Path, list_processes: Callable[[], list[int]]
 ) -> None:
-    alone = list(build_module(root, 0).train_dataloader())
-    loader = build_module(root, 2).train_dataloader()
+    settings = {"blackout": 0.5, "paste": 0.7, "cache": "memory"}
+    alone = list(build_module(root, 0, **settings).train_dataloader())
+    loader = build_module(root, 2, **settings).train_dataloader()
     iterator = iter(loader)
     next(iterator)
     processes = list_processes()
@@ -184,17 +193,26 @@ def test_processes_load_what_the_calling_thread_loads_in_every_epoch(
     assert wait_for_end(processes)
 
 
-def test_without_a_pipeline_or_for_evaluation_threads_load(root: Path, list_processes: Callable[[], list[int]]) -> None:
-    module = build_module(root, 2)
-    list(module.val_dataloader())
-    list(SteelDataModule(str(root), crop=(32, 64), num_workers=2).train_dataloader())
-    assert list_processes() == []
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("augmentation", [None, "conf/surfaces.yaml"])
+@pytest.mark.parametrize("feeds_gpu", [False, True])
+def test_processes_run_pipelines_for_a_gpu_and_nothing_else(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    list_processes: Callable[[], list[int]],
+    part: str,
+    augmentation: str | None,
+    feeds_gpu: bool,
+) -> None:
+    monkeypatch.setattr(SteelDataModule, "_feeds_gpu", lambda self: feeds_gpu)
+    module = build_module(root, 2, augmentation=augmentation)
+    loader = module.train_dataloader() if part == "train" else module.val_dataloader()
+    list(loader)
+    assert len(list_processes()) == (2 if part == "train" and augmentation and feeds_gpu else 0)
 
 
 def test_an_image_that_cannot_be_read_is_reported_as_by_a_thread(root: Path) -> None:
-    module = SteelDataModule(
-        str(root), crop=(32, 64), batch_size=4, num_workers=2, augmentation="conf/surfaces.yaml", fractions=(1, 0, 0)
-    )
+    module = build_module(root, 2, fractions=(1, 0, 0))
     loader = module.train_dataloader()
     path = module.annotations.list_paths()[5]
     content = path.read_bytes()

@@ -1,8 +1,9 @@
 """A process that imports everything once and forks a child for each run of `steel`, so that runs start quickly.
 
-It reads a JSON line per run: `args` of steel, `log` (file for the output), `pace` (file or empty), `die_in_write`.
-It prints the child's process id and, when the child has ended, its exit status. A child writes its epoch and batch to
-`pace` at the start of each batch and sleeps briefly, so that a signal finds it in mid-epoch.
+It reads a JSON line per run: `args` of steel, `log` (file for the output), `pace` (file or empty), `die_in_write`, and
+`use_processes` (to load as for a GPU). It prints the child's process id and, when the child has ended, its exit status.
+A child writes its epoch and batch to `pace` at the start of each batch and sleeps briefly, so that a signal finds it in
+mid-epoch.
 """
 
 import json
@@ -17,6 +18,7 @@ import torch
 from pytorch_lightning import Callback
 
 from steel.cli import main
+from steel.data.datamodule import SteelDataModule
 from steel.files import write_atomic
 from steel.training import fit
 
@@ -62,6 +64,8 @@ def run(job: dict[str, Any]) -> int:
             trainer.callbacks.insert(0, Pace(Path(job["pace"]), job.get("seconds", 0.02)))
 
         fit.SteelCLI._add_callbacks = add_pace  # type: ignore[method-assign]
+    if job["use_processes"]:
+        SteelDataModule._feeds_gpu = lambda self: True  # type: ignore[method-assign]
     if job.get("die_in_write"):
         die_in_write(job["die_in_write"])
     return main(job["args"])

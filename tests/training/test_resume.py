@@ -57,11 +57,12 @@ class Runner:
                 f"--trainer.default_root_dir={self._folder / name}", f"--trainer.max_epochs={EPOCHS}",
                 "--trainer.limit_train_batches=1.0", "--model.lr=0.003", "--ema_decay=0.8",
                 "--data.shares=[0.4,0.2,0.1,0.2,0.1]", "--data.blackout=0.3", "--data.paste=0.3",
-                "--trainer.log_every_n_steps=2", "--last.every_n_train_steps=4", *more,
+                "--trainer.log_every_n_steps=2", "--last.every_n_train_steps=4", "--data.pin_memory=false", *more,
             ],
             "log": str(self._folder / f"{name}.log"),
             "pace": str(self.pace(name)) if pace else "",
             "die_in_write": die_in_write,
+            "use_processes": "--data.num_workers=2" in more,
         }  # fmt: skip
         assert self._process.stdin
         self._process.stdin.write(json.dumps(job) + "\n")
