@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from steel.data.datamodule import SteelDataModule
 from steel.data.loader import Loader
@@ -164,10 +165,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build_module(root: Path, num_workers: int, **settings: Any) -> SteelDataModule:
-    return SteelDataModule(
-        str(root), crop=(32, 64), batch_size=4, num_workers=num_workers, pin_memory=False,
-        **{"augmentation": "conf/surfaces.yaml"} | settings,
-    )  # fmt: skip
+    settings = {"augmentation": "conf/surfaces.yaml", "pin_memory": False} | settings
+    return SteelDataModule(str(root), crop=(32, 64), batch_size=4, num_workers=num_workers, **settings)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -225,3 +224,16 @@ def test_an_image_that_cannot_be_read_is_reported_as_by_a_thread(root: Path) -> 
         messages.append(str(caught.value))
     path.write_bytes(content)
     assert messages[0] == messages[1]
+
+
+@pytest.mark.gpu
+def test_processes_are_forked_beside_cuda_and_fill_page_locked_memory(
+    root: Path, list_processes: Callable[[], list[int]]
+) -> None:
+    torch.zeros(1, device="cuda")
+    alone = list(build_module(root, 0).train_dataloader())
+    loader = build_module(root, 2, pin_memory=None).train_dataloader()
+    for one, other in zip(alone, loader, strict=True):
+        assert other["image"].is_pinned()
+        assert all(torch.equal(value, other[key]) for key, value in one.items())  # type: ignore[literal-required]
+    assert len(list_processes()) == 2
